@@ -1,0 +1,14 @@
+"Fixtures that several test files share."
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    "The folder of real data: `PLI_SHARED`, or `shared` beside the repository; tests that need it are skipped without."
+    named = os.environ.get("PLI_SHARED")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir(): pytest.skip("no folder of real data: set PLI_SHARED")
+    return folder

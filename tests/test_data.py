@@ -1,0 +1,508 @@
+"pli.data: odd pictures, malformed tables, hostile paths, batches that survive a restart."
+import json
+import os
+import pickle
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from pli.core import PliError
+from pli.data import (MOST_PIXELS, Batch, BatchOrder, Pairs, PairSet, PictureError, TensorPairs, collate, open_picture, read_pairs,
+                      shown, split_pairs)
+
+
+def save(path: Path, colour=(200, 30, 30), size=(12, 10), **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path, **options)
+    return path
+
+
+def causes(pairs: Pairs) -> dict:
+    return {problem.line: problem.cause for problem in pairs.problems}
+
+
+def pixels(picture: Image.Image) -> torch.Tensor:  # at module level: loader workers pickle it
+    return torch.from_numpy(np.array(picture.resize((8, 8)))).permute(2, 0, 1)
+
+
+# --- pictures
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_becomes_white(tmp_path, mode):
+    picture = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    picture.paste((10, 10, 10, 255), (0, 0, 4, 8))
+    path = tmp_path / "a.png"
+    if mode == "P": picture.quantize(4).save(path)
+    else: picture.convert(mode).save(path)
+    seen = open_picture(path)
+    assert seen.mode == "RGB" and seen.getpixel((7, 0)) == (255, 255, 255)
+    assert max(seen.getpixel((0, 0))) <= 12
+
+
+def test_half_transparent_is_blended(tmp_path):
+    Image.new("RGBA", (2, 2), (0, 0, 0, 128)).save(tmp_path / "a.png")
+    assert open_picture(tmp_path / "a.png").getpixel((0, 0)) == (127, 127, 127)
+
+
+@pytest.mark.parametrize("mode, colour", [("P", 1), ("L", 7), ("RGB", (1, 2, 3))])
+def test_transparent_key_colour(tmp_path, mode, colour):
+    picture = Image.new(mode, (4, 4), colour)
+    if mode == "P": picture.putpalette([0, 0, 0, 9, 9, 9])
+    picture.save(tmp_path / "a.png", transparency=colour)
+    assert open_picture(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_exif_orientation(tmp_path, orientation, suffix):
+    turn = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270"}
+    upright = Image.new("RGB", (32, 64), (0, 0, 255))
+    upright.paste((255, 0, 0), (0, 0, 16, 16))            # red in the upper left corner
+    stored = upright.transpose(Image.Transpose[turn[orientation]]) if orientation in turn else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / f"a.{suffix}", exif=exif)
+    seen = open_picture(tmp_path / f"a.{suffix}")
+    assert seen.size == (32, 64)
+    corner = seen.getpixel((4, 4))
+    assert corner[0] > 200 and corner[2] < 60
+
+
+def test_nonsense_exif_does_not_lose_the_picture(tmp_path):
+    save(tmp_path / "a.jpg", exif=b"Exif\0\0this is not a TIFF header")
+    assert open_picture(tmp_path / "a.jpg").size == (12, 10)
+    exif = Image.Exif()
+    exif[0x0112] = 99
+    save(tmp_path / "b.jpg", exif=exif)
+    assert open_picture(tmp_path / "b.jpg").size == (12, 10)
+
+
+@pytest.mark.parametrize("values, expected", [
+    (np.array([[0, 32896, 65535]], np.uint16), [0, 128, 255]),
+    (np.array([[0, 32896, 65535]], np.int32), [0, 128, 255]),
+    (np.array([[-100, 0, 100]], np.int32), [0, 128, 255]),
+    (np.array([[0, 1 << 20, 1 << 21]], np.int32), [0, 128, 255]),
+    (np.array([[0, 0.5, 1]], np.float32), [0, 128, 255]),
+    (np.array([[0, 128, 255]], np.float32), [0, 128, 255]),
+    (np.array([[0, 32896, 65535]], np.float32), [0, 128, 255]),
+    (np.array([[np.nan, 0.5, np.inf]], np.float32), [0, 128, 0]),
+    (np.array([[np.nan, np.nan, np.nan]], np.float32), [0, 0, 0]),
+])
+def test_deep_grey_is_scaled_not_clipped(tmp_path, values, expected):
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    seen = np.asarray(open_picture(tmp_path / "a.tif"))
+    assert seen.shape == (1, 3, 3) and np.abs(seen[0, :, 0].astype(int) - expected).max() <= 1
+
+
+def test_sixteen_bit_png_with_a_transparent_value(tmp_path):
+    def chunk(kind, data): return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    rows = b"".join(b"\0" + struct.pack(">HH", 1000, 40000) for _ in range(2))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, 0, 0, 0, 0))
+                                     + chunk(b"tRNS", struct.pack(">H", 1000)) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    seen = np.asarray(open_picture(tmp_path / "a.png"))[0, :, 0]
+    assert seen.tolist() == [255, 156]
+
+
+@pytest.mark.parametrize("mode, suffix", [("1", "png"), ("L", "png"), ("CMYK", "jpg"), ("YCbCr", "jpg"), ("L", "jpg"), ("CMYK", "tif"), ("P", "gif"), ("P", "bmp")])
+def test_other_modes(tmp_path, mode, suffix):
+    Image.new("RGB", (9, 7), "white").convert(mode).save(tmp_path / f"a.{suffix}")
+    seen = open_picture(tmp_path / f"a.{suffix}")
+    assert seen.mode == "RGB" and seen.size == (9, 7) and min(seen.getpixel((3, 3))) >= 250
+
+
+def test_lab_is_converted_or_refused_by_name(tmp_path):
+    Image.new("LAB", (4, 4), (255, 128, 128)).save(tmp_path / "a.tif")
+    try: assert min(open_picture(tmp_path / "a.tif").getpixel((0, 0))) > 250  # newer versions of Pillow
+    except PliError as error: assert "a.tif: broken picture" in str(error) and "LAB" in str(error)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
+def test_first_frame_of_an_animation(tmp_path, suffix):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "lime")]
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
+    red, green, blue = open_picture(tmp_path / f"a.{suffix}").getpixel((4, 4))
+    assert red > 240 and green < 15 and blue < 15
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "tif", "bmp"])
+def test_cut_short(tmp_path, suffix):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:len(path.read_bytes()) // 2])
+    with pytest.raises(PictureError, match=f"a.{suffix}: broken picture"): open_picture(path)
+
+
+def test_what_is_no_picture(tmp_path):
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("hello")
+    (tmp_path / "script.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    for name, message in {"empty.jpg": "empty", "text.jpg": "not one of", "script.eps": "not one of", "gone.jpg": "no such file",
+                          "text.jpg/a.jpg": "no such file", ".": "not a file", "a\0b.jpg": "null"}.items():
+        with pytest.raises(PliError, match=message): open_picture(f"{tmp_path}/{name}")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(PictureError, match="not a file"): open_picture(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("side", [int(MOST_PIXELS ** 0.5) + 10, 40_000])
+def test_decompression_bomb(tmp_path, side):
+    Image.new("1", (1, 1)).save(tmp_path / "a.png")
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[16:24] = struct.pack(">II", side, side)
+    data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
+    (tmp_path / "a.png").write_bytes(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with pytest.raises(PictureError, match="a.png: too large picture"): open_picture(tmp_path / "a.png")
+
+
+def encoded(suffix: str) -> bytes:
+    import io
+    file = io.BytesIO()
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (16, 16, 4), dtype=np.uint8))
+    (picture.convert("RGB") if suffix in ("jpeg", "ppm") else picture.quantize(8) if suffix == "gif" else picture).save(file, suffix)
+    return file.getvalue()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(["jpeg", "png", "gif", "webp", "tiff", "bmp", "ppm"]), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=8), st.floats(0, 1))
+def test_damaged_bytes_give_a_picture_or_a_pli_error(tmp_path_factory, suffix, changes, keep):
+    data = bytearray(encoded(suffix))
+    for place, value in changes: data[int(place * (len(data) - 1))] = value
+    path = tmp_path_factory.mktemp("damaged") / f"a.{suffix}"
+    path.write_bytes(data[:int(keep * len(data))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try: assert open_picture(path).mode == "RGB"
+        except PliError as error: assert f"a.{suffix}" in str(error)
+
+
+def test_picture_error_survives_a_process_border():
+    error = pickle.loads(pickle.dumps(PictureError("a.jpg", "broken picture", "cut")))
+    assert str(error) == "a.jpg: broken picture (cut)" and error.cause == "broken picture"
+
+
+def test_shown_disarms_terminals():
+    assert shown("a\x1b[2Jb\nc") == "a\\x1b[2Jb\\nc" and shown("\udce9") == "\\udce9" and len(shown("x" * 9999)) < 250
+
+
+# --- tables
+
+def test_columns_delimiters_and_keys(tmp_path):
+    save(tmp_path / "a.png")
+    for name, text, keys in [
+        ("a.csv", "filepath,title\na.png,\"red, very\"\n", {}),
+        ("b.csv", "id,title,filepath\n1,\"red, very\",a.png\n", {}),
+        ("c.tsv", "filepath\ttitle\na.png\tred, very\n", {}),
+        ("d.csv", "filepath\ttitle\na.png\tred, very\n", {}),
+        ("e.csv", "filepath;title\r\na.png;red, very\r\n", {}),
+        ("f.csv", "\ufefffile, words\na.png,\" red, very \"", {"image_key": "file", "caption_key": "words"}),
+        ("g.jsonl", '{"filepath": "a.png", "title": "red, very"}\n\n', {}),
+        ("h.JSONL", '\ufeff{"image": "a.png", "caption": "red, very", "extra": [1]}', {}),
+        ("i.jsonl", '{"f": "a.png", "t": "red, very"}', {"image_key": "f", "caption_key": "t"}),
+    ]:
+        (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+        pairs = read_pairs(tmp_path / name, **keys)
+        assert list(pairs) == [(tmp_path / "a.png", "red, very")] and not pairs.problems, name
+
+
+def test_captions_may_hold_line_breaks_and_unicode_separators(tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "a.csv").write_text('filepath,title\na.png,"two\nlines"\na.png,one\u2028line\x0b!\nb.png,gone\n', encoding="utf-8")
+    pairs = read_pairs(tmp_path / "a.csv")
+    assert pairs.captions == ("two\nlines", "one\u2028line\x0b!") and causes(pairs) == {5: "missing picture"}
+
+
+def test_every_malformed_row_is_listed_with_its_line(tmp_path):
+    save(tmp_path / "a.png")
+    rows = [b"filepath,title", b"a.png,fine", b"a.png", b"a.png,one,too many", b"a.png,   ", b",no picture", b"a.png,caf\xe9", b"",
+            b'a.png,"never closed', b'a.png,"closed" and on', b"a.png,\xe4\xb8\xad\xe6\x96\x87", b"../a.png,out", b"gone.png,gone"]
+    (tmp_path / "a.csv").write_bytes(b"\n".join(rows))
+    pairs = read_pairs(tmp_path / "a.csv")
+    assert pairs.captions == ("fine", "\u4e2d\u6587")
+    assert causes(pairs) == {3: "ragged row", 4: "ragged row", 5: "empty caption", 6: "no picture named", 7: "wrong encoding",
+                             9: "broken quotes", 10: "broken quotes", 12: "outside the folder", 13: "missing picture"}
+
+
+def test_malformed_json_lines(tmp_path):
+    save(tmp_path / "a.png")
+    good = '{"filepath": "a.png", "title": "fine"}'
+    rows = [good, "{", "[1, 2]", '{"filepath": "a.png"}', '{"title": "x"}', '{"filepath": 3, "title": "x"}', '{"filepath": "a.png", "title": null}',
+            '{"filepath": "a.png", "title": "\\ud800"}', '{"filepath": "a.png", "title": ""}', "[" * 100_000, '{"filepath": "a\\u0000", "title": "x"}', "null", good]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    pairs = read_pairs(tmp_path / "a.jsonl")
+    assert pairs.captions == ("fine", "fine") and len(pairs.problems) == len(rows) - 2
+    assert causes(pairs) == {2: "bad JSON", 3: "bad JSON", 4: "missing field", 5: "missing field", 6: "not text", 7: "not text", 8: "wrong encoding",
+                             9: "empty caption", 10: "bad JSON", 11: "outside the folder", 12: "bad JSON"}
+
+
+def test_report_and_problem_file(tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "a.csv").write_bytes(b"filepath,title\n" + b"a.png,fine\n" * 2 + b"g\x1b[31m.png,gone\n" * 5 + b"a.png,caf\xe9\n")
+    pairs = read_pairs(tmp_path / "a.csv")
+    text = pairs.report()
+    assert text.startswith("2 pairs of 1 pictures; 6 records left out")
+    assert "missing picture: 5" in text and "and 2 more" in text and "line 4" in text and "\x1b" not in text
+    text.encode("utf-8")
+    pairs.write_problems(tmp_path / "out" / "problems.jsonl")
+    written = [json.loads(line) for line in (tmp_path / "out" / "problems.jsonl").read_text().splitlines()]
+    assert len(written) == 6 and all(set(record) == {"file", "line", "cause", "detail"} for record in written)
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("a.csv", b"", "found an empty file"),
+    ("a.csv", b"\n\n", "found an empty line"),
+    ("a.csv", b"path,text\na.png,x\n", "columns filepath and title, found path, text; image_key="),
+    ("a.csv", b"filepath,title,title\na.png,x,y\n", "2 columns called 'title'"),
+    ("a.csv", b"filepath,title\n", "no usable pair. Expected records"),
+    ("a.csv", b"filepath,title\ngone.png,x\n", "missing picture: 1; the first is .*line 2"),
+    ("a.csv", "filepath,title\na.png,x\n".encode("utf-16"), "save it as UTF-8"),
+    ("a.jsonl", b"", "no usable pair"),
+    ("a.jsonl", b'{"a": 1}\n', "no filepath or image, found a"),
+    ("a.parquet", b"PAR1", r"pairs are read from \.csv"),
+])
+def test_unusable_files_say_what_was_expected(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(PliError, match=message): read_pairs(tmp_path / name)
+
+
+def test_missing_source_bad_limit_bad_root(tmp_path):
+    with pytest.raises(PliError, match="no such file or folder"): read_pairs(tmp_path / "gone.csv")
+    (tmp_path / "a.csv").write_text("filepath,title\na.png,x\n")
+    with pytest.raises(PliError, match="limit"): read_pairs(tmp_path / "a.csv", limit=0)
+    with pytest.raises(PliError, match="no such folder"): read_pairs(tmp_path / "a.csv", root=tmp_path / "gone")
+
+
+def test_limit_and_no_check(tmp_path):
+    (tmp_path / "a.csv").write_text("filepath,title\n" + "".join(f"{i}.png,picture {i}\n" for i in range(9)))
+    pairs = read_pairs(tmp_path / "a.csv", check=False, limit=4)
+    assert len(pairs) == 4 and pairs[3] == (tmp_path / "3.png", "picture 3") and pairs.names == ["0.png", "1.png", "2.png", "3.png"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=200), st.sampled_from(["a.csv", "a.tsv", "a.jsonl"]))
+def test_no_bytes_crash_the_readers(tmp_path_factory, content, name):
+    path = tmp_path_factory.mktemp("bytes") / name
+    path.write_bytes(content if name == "a.jsonl" else b"filepath,title\n".replace(b",", b"\t" if name == "a.tsv" else b",") + content)
+    try: pairs = read_pairs(path, check=False)
+    except PliError: return
+    pairs.report().encode("utf-8")
+    base = os.path.join(path.parent, "")
+    assert all(os.path.normpath(place).startswith(base) for place in pairs.paths)
+
+
+# --- the fence
+
+def test_paths_stay_inside(tmp_path):
+    inside, outside = tmp_path / "set", tmp_path / "set-other"
+    save(inside / "a.png"), save(outside / "secret.png")
+    os.symlink(outside, inside / "linked"), os.symlink(outside / "secret.png", inside / "link.png"), os.symlink(inside / "a.png", inside / "fine.png")
+    names = ["a.png", "sub/../a.png", str(inside / "a.png"), "fine.png",
+             "../set-other/secret.png", str(outside / "secret.png"), "linked/secret.png", "link.png", "/etc/passwd", "x/../../set-other/secret.png", ".", ".."]
+    (inside / "a.csv").write_text("filepath,title\n" + "".join(f"{name},x\n" for name in names))
+    for check in (True, False):
+        pairs = read_pairs(inside / "a.csv", check=check)
+        assert pairs.names == ["a.png", "a.png", "a.png", "fine.png"]
+        assert set(causes(pairs).values()) == {"outside the folder"} and len(pairs.problems) == 8
+
+
+def test_another_root(tmp_path, monkeypatch):
+    save(tmp_path / "pictures" / "a.png")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "a.csv").write_text(f"filepath,title\na.png,x\n{tmp_path / 'pictures' / 'a.png'},y\n../lists/a.csv,z\n")
+    pairs = read_pairs(tmp_path / "lists" / "a.csv", root=tmp_path / "pictures")
+    assert len(pairs) == 2 and causes(pairs) == {4: "outside the folder"}
+    monkeypatch.chdir(tmp_path)
+    assert read_pairs("lists/a.csv", root="pictures").paths[0] == os.path.join("pictures", "a.png")
+    assert len(read_pairs("lists/a.csv", root="/")) == 1  # only the absolute one is there
+
+
+# --- folders
+
+def test_folder(tmp_path):
+    save(tmp_path / "a.PNG"), save(tmp_path / "deep" / "er" / "b.jpg"), save(tmp_path / "c.png"), save(tmp_path / "d.png"), save(tmp_path / ".hidden" / "e.png")
+    (tmp_path / "a.txt").write_text("red\n\n a red field \n", encoding="utf-8-sig")
+    (tmp_path / "deep" / "er" / "b.TXT").write_text("deep")
+    (tmp_path / "c.txt").write_text("\n \n")
+    (tmp_path / "README.txt").write_text("about")
+    save(tmp_path / "f.png"), (tmp_path / "f.txt").write_bytes("zwei".encode("utf-16"))
+    save(tmp_path / "g.png"), (tmp_path / "g.txt").write_bytes(b"fine\ncaf\xe9\n")
+    (tmp_path / "h.png").touch(), (tmp_path / "h.txt").write_text("no picture at all")
+    pairs = read_pairs(tmp_path)
+    assert list(zip(pairs.names, pairs.captions)) == [("a.PNG", "red"), ("a.PNG", "a red field"), ("g.png", "fine"), ("deep/er/b.jpg", "deep")]
+    assert sorted((Path(p.file).name, p.line, p.cause) for p in pairs.problems) == [
+        ("README.txt", None, "caption without picture"), ("c.txt", None, "empty caption"), ("d.png", None, "no caption file"),
+        ("f.txt", None, "wrong encoding"), ("g.txt", 2, "wrong encoding"), ("h.txt", 1, "broken picture")]
+
+
+def test_folder_with_relative_path_and_links(tmp_path, monkeypatch):
+    save(tmp_path / "set" / "a.png"), (tmp_path / "set" / "a.txt").write_text("red")
+    save(tmp_path / "far" / "b.png"), os.symlink(tmp_path / "far", tmp_path / "set" / "far"), os.symlink(tmp_path / "far" / "b.png", tmp_path / "set" / "b.png")
+    (tmp_path / "set" / "b.txt").write_text("a link")
+    monkeypatch.chdir(tmp_path)
+    pairs = read_pairs("set")
+    assert pairs.paths == (os.path.join("set", "a.png"),) and {p.cause for p in pairs.problems} == {"linked folder", "outside the folder"}
+    assert read_pairs("set", root=".").names == ["set/a.png", "set/b.png"]
+
+
+def test_folder_without_captions_points_to_its_table(tmp_path):
+    save(tmp_path / "images" / "a.png")
+    (tmp_path / "pairs.csv").write_text("filepath,title\nimages/a.png,x\n")
+    with pytest.raises(PliError, match="no caption file: 1.*There is pairs.csv"): read_pairs(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PliError, match="nothing of the kind"): read_pairs(tmp_path / "empty")
+
+
+def test_no_bar_in_a_pipe(tmp_path, capsys):
+    save(tmp_path / "a.png"), (tmp_path / "a.txt").write_text("red")
+    read_pairs(tmp_path)
+    assert capsys.readouterr() == ("", "")
+
+
+# --- splits
+
+def listed(count: int, captions: int = 2, root="r") -> Pairs:
+    return Pairs(tuple(f"{root}/{i % count}.png" for i in range(count * captions)), tuple(f"caption {i}" for i in range(count * captions)), Path(root))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 60), st.floats(0.001, 0.999), st.integers(0, 3))
+def test_split_is_by_picture(count, share, seed):
+    pairs = listed(count)
+    train, held = split_pairs(pairs, share, seed)
+    assert not set(train.paths) & set(held.paths) and len(train) + len(held) == len(pairs) and len(train) and len(held)
+    assert sorted(train.captions + held.captions) == sorted(pairs.captions)
+
+
+def test_split_depends_on_names_only():
+    _, held = split_pairs(listed(50), 0.2)
+    assert len(set(held.paths)) == 10
+    backwards = listed(50).take(range(99, -1, -1))
+    assert set(split_pairs(backwards, 0.2)[1].paths) == set(held.paths)
+    assert split_pairs(listed(50, root="elsewhere"), 0.2)[1].names == held.names
+    assert set(split_pairs(listed(50), 0.2, seed=1)[1].paths) != set(held.paths)
+
+
+def test_split_refuses_what_cannot_be_split():
+    for share in (0, 1, -1, float("nan")):
+        with pytest.raises(PliError, match="held_out"): split_pairs(listed(5), share)
+    with pytest.raises(PliError, match="at least 2 pictures"): split_pairs(listed(1))
+
+
+def test_pairs_of_unequal_length():
+    with pytest.raises(PliError, match="1 paths, but 2 captions"): Pairs(("a",), ("b", "c"), Path("."))
+
+
+# --- items, batches, order
+
+@pytest.fixture
+def mixed(tmp_path) -> Pairs:
+    for i in range(6): save(tmp_path / f"{i}.jpg", (40 * i, 0, 0), size=(40, 30))
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)  # long enough to be cut after the header
+    Image.fromarray(noise).save(tmp_path / "3.jpg")
+    (tmp_path / "3.jpg").write_bytes((tmp_path / "3.jpg").read_bytes()[:-1000])
+    (tmp_path / "a.csv").write_text("filepath,title\n" + "".join(f"{i}.jpg,picture {i}\n" for i in range(6)))
+    return read_pairs(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_picture_does_not_end_the_run(mixed, workers):
+    data = PairSet(mixed, pixels)
+    loader = DataLoader(data, batch_sampler=BatchOrder(len(data), 3, steps=4), collate_fn=collate, num_workers=workers)
+    batches = list(loader)
+    assert len(batches) == 4 and all(isinstance(batch, Batch) for batch in batches)
+    failed = [failure for batch in batches for failure in batch.failed]
+    assert [Path(path).name for path, _ in failed] == ["3.jpg"] * 2 and "broken picture" in failed[0][1]
+    for batch in batches:
+        assert len(batch.indices) == len(batch.captions) == len(batch.pixels) == 3 - len(batch.failed)
+        assert batch.pixels.dtype == torch.uint8 and batch.pixels.shape[1:] == (3, 8, 8)
+        assert batch.captions == [f"picture {i}" for i in batch.indices]
+        assert all(abs(int(p[0].float().mean()) - 40 * i) < 6 for i, p in zip(batch.indices, batch.pixels))
+
+
+def test_items(mixed):
+    data = pickle.loads(pickle.dumps(PairSet(mixed, pixels)))
+    index, tensor, caption = data[1]
+    assert (index, tensor.shape, tensor.dtype, caption) == (1, (3, 8, 8), torch.uint8, "picture 1")
+    index, tensor, reason = pickle.loads(pickle.dumps(data[3]))
+    assert index == 3 and tensor is None and "3.jpg: broken picture" in reason and reason.path.endswith("3.jpg")
+
+
+def test_a_bug_in_pixels_fn_is_not_hidden(mixed):
+    with pytest.raises(ZeroDivisionError): PairSet(mixed, lambda picture: 1 / 0)[0]
+
+
+def test_collate_with_nothing_left_and_with_different_sizes():
+    batch = collate([(4, None, "a.jpg: broken")])
+    assert batch.indices == [] and batch.captions == [] and batch.pixels.shape == (0, 3, 0, 0) and batch.failed == [("", "a.jpg: broken")]
+    items = [(0, torch.zeros(3, 8, 8, dtype=torch.uint8), "a"), (1, torch.zeros(3, 9, 8, dtype=torch.uint8), "b")]
+    with pytest.raises(PliError, match="different sizes"): collate(items)
+
+
+def test_tensor_pairs():
+    drawn = torch.arange(5 * 3 * 4 * 4, dtype=torch.uint8).reshape(5, 3, 4, 4)
+    data = TensorPairs(drawn, list("abcde"))
+    batch = collate([data[i] for i in (3, 0)])
+    assert batch.indices == [3, 0] and batch.captions == ["d", "a"] and torch.equal(batch.pixels, drawn[[3, 0]]) and batch.failed == []
+    with pytest.raises(PliError, match="uint8"): TensorPairs(drawn.float(), list("abcde"))
+    with pytest.raises(PliError, match="captions"): TensorPairs(drawn, list("abc"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 3), st.integers(0, 30), st.integers(0, 20))
+def test_order_is_the_same_after_a_restart(count, batch_size, seed, first, steps):
+    if count < batch_size:
+        with pytest.raises(PliError, match="batch size"): BatchOrder(count, batch_size)
+        return
+    whole = list(BatchOrder(count, batch_size, seed, 0, first + steps))
+    order = BatchOrder(count, batch_size, seed, first, steps)
+    assert len(order) == steps and list(order) == whole[first:] == list(order)
+    k = count // batch_size
+    for epoch in range(len(whole) // k):
+        seen = sum(whole[epoch * k:(epoch + 1) * k], [])
+        assert len(seen) == len(set(seen)) == k * batch_size and set(seen) <= set(range(count))
+
+
+def test_order_arguments():
+    assert list(BatchOrder(8, 4, seed=1, steps=2)) != list(BatchOrder(8, 4, seed=2, steps=2))
+    endless = iter(BatchOrder(8, 4))
+    assert [len(next(endless)) for _ in range(20)] == [4] * 20
+    with pytest.raises(TypeError): len(BatchOrder(8, 4))
+    for arguments in [(8, 0), (0, 1), (8, 4, 0, -1), (8, 4, 0, 0, -1)]:
+        with pytest.raises(PliError): BatchOrder(*arguments)
+
+
+# --- real data, where it is there
+
+def test_real_shop_pairs(shared):
+    pairs = read_pairs(shared / "data" / "shop" / "pairs.csv", limit=2000)
+    assert len(pairs) == 2000 and not pairs.problems
+    batch = collate([PairSet(pairs, pixels)[i] for i in range(50)])
+    assert len(batch.indices) == 50 and not batch.failed
+
+
+def test_real_emoji_are_on_white(shared):
+    pairs = read_pairs(shared / "data" / "emoji" / "pairs.csv")
+    assert len(pairs) == 4904 and len(set(pairs.paths)) == 3274
+    corners = [open_picture(pairs.paths[i]).getpixel((0, 0)) for i in range(0, 4904, 100)]
+    assert sum(corner == (255, 255, 255) for corner in corners) > 40
+    train, held = split_pairs(pairs)
+    assert not set(train.paths) & set(held.paths)
+
+
+def test_real_folder_without_captions(shared):
+    with pytest.raises(PliError, match="no caption file: 713"): read_pairs(shared / "data" / "clothing")
+    for path in sorted((shared / "data" / "clothing").rglob("*.jpg"))[:10]: assert open_picture(path).mode == "RGB"
