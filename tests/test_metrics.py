@@ -46,6 +46,7 @@ def searches(draw):
     return torch.tensor(rows), answers, torch.tensor(left_out)
 
 
+@settings(deadline=None)
 @given(searches())
 def test_ranks_follow_the_definition(search):
     scores, answers, left_out = search
@@ -54,6 +55,7 @@ def test_ranks_follow_the_definition(search):
     assert found.dtype == torch.int64 and found.tolist() == expected
 
 
+@settings(deadline=None)
 @given(searches(), st.integers(1, 12))
 def test_average_precision_follows_the_definition(search, k):
     scores, answers, left_out = search
@@ -61,6 +63,7 @@ def test_average_precision_follows_the_definition(search, k):
     assert torch.allclose(average_precision_at(scores, answers, k, left_out), torch.tensor(expected))
 
 
+@settings(deadline=None)
 @given(searches(), st.data())
 def test_subset_ranks_follow_the_definition(search, data):
     scores, answers, _ = search
@@ -70,6 +73,7 @@ def test_subset_ranks_follow_the_definition(search, data):
     assert subset_ranks(scores, answers, members).tolist() == expected
 
 
+@settings(deadline=None)
 @given(searches(), st.permutations(range(9)))
 def test_the_order_of_the_gallery_does_not_matter(search, order):
     scores, answers, left_out = search

@@ -1,0 +1,121 @@
+"The losses against slow loops, at large scales, in half precision."
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pli.composition import Sum
+from pli.core import PliError, unit
+from pli.losses import composed, contrastive, paper_loss
+
+
+def features(seed, count=2, batch=5, width=7):
+    chance = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, width, generator=chance) for _ in range(count)]
+
+
+def slow_choice(dots):
+    "Cross-entropy of the diagonal, row by row, in double precision."
+    total = 0.0
+    for i, row in enumerate(dots):
+        top = max(row)
+        total += top + math.log(sum(math.exp(x - top) for x in row)) - row[i]
+    return total / len(dots)
+
+
+def slow_dots(a, b, scale=1.0):
+    return [[scale * sum(x * y for x, y in zip(p, q)) for q in b.double().tolist()] for p in a.double().tolist()]
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.5, 1.0, 14.3, 100.0]), st.integers(1, 8))
+def test_contrastive_follows_the_formula(seed, scale, batch):
+    query, target = features(seed, batch=batch)
+    there = slow_choice(slow_dots(unit(query.double()), unit(target.double()), scale))
+    back = slow_choice(slow_dots(unit(target.double()), unit(query.double()), scale))
+    assert contrastive(query, target, scale, symmetric=False).item() == pytest.approx(there, rel=1e-4, abs=1e-4)
+    assert contrastive(query, target, scale).item() == pytest.approx((there + back) / 2, rel=1e-4, abs=1e-4)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.01, 1.0, 10.0]))
+def test_paper_loss_follows_the_formula(seed, length):
+    masked, text, target = (length * x for x in features(seed, 3))
+    expected = slow_choice(slow_dots(masked + text, target))
+    assert paper_loss(masked, text, target).item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.permutations(range(5)))
+def test_the_order_of_the_batch_does_not_matter(seed, order):
+    masked, text, target = features(seed, 3)
+    assert torch.allclose(contrastive(masked[order], target[order], 9.0), contrastive(masked, target, 9.0), atol=1e-5)
+    assert torch.allclose(paper_loss(masked[order], text[order], target[order]), paper_loss(masked, text, target), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_computed_in_single_precision(dtype, autocast):
+    masked, text, target = (x.to(dtype) for x in features(0, 3, batch=16))
+    single = masked.float(), text.float(), target.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        found = contrastive(masked, target, 100.0), paper_loss(masked, text, target), contrastive(composed(masked, text), target, 100.0)
+    expected = contrastive(single[0], single[2], 100.0), paper_loss(*single), contrastive(composed(*single[:2]), single[2], 100.0)
+    for a, b in zip(found, expected):
+        assert a.dtype == torch.float32 and torch.allclose(a, b, rtol=1e-5)
+
+
+def test_gradients_reach_every_half_and_the_scale():
+    masked, text, target = (x.requires_grad_() for x in features(1, 3))
+    scale = torch.tensor(2.0, requires_grad=True)
+    contrastive(composed(masked, text), target, scale.exp()).backward()
+    for x in (masked, text, target, scale): assert x.grad.isfinite().all() and x.grad.abs().sum() > 0
+    for x in (masked, text, target): x.grad = None
+    paper_loss(masked, text, target).backward()
+    for x in (masked, text, target): assert x.grad.isfinite().all() and x.grad.abs().sum() > 0
+
+
+def test_following_the_gradient_lowers_the_loss():
+    masked, text, target = features(2, 3)
+    masked.requires_grad_()
+    for loss in (lambda: paper_loss(masked, text, target), lambda: contrastive(composed(masked, text), target, 10.0)):
+        before = loss()
+        gradient, = torch.autograd.grad(before, masked)
+        with torch.no_grad(): masked -= 0.01 * gradient
+        assert loss() < before
+
+
+def test_ends():
+    same = torch.ones(6, 4)
+    assert contrastive(same, same, 50.0).item() == pytest.approx(math.log(6), rel=1e-5)
+    assert paper_loss(same, same, same).item() == pytest.approx(math.log(6), rel=1e-5)
+    assert contrastive(torch.eye(6), torch.eye(6), 1000.0) == 0
+    assert contrastive(same[:1], same[:1], 3.0) == 0                   # nobody to be confused with
+    far = 200 * torch.eye(6)
+    assert paper_loss(far, far, far.roll(1, 0)).isfinite()              # logits of 80,000, all wrong
+    assert contrastive(torch.zeros(3, 4), torch.zeros(3, 4), 5.0).isfinite()
+
+
+def test_the_training_query_is_the_search_query():
+    masked, text = features(3)
+    for weight in (0.0, 0.25, 1.0): assert torch.equal(composed(masked, text, weight), Sum(weight).parts(masked, text)[0])
+
+
+a, b, c = features(4, 3)
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: contrastive(a, b[:4], 1.0), "query (5, 7), target (4, 7)"),
+    (lambda: contrastive(a, b[:, :6], 1.0), "query (5, 7), target (5, 6)"),
+    (lambda: contrastive(a[0], b[0], 1.0), "one shape (batch, width)"),
+    (lambda: contrastive(a[:0], b[:0], 1.0), "query (0, 7)"),
+    (lambda: paper_loss(a, b[:1], c), "text (1, 7)"),
+    (lambda: paper_loss(a, b, c[:4]), "target (4, 7)"),
+    (lambda: composed(a, b[:4]), "masked (5, 7), text (4, 7)"),
+    (lambda: composed(a, b, -1.0), "weight must be"),
+])
+def test_shapes_that_do_not_match_say_so(call, message):
+    with pytest.raises(PliError) as caught: call()
+    assert message in str(caught.value)
