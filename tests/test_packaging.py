@@ -178,6 +178,11 @@ def test_dirty_chapters_are_found_and_mended(check_tool):
     assert nb["cells"][0]["id"] == "0123abcd"
 
 
+def test_an_open_conflict_is_found(check_tool):
+    marker = {"cell_type": "markdown", "source": ["`<<<<<<< HEAD`"], "id": "0123abcd", "metadata": {}}
+    assert "conflict" in "\n".join(check_tool["notebook_faults"]("nbs/03_masking.ipynb", notebook(marker, **check_tool["METADATA"])))
+
+
 def test_shown_notebooks_keep_outputs_that_others_can_repeat(check_tool):
     good = {"output_type": "execute_result", "data": {"text/plain": "1"}}
     bad = {"output_type": "stream", "name": "stdout", "text": ["/home/", "me/pictures\n"]}

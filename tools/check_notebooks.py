@@ -22,6 +22,7 @@ MAY_SHOW = ("nbs/index.ipynb", "nbs/tutorials/*.ipynb", "nbs/*gallery*.ipynb")
 LARGEST = 1_000_000
 METADATA = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
 ID = re.compile(r"[0-9a-f]{8}")
+CONFLICT = re.compile(r"`?(<{7}|={7}|>{7})")
 SOMEBODYS_FOLDER = re.compile(r"(?<![\w.])/(?:home|root|tmp|Users|private)/\w|[A-Z]:\\\\Users")
 
 
@@ -59,6 +60,7 @@ def notebook_faults(name: str, nb: dict):
         where = f"cell {place} ({ids[place]})"
         if not ID.fullmatch(ids[place]): yield f"{where}: its id is not 8 hex digits"
         if ids.index(ids[place]) < place: yield f"{where}: an earlier cell has the same id"
+        if CONFLICT.match(text(cell["source"])): yield f"{where}: a conflict is not resolved"
         if cell["cell_type"] != "code": continue
         if cell["execution_count"] is not None: yield f"{where}: carries an execution count"
         if cell["outputs"] and not show: yield f"{where}: carries outputs"
