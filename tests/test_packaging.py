@@ -46,9 +46,9 @@ def test_a_plain_install_brings_no_notebook_tooling():
     assert {"nbdev", "jupyterlab", "ipywidgets", "jupytext", "nbconvert", "ipykernel", "pytest"} <= names("dev_requirements")
 
 
-def test_every_package_of_the_brief_is_required_somewhere():
-    brief = {"torch", "open-clip-torch", "nbdev", "jupyterlab", "matplotlib", "ipywidgets", "fastprogress"}
-    assert brief <= names("requirements") | names("dev_requirements")
+def test_every_promised_package_is_required_somewhere():
+    promised = {"torch", "open-clip-torch", "nbdev", "jupyterlab", "matplotlib", "ipywidgets", "fastprogress"}
+    assert promised <= names("requirements") | names("dev_requirements")
 
 
 def test_build_script_says_what_settings_say(monkeypatch):
