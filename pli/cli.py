@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['TUNE_OPTIONS', 'model_options', 'make_parser', 'add_demo', 'run_demo', 'add_tune', 'tune_settings', 'run_tune',
-           'command_line', 'add_evaluate', 'wanted_composers', 'run_evaluate', 'halves_line', 'add_mask', 'run_mask',
-           'fitted', 'main']
+           'command_line', 'add_evaluate', 'wanted_composers', 'run_evaluate', 'add_mask', 'run_mask', 'fitted', 'main']
 
 # %% ../nbs/14_cli.ipynb #97f1f5ba
 import argparse
@@ -147,7 +146,7 @@ def wanted_composers(specs: list[str] | None) -> list[str]:
 def run_evaluate(args) -> None:
     from pli.backbones import load_backbone
     from pli.core import PliError, pick_device, provenance, write_json
-    from pli.evaluate import as_text, encode, read_queries, report, rows_of, sweep, sweep_rows
+    from pli.evaluate import as_page, as_text, encode, read_queries, report, sweep, sweep_rows
     composers, device = wanted_composers(args.composer), pick_device(args.device)
     queries = read_queries(args.queries, args.gallery, args.root)
     if args.chosen_on and args.chosen_on not in queries.kinds:
@@ -156,17 +155,8 @@ def run_evaluate(args) -> None:
     table = sweep(encode(backbone, queries, workers=args.workers), queries, composers)
     record = provenance(command_line(), 0, device) | {"model": args.model, "pretrained": args.pretrained, "queries": len(queries), "gallery": queries.gallery} | report(table, queries, args.chosen_on)
     if args.sweep: print(as_text(*sweep_rows(table, queries)), end="\n\n")
-    print(as_text(*rows_of(record)))
-    for kind, section in record["kinds"].items():
-        if section["halves"]: print(halves_line(kind, section["halves"]))
+    print(as_page(record))
     if args.out: write_json(args.out, record)
-
-# %% ../nbs/14_cli.ipynb #82847453
-def halves_line(kind: str, halves: dict) -> str:
-    "One sentence on what each half of the queries does alone."
-    gain = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*halves["composing adds"])
-    return (f"{kind}: image only {halves['image only']:.1f}, text only {halves['text only']:.1f} at 10; "
-            f"one half alone solves {halves['solved by one half']:.1f} % of the queries; composing adds {gain} points over the better half")
 
 # %% ../nbs/14_cli.ipynb #9540e81c
 def add_mask(commands) -> None:

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Queries', 'world_queries', 'inside', 'check_record', 'read_gallery', 'read_queries', 'PictureFiles',
            'encode_pictures', 'encode_texts', 'Features', 'encode', 'every_composer', 'sweep', 'choose', 'halves',
-           'cross_chosen', 'measured', 'halves_alone', 'report', 'choose_families', 'ranks_of', 'compare', 'rows_of',
-           'sweep_rows', 'as_text', 'as_markdown', 'query_validator', 'pair_validator']
+           'cross_chosen', 'measured', 'halves_alone', 'report', 'choose_families', 'ranks_of', 'compare', 'spread',
+           'rows_of', 'halves_line', 'as_page', 'sweep_rows', 'as_text', 'as_markdown', 'query_validator',
+           'pair_validator']
 
 # %% ../nbs/11_evaluate.ipynb #2b2337cf
 import math
@@ -302,20 +303,37 @@ def compare(
             "ratio": [round(value, 3) if math.isfinite(value) else None for value in paired_ratio(a, b)] if b.any() else None}
 
 # %% ../nbs/11_evaluate.ipynb #be01e052
+def spread(found: list[float]) -> str:
+    "A mean with its interval."
+    return "{:.1f} [{:.1f}, {:.1f}]".format(*found)
+
+# %% ../nbs/11_evaluate.ipynb #9a8ef753
 def rows_of(
-    record: dict,
+    record: dict, kind: str,
 ) -> tuple[list[str], list[list[str]]]:   # heading, rows
-    "A report as a table: one row per composer, recall@1, @5 and @10 per kind, interval beside @10."
-    heading = ["composer", "weight"] + [f"{kind} R@{k}" for kind in record["kinds"] for k in (1, 5, 10)]
-    rows = []
+    "The part of a report on one kind of query as a table: a row per composer family, with the weight that was chosen."
+    heading, rows = ["composer", "weight", "R@1", "R@5", "R@10"], []
     for name, specs in record["specs"].items():
-        weights = "/".join(spec.partition(":")[2] if name != "best" else spec for spec in specs)
-        row = [name, "" if name in ("image", "text") else weights]
-        for section in record["kinds"].values():
-            found = section["composers"][name]
-            row += [f"{found[f'recall@{k}'][0]:.1f}" for k in (1, 5)] + ["{:.1f} [{:.1f}, {:.1f}]".format(*found["recall@10"])]
-        rows.append(row)
+        weights = "/".join(spec if name == "best" else spec.partition(":")[2] for spec in specs)
+        found = record["kinds"][kind]["composers"][name]
+        rows.append([name, weights, *(spread(found[f"recall@{k}"]) for k in (1, 5, 10))])
     return heading, rows
+
+# %% ../nbs/11_evaluate.ipynb #441a5880
+def halves_line(halves: dict) -> str:
+    "What each half of the queries does alone, and what composing adds, in a sentence."
+    return (f"image only {halves['image only']:.1f}, text only {halves['text only']:.1f} at 10; one half alone solves {halves['solved by one half']:.1f} % "
+            f"of the queries; composing adds {spread(halves['composing adds'])} points over the better half")
+
+# %% ../nbs/11_evaluate.ipynb #26287343
+def as_page(record: dict) -> str:
+    "A whole report as text, kind by kind, narrow enough for a terminal."
+    parts = []
+    for kind, section in record["kinds"].items():
+        parts += [f"{kind} ({section['queries']} queries), recall in percent with 95 % intervals", as_text(*rows_of(record, kind))]
+        parts += [halves_line(section["halves"])] if section["halves"] else []
+        parts.append("")
+    return "\n".join(parts)
 
 # %% ../nbs/11_evaluate.ipynb #f9ef7c63
 def sweep_rows(
