@@ -82,7 +82,7 @@ def test_a_known_picture_never_changes():
     rows = every("shape", "pattern")
     rows[:, COLUMN["size"]] = torch.arange(len(rows)) % 3
     digest = hashlib.sha256(render(rows, 32).numpy().tobytes()).hexdigest()
-    assert digest == "c608e5f81da1efc5bbb4b8dd937e6599fd4e84e6bdaad3a3912c31c12dc819e9", "drawing changed: every stored number made with the old pictures is void"
+    assert digest == "baeda67db62e950309b98ecef6289f3e5af8034695df7344103995b89d1e05e7", "drawing changed: every stored number made with the old pictures is void"
 
 
 def test_every_look_is_its_own_and_nothing_is_cut_off():
@@ -136,7 +136,7 @@ def test_captions_say_what_they_may_and_must(said, seed):
 def test_complete_captions_tell_all_pictures_apart():
     rows = sample(3000, generator(0)).unique(dim=0)
     assert len(set(caption(rows, COMPLETE, generator(0)))) == len(rows)
-    assert len(set(caption(rows, SPARSE, generator(0)))) == 64
+    assert len(set(caption(rows, SPARSE, generator(0)))) == 128   # 64 things to say, each in two ways
 
 
 def test_how_often_something_is_said():
