@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['register_tiny', 'PatchGate', 'find_gate', 'patch_grid', 'pixel_transform', 'Backbone', 'check_mask', 'encode_image',
-           'encode_text', 'read_config', 'load_backbone', 'save_backbone']
+           'encode_text', 'read_config', 'random_weights_wanted', 'load_backbone', 'save_backbone']
 
 # %% ../nbs/02_backbones.ipynb #0a004108
 import json
+import logging
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
@@ -181,6 +183,15 @@ def read_config(
     return {"model_cfg": found}
 
 # %% ../nbs/02_backbones.ipynb #59f3e41d
+@contextmanager
+def random_weights_wanted(wanted: bool):
+    "Silence open_clip's warning about random weights, for models that exist only with random weights."
+    before = logging.root.manager.disable
+    if wanted: logging.disable(logging.WARNING)
+    try: yield
+    finally: logging.disable(before)
+
+# %% ../nbs/02_backbones.ipynb #db21774b
 def load_backbone(
     name: str,                      # `ViT-B-32`, `hf-hub:org/model`, a folder in open_clip's local-dir layout, or `pli-tiny-48`
     pretrained: str | None = None,  # weights: a tag such as `openai`, or a checkpoint file; None leaves named models random
@@ -194,7 +205,7 @@ def load_backbone(
     try:
         config = read_config(name, pretrained, cache_dir)
         force = bool(config["model_cfg"].get("quick_gelu")) and ":" not in name
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), random_weights_wanted(name in open_clip.list_models() and name.startswith("pli-tiny")):
             torch.manual_seed(seed)
             model = open_clip.create_model(name, pretrained, force_quick_gelu=force, cache_dir=cache_dir)
     except PliError: raise

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'PATTERNS', 'COLOURS', 'BACKGROUNDS', 'SIZES', 'PLACES', 'ATTRIBUTES', 'COLUMN', 'RIM', 'TINT', 'SPARSE',
-           'COMPLETE', 'UNSAID', 'PHRASES', 'KINDS', 'box', 'disc', 'diamond', 'heart', 'arrow', 'star', 'wave', 'dots',
-           'checks', 'sample', 'cover', 'checked_rows', 'render', 'article', 'sentence', 'caption', 'pick', 'change',
-           'phrase', 'WorldQueries', 'fill_gallery', 'make_queries', 'save_pictures', 'circo_records', 'save_world']
+           'COMPLETE', 'UNSAID', 'WAYS', 'PHRASES', 'KINDS', 'box', 'disc', 'diamond', 'heart', 'arrow', 'star', 'wave',
+           'dots', 'checks', 'sample', 'cover', 'checked_rows', 'render', 'article', 'sentence', 'caption', 'pick',
+           'change', 'phrase', 'WorldQueries', 'fill_gallery', 'make_queries', 'save_pictures', 'circo_records',
+           'save_world']
 
 # %% ../nbs/01_world.ipynb #f3b948da
 import csv
@@ -69,11 +70,11 @@ def wave(t: Tensor, period: float) -> Tensor:
     return (t - (t / period).floor() * period - period / 2).abs() - period / 4
 
 def dots(x: Tensor, y: Tensor, period: float, radius: float) -> Tensor:
-    "Ink with round holes on a square grid, one at the origin."
+    "Full ink with round pale spots on a square grid, one at the origin."
     return -disc(wave(x, period) - period / 4, wave(y, period) - period / 4, radius)
 
 def checks(x: Tensor, y: Tensor, period: float) -> Tensor:
-    "A chessboard: ink where exactly one of two sets of stripes has it."
+    "A chessboard: full ink where exactly one of two sets of stripes has it."
     across, down = wave(x, period), wave(y, period)
     return torch.maximum(torch.minimum(across, down), -torch.maximum(across, down))
 
@@ -85,14 +86,14 @@ PATTERNS = {  # name -> fill
 }
 
 # %% ../nbs/01_world.ipynb #c67239be
-COLOURS = {"red": (222, 40, 40), "orange": (250, 135, 25), "yellow": (240, 200, 15), "green": (60, 180, 75),
+COLOURS = {"red": (222, 40, 40), "orange": (250, 135, 25), "yellow": (228, 188, 0), "green": (60, 180, 75),
            "cyan": (25, 190, 220), "blue": (40, 75, 215), "purple": (150, 60, 200), "pink": (240, 90, 170)}
 BACKGROUNDS = {"ivory": (250, 246, 230), "sand": (226, 208, 172), "mint": (190, 230, 205), "silver": (190, 194, 202),
                "rose": (245, 212, 218), "sky": (196, 220, 245), "lilac": (216, 204, 240), "white": (255, 255, 255)}
-SIZES = {"small": 0.2, "medium": 0.25, "large": 0.31}
-PLACES = {"top left": (0.36, 0.36), "top": (0.5, 0.36), "top right": (0.64, 0.36),
-          "left": (0.36, 0.5), "centre": (0.5, 0.5), "right": (0.64, 0.5),
-          "bottom left": (0.36, 0.64), "bottom": (0.5, 0.64), "bottom right": (0.64, 0.64)}
+SIZES = {"small": 0.21, "medium": 0.26, "large": 0.32}
+PLACES = {"top left": (0.33, 0.33), "top": (0.5, 0.33), "top right": (0.67, 0.33),
+          "left": (0.33, 0.5), "centre": (0.5, 0.5), "right": (0.67, 0.5),
+          "bottom left": (0.33, 0.67), "bottom": (0.5, 0.67), "bottom right": (0.67, 0.67)}
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {  # name -> names of its values; a picture is one number for each
     "shape": tuple(SHAPES), "colour": tuple(COLOURS), "background": tuple(BACKGROUNDS),
@@ -170,20 +171,22 @@ def render(
 SPARSE = {"shape": 1.0, "colour": 1.0}               # what people find worth a word
 COMPLETE = {name: 1.0 for name in ATTRIBUTES}        # a caption nobody would write
 UNSAID = tuple(name for name in ATTRIBUTES if name not in SPARSE)
+WAYS = ("before", "after", "as")                     # "a red circle", "a circle in red", "drawn as a red circle"
 
 def article(words: str) -> str:
     "The words with `a` or `an` before them."
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 def sentence(
-    said: dict[str, str],      # attribute -> the word for it, only those that are mentioned
-    colour_last: bool = False, # "a circle in red" instead of "a red circle"
+    said: dict[str, str],  # attribute -> the word for it, only those that are mentioned
+    way: str = "before",   # one of `WAYS`: where the colour stands, and whether the picture is "drawn as" something
 ) -> str:
     "One caption in plain English."
     if not said: return "a picture"
-    before = [said[name] for name in ("size", "pattern", "colour") if name in said and not (colour_last and name == "colour")]
-    words = [article(" ".join([*before, said.get("shape", "shape")]))]
-    if colour_last and "colour" in said: words.append(f"in {said['colour']}")
+    before = [said[name] for name in ("size", "pattern", "colour") if name in said and not (way == "after" and name == "colour")]
+    words = ["drawn as"] if way == "as" else []
+    words.append(article(" ".join([*before, said.get("shape", "shape")])))
+    if way == "after" and "colour" in said: words.append(f"in {said['colour']}")
     if "place" in said: words.append("in the centre" if said["place"] == "centre" else f"at the {said['place']}")
     if "background" in said: words.append(f"on {said['background']}")
     return " ".join(words)
@@ -199,15 +202,15 @@ def caption(
         if not 0 <= probability <= 1: raise PliError(f"said: {name} has probability {probability}; it must be from 0 to 1")
     chance = torch.tensor([said.get(name, 0.0) for name in ATTRIBUTES])
     mentioned = torch.rand(len(attributes), len(ATTRIBUTES), generator=generator) < chance
-    colour_last = torch.rand(len(attributes), generator=generator) < 0.5
-    return [sentence({name: values[value] for (name, values), value, yes in zip(ATTRIBUTES.items(), row, told) if yes}, last)
-            for row, told, last in zip(checked_rows(attributes).tolist(), mentioned.tolist(), colour_last.tolist())]
+    ways = torch.randint(len(WAYS), (len(attributes),), generator=generator)
+    return [sentence({name: values[value] for (name, values), value, yes in zip(ATTRIBUTES.items(), row, told) if yes}, WAYS[way])
+            for row, told, way in zip(checked_rows(attributes).tolist(), mentioned.tolist(), ways.tolist())]
 
 # %% ../nbs/01_world.ipynb #51007802
 PHRASES = {  # what changes -> ways to say so
     ("colour",): ("{new}", "in {new}"),
-    ("shape",): ("{new}",),
-    ("colour", "shape"): ("{new}",),
+    ("shape",): ("{new}", "as {new}"),
+    ("colour", "shape"): ("{new}", "as {new}"),
 }
 KINDS = {  # kind of query -> what may change
     "colour": (("colour",),),

@@ -85,13 +85,30 @@ def test_a_known_picture_never_changes():
     assert digest == "baeda67db62e950309b98ecef6289f3e5af8034695df7344103995b89d1e05e7", "drawing changed: every stored number made with the old pictures is void"
 
 
-def test_every_look_is_its_own_and_nothing_is_cut_off():
+def test_every_look_is_its_own_and_the_border_takes_no_more_than_the_end_of_a_tip():
     rows = every("shape", "size", "place", "pattern")
     ink = cover(rows, 48)
     assert len(ink.reshape(len(ink), -1).unique(dim=0)) == len(rows)
     assert (ink.amax((1, 2)) > 0.7).all() and (ink.mean((1, 2)) > 0.015).all()
-    edge = torch.cat([ink[:, [0, -1]].flatten(1), ink[:, :, [0, -1]].flatten(1)], 1)
-    assert edge.max() == 0
+    plain = every("shape", "size", "place")
+    central = plain.clone()
+    central[:, COLUMN["place"]] = ATTRIBUTES["place"].index("centre")
+    kept = cover(plain, 96).sum((1, 2)) / cover(central, 96).sum((1, 2))
+    assert kept.min() > 0.995
+    assert cover(central, 96)[:, [0, -1]].max() == 0 and cover(central, 96)[:, :, [0, -1]].max() == 0
+
+
+@pytest.mark.parametrize("pattern", ATTRIBUTES["pattern"])
+def test_a_pattern_is_a_tint_within_a_full_rim(pattern):
+    rows = every("shape")
+    plain = cover(rows, 96)
+    rows[:, COLUMN["pattern"]] = ATTRIBUTES["pattern"].index(pattern)
+    rows[:, COLUMN["size"]] = 2
+    plain = cover(torch.cat([rows[:, :-1], torch.zeros_like(rows[:, -1:])], 1), 96)
+    share = cover(rows, 96)[plain == 1]
+    assert share.min() == (1 if pattern == "plain" else 0.5) and share.max() == 1
+    ring = (plain == 1) & (torch.nn.functional.max_pool2d((plain < 1).float()[:, None], 7, 1, 3)[:, 0] > 0)  # three pixels: half the rim
+    assert (cover(rows, 96)[ring] == 1).all()
 
 
 def test_all_colours_and_grounds_are_seen():
@@ -136,7 +153,28 @@ def test_captions_say_what_they_may_and_must(said, seed):
 def test_complete_captions_tell_all_pictures_apart():
     rows = sample(3000, generator(0)).unique(dim=0)
     assert len(set(caption(rows, COMPLETE, generator(0)))) == len(rows)
-    assert len(set(caption(rows, SPARSE, generator(0)))) == 128   # 64 things to say, each in two ways
+    assert len(set(caption(rows, SPARSE, generator(0)))) == 192   # 64 things to say, each in three ways
+
+
+def test_every_way_of_saying_it_is_as_likely():
+    texts = caption(sample(3000, generator(0)), SPARSE, generator(1))
+    drawn, after = sum(text.startswith("drawn as ") for text in texts), sum(" in " in text for text in texts)
+    assert all(abs(count / 3000 - 1 / 3) < 0.03 for count in (drawn, after))
+
+
+def test_captions_and_edits_fit_a_context_of_sixteen():
+    tokenizer = pytest.importorskip("open_clip").SimpleTokenizer()
+    length = {name: max(len(tokenizer.encode(word)) for word in words) for name, words in ATTRIBUTES.items()}
+    longest = [max(words, key=lambda word: len(tokenizer.encode(word))) for words in ATTRIBUTES.values()]
+    row = torch.tensor([[words.index(word) for words, word in zip(ATTRIBUTES.values(), longest)]])
+    texts = caption(row.expand(50, -1), COMPLETE, generator(0))
+    assert len(set(texts)) == 3 and max(len(tokenizer.encode(text)) for text in texts) + 2 == sum(length.values()) + 8 == 15
+    assert all(len(tokenizer.encode(text)) < 14 for text in make_queries(200, 1000, generator(0)).texts)
+
+
+def test_edits_use_only_words_of_captions():
+    known = {word for text in caption(sample(2000, generator(0)), SPARSE, generator(0)) for word in text.split()}
+    assert {word for text in make_queries(400, 2000, generator(1)).texts for word in text.split()} <= known
 
 
 def test_how_often_something_is_said():
@@ -147,7 +185,7 @@ def test_how_often_something_is_said():
 def test_articles():
     rows = every("shape", "colour")
     for text in caption(rows, {"shape": 1.0}, generator(0)) + caption(rows, SPARSE, generator(0)):
-        first, second = text.split()[:2]
+        first, second = text.removeprefix("drawn as ").split()[:2]
         assert first == ("an" if second[0] in "aeiou" else "a")
 
 
