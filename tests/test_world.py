@@ -82,7 +82,7 @@ def test_a_known_picture_never_changes():
     rows = every("shape", "pattern")
     rows[:, COLUMN["size"]] = torch.arange(len(rows)) % 3
     digest = hashlib.sha256(render(rows, 32).numpy().tobytes()).hexdigest()
-    assert digest == "baeda67db62e950309b98ecef6289f3e5af8034695df7344103995b89d1e05e7", "drawing changed: every stored number made with the old pictures is void"
+    assert digest == "35c29a7c54b1629367cf278bff8fefd76dbf2ea4923dd3bc037d0bcdf4da4d78", "drawing changed: every stored number made with the old pictures is void"
 
 
 def test_every_look_is_its_own_and_the_border_takes_no_more_than_the_end_of_a_tip():
@@ -101,7 +101,6 @@ def test_every_look_is_its_own_and_the_border_takes_no_more_than_the_end_of_a_ti
 @pytest.mark.parametrize("pattern", ATTRIBUTES["pattern"])
 def test_a_pattern_is_a_tint_within_a_full_rim(pattern):
     rows = every("shape")
-    plain = cover(rows, 96)
     rows[:, COLUMN["pattern"]] = ATTRIBUTES["pattern"].index(pattern)
     rows[:, COLUMN["size"]] = 2
     plain = cover(torch.cat([rows[:, :-1], torch.zeros_like(rows[:, -1:])], 1), 96)
@@ -164,11 +163,10 @@ def test_every_way_of_saying_it_is_as_likely():
 
 def test_captions_and_edits_fit_a_context_of_sixteen():
     tokenizer = pytest.importorskip("open_clip").SimpleTokenizer()
-    length = {name: max(len(tokenizer.encode(word)) for word in words) for name, words in ATTRIBUTES.items()}
-    longest = [max(words, key=lambda word: len(tokenizer.encode(word))) for words in ATTRIBUTES.values()]
-    row = torch.tensor([[words.index(word) for words, word in zip(ATTRIBUTES.values(), longest)]])
-    texts = caption(row.expand(50, -1), COMPLETE, generator(0))
-    assert len(set(texts)) == 3 and max(len(tokenizer.encode(text)) for text in texts) + 2 == sum(length.values()) + 8 == 15
+    rows = sample(4000, generator(0))
+    for row, text in zip(rows, caption(rows, COMPLETE, generator(0))):
+        most = 16 if value(row, "colour") == "cyan" and text.startswith("drawn as ") else 15   # "cyan" is two tokens, all other words are one
+        assert len(tokenizer.encode(text)) + 2 <= most, text
     assert all(len(tokenizer.encode(text)) < 14 for text in make_queries(200, 1000, generator(0)).texts)
 
 
