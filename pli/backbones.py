@@ -7,7 +7,6 @@ __all__ = ['register_tiny', 'PatchGate', 'find_gate', 'patch_grid', 'pixel_trans
            'encode_text', 'read_config', 'random_weights_wanted', 'load_backbone', 'save_backbone']
 
 # %% ../nbs/02_backbones.ipynb #0a004108
-import json
 import logging
 from contextlib import contextmanager
 from importlib.resources import files
@@ -21,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.transforms import Compose, Normalize, PILToTensor
 
-from .core import PliError, atomic, unit, write_json
+from .core import PliError, atomic, read_json, unit, write_json
 
 # %% ../nbs/02_backbones.ipynb #bfba70d9
 def register_tiny() -> None:
@@ -108,6 +107,7 @@ class Backbone(nn.Module):
         size = model.visual.image_size
         self.size = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
         self.gate, self.grid = find_gate(model.visual), patch_grid(model.visual, self.size)
+        self.fixed = {key for key, weight in model.named_parameters() if not weight.requires_grad}   # tables that never learn
         self.patches = self.grid[0] * self.grid[1]
 
     @property
@@ -140,18 +140,21 @@ def encode_image(
     pixels: Tensor,                # `(batch, 3, height, width)`, bytes or floats in [0, 1]
     hidden: Tensor | None = None,  # `(batch, patches)` bool, True = hidden, the same count in every row
 ) -> Tensor:                       # `(batch, width)`, not normalised
-    "Picture features, from the patches that are not hidden. Raises `PliError` for a mask that does not fit."
+    "Picture features, from the patches that are not hidden. Raises `PliError` for pictures or a mask that do not fit."
+    if tuple(pixels.shape[1:]) != (3, *backbone.size):
+        raise PliError(f"this model reads pixels of shape (batch, 3, {backbone.size[0]}, {backbone.size[1]}), got {tuple(pixels.shape)}; `backbone.pixels` makes them")
     if pixels.dtype == torch.uint8: pixels = pixels.to(backbone.mean.dtype).div(255)
     inputs = (pixels - backbone.mean) / backbone.std
-    if hidden is None: return backbone.model.encode_image(inputs)
+    encode = lambda inputs: backbone.model.encode_image(inputs, normalize=False).flatten(1)   # CoCa normalises unless told not to
+    if hidden is None: return encode(inputs)
     check_mask(backbone, pixels, hidden)
-    if not hidden.any(): return backbone.model.encode_image(inputs)
+    if not hidden.any(): return encode(inputs)
     if backbone.gate is None:
         over = hidden.reshape(-1, 1, *backbone.grid).float()
         over = nn.functional.interpolate(over, size=inputs.shape[-2:], mode="nearest").bool()
-        return backbone.model.encode_image(inputs.masked_fill(over, 0.0))
+        return encode(inputs.masked_fill(over, 0.0))
     backbone.gate.hidden = hidden
-    try: return backbone.model.encode_image(inputs)
+    try: return encode(inputs)
     finally: backbone.gate.hidden = None
 
 # %% ../nbs/02_backbones.ipynb #71dc0d40
@@ -161,7 +164,7 @@ def encode_text(
 ) -> Tensor:             # `(batch, width)`, not normalised
     "Text features."
     if backbone.tokenizer is None: backbone.tokenizer = backbone.make_tokenizer()
-    return backbone.model.encode_text(backbone.tokenizer(list(texts)).to(backbone.device))
+    return backbone.model.encode_text(backbone.tokenizer(list(texts)).to(backbone.device), normalize=False)
 
 # %% ../nbs/02_backbones.ipynb #1c1d3c16
 def read_config(
@@ -171,7 +174,10 @@ def read_config(
 ) -> dict:                            # `{"model_cfg": ...}`
     "The configuration that open_clip builds a model of that name from."
     if name.startswith("local-dir:"):
-        return {"model_cfg": json.loads((Path(name.removeprefix("local-dir:")) / "open_clip_config.json").read_text())["model_cfg"]}
+        path = Path(name.removeprefix("local-dir:")) / "open_clip_config.json"
+        record = read_json(path)
+        if not isinstance(record, dict) or "model_cfg" not in record: raise PliError(f"{path}: has no entry model_cfg, so it describes no model of open_clip")
+        return {"model_cfg": record["model_cfg"]}
     if name.startswith("hf-hub:"):
         return {"model_cfg": open_clip.factory._get_hf_config(name.removeprefix("hf-hub:"), cache_dir=cache_dir)["model_cfg"]}
     found = open_clip.get_model_config(name.replace("/", "-"))
@@ -180,6 +186,7 @@ def read_config(
         raise PliError(f"model {name!r} is neither a folder with an open_clip_config.json nor a name that open_clip knows" + (f"; similar names: {', '.join(near)}" if near else ""))
     tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
     if tag and tag.get("quick_gelu"): found["quick_gelu"] = True
+    if open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained or "").get("quick_gelu"): found["quick_gelu"] = True
     return {"model_cfg": found}
 
 # %% ../nbs/02_backbones.ipynb #59f3e41d
@@ -202,18 +209,19 @@ def load_backbone(
     "Load an open_clip model as a `Backbone`. Raises `PliError` naming the model, tag or file that cannot be used."
     register_tiny()
     if Path(name).is_dir(): name = f"local-dir:{name}"
+    if ":" in name and pretrained: raise PliError(f"{name} brings its own weights: leave out {pretrained!r}, or name a model of open_clip to put them in")
     try:
         config = read_config(name, pretrained, cache_dir)
         force = bool(config["model_cfg"].get("quick_gelu")) and ":" not in name
         with torch.random.fork_rng(devices=[]), random_weights_wanted(name in open_clip.list_models() and name.startswith("pli-tiny")):
             torch.manual_seed(seed)
-            model = open_clip.create_model(name, pretrained, force_quick_gelu=force, cache_dir=cache_dir)
+            model = open_clip.create_model(name, pretrained, force_quick_gelu=force, cache_dir=cache_dir, require_pretrained=":" in name)
     except PliError: raise
     except Exception as error:
-        raise PliError(f"model {name!r} with weights {pretrained!r} cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+        raise PliError(f"model {name!r} with weights {pretrained!r} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
     config["preprocess_cfg"] = dict(model.visual.preprocess_cfg)
     transform = image_transform_v2(PreprocessCfg(**config["preprocess_cfg"]), is_train=False)
-    tokenizer = lambda: open_clip.get_tokenizer(name, cache_dir=cache_dir)
+    tokenizer = lambda: open_clip.get_tokenizer(name if ":" in name else name.replace("/", "-"), cache_dir=cache_dir)
     return Backbone(model, transform, tokenizer, config, name).to(device).eval()
 
 # %% ../nbs/02_backbones.ipynb #ee395fea
@@ -226,5 +234,6 @@ def save_backbone(
     weights = {key: value.detach().cpu().contiguous() for key, value in backbone.model.state_dict().items()}
     with atomic(folder / "open_clip_model.safetensors") as temporary: save_file(weights, temporary)
     write_json(folder / "open_clip_config.json", backbone.config)
-    inner = getattr(backbone.tokenizer, "tokenizer", None)
+    if backbone.tokenizer is None and backbone.config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"): backbone.tokenizer = backbone.make_tokenizer()
+    inner = getattr(backbone.tokenizer, "tokenizer", None)    # only tokenizers from the hub have files of their own
     if hasattr(inner, "save_pretrained"): inner.save_pretrained(str(folder))
