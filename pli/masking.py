@@ -24,8 +24,8 @@ def hide_highest(
     ratio: float,   # share to hide, `0 <= r < 1`
 ) -> Tensor:        # `(batch, patches)` bool, True = hidden, `floor(r * n)` in every row
     "Hide the patches of highest value, the same number in every row."
-    rank = value.argsort(1).argsort(1)
-    return rank >= value.shape[1] - math.floor(ratio * value.shape[1] + 1e-9)
+    rank, patches = value.argsort(1).argsort(1), value.shape[1]
+    return rank >= max(1, patches - math.floor(ratio * patches + 1e-9))   # 0.29 * 100 is a little less than 29
 
 # %% ../nbs/03_masking.ipynb #f94a8ba3
 @dataclass(frozen=True)
@@ -152,12 +152,12 @@ class Recolour:
 
     def __post_init__(self):
         check_share("recolour: share", self.share, open_end=False)
-        if not 0 <= self.low <= self.high: raise PliError(f"recolour: scales must be 0 <= low <= high, got {self.low} and {self.high}")
+        if not 0 <= self.low <= self.high < math.inf: raise PliError(f"recolour: scales must be numbers with 0 <= low <= high, got {self.low} and {self.high}")
 
     def __call__(self, view: View, generator: torch.Generator) -> View:
         batch, pixels = len(view.pixels), view.pixels
         order = torch.rand(batch, 3, generator=generator).argsort(1).to(pixels.device)
-        scale = torch.empty(batch, 3, 1, 1).uniform_(self.low, self.high, generator=generator).to(pixels.device)
+        scale = torch.empty(batch, 3, 1, 1).uniform_(self.low, self.high, generator=generator).to(pixels)
         chosen = (torch.rand(batch, 1, 1, 1, generator=generator) < self.share).to(pixels.device)
         ink = (1 - pixels).gather(1, order[:, :, None, None].expand_as(pixels)) * scale
         return view.replace(pixels=torch.where(chosen, (1 - ink).clamp(0, 1), pixels))
@@ -233,7 +233,8 @@ class Composed:
     def teaches(self) -> str: return "; ".join(step.teaches for step in self.steps)
 
     def __call__(self, view: View, generator: torch.Generator) -> View:
-        for step in self.steps: view = step(view, generator)
+        with torch.autocast(view.pixels.device.type, enabled=False):   # pixels and places stay exact where features are bf16
+            for step in self.steps: view = step(view, generator)
         return view
 
     def __str__(self) -> str: return self.text
@@ -247,7 +248,7 @@ def parse_hide(
     for part in text.replace(" ", "").split("+"):
         name, *numbers = part.split(":")
         if name not in HIDERS: raise PliError(f"--hide {text!r}: {name!r} is not a way of hiding; known are {', '.join(HIDERS)}")
-        fields = [field.name for field in dataclasses.fields(HIDERS[name])]
+        fields = [field.name for field in dataclasses.fields(HIDERS[name])] if dataclasses.is_dataclass(HIDERS[name]) else []
         if len(numbers) > len(fields): raise PliError(f"--hide {text!r}: {name} takes at most {len(fields)} settings ({', '.join(fields)})")
         try: settings = {field: float(number) for field, number in zip(fields, numbers)}
         except ValueError: raise PliError(f"--hide {text!r}: {part!r} has a setting that is not a number") from None
