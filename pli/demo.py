@@ -44,8 +44,8 @@ class DemoSettings:
     queries: int = 1_000     # to report on; as many again to choose composers and weights on
     gallery: int = 3_000     # pictures to search
     hide: str = "random:0.75"
-    first: TuneSettings = TuneSettings(objective="clip", hide="none", steps=220, batch_size=128, learning_rate=1e-3, weight_decay=0.05, checkpoint_every=50)
-    then: TuneSettings = TuneSettings(steps=100, batch_size=128, learning_rate=5e-4, warmup=20, checkpoint_every=50)
+    first: TuneSettings = TuneSettings(objective="clip", hide="none", steps=200, batch_size=128, learning_rate=1e-3, weight_decay=0.05, checkpoint_every=50)
+    then: TuneSettings = TuneSettings(steps=90, batch_size=128, learning_rate=5e-4, warmup=20, checkpoint_every=50)
 
 # %% ../nbs/16_demo.ipynb #40d80871
 def quick(settings: DemoSettings) -> DemoSettings:
