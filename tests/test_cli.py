@@ -1,0 +1,378 @@
+"The `pli` command as a person meets it: real processes, one line for every mistake, runs that survive being killed."
+import csv
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from pli import __version__, world
+from pli.backbones import load_backbone
+from pli.cli import TUNE_OPTIONS, make_parser, tune_settings, wanted_composers
+from pli.core import PliError, generator
+from pli.evaluate import every_composer, query_validator, ranks_of, read_queries, rows_of
+from pli.tuning import TuneSettings
+
+START = [sys.executable, "-c", "from pli.cli import main; import sys; sys.exit(main())"]
+COMMANDS = ("demo", "tune", "evaluate", "mask")
+HEAVY = {"torch", "open_clip", "torchvision", "matplotlib", "numpy", "PIL", "fastprogress"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def pli(*words, cwd=None) -> subprocess.CompletedProcess:
+    "One command in a process of its own."
+    return subprocess.run([*START, *map(str, words)], cwd=cwd, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+
+
+MANY = """
+import contextlib, io, json, os, sys
+from pli.cli import main
+done = []
+for where, words in json.load(sys.stdin):
+    out, err = io.StringIO(), io.StringIO()
+    os.chdir(where)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try: status = main(words)
+        except SystemExit as end: status = end.code
+        except BaseException: import traceback; traceback.print_exc(); status = "traceback"
+    done.append([status, out.getvalue(), err.getvalue()])
+json.dump(done, sys.stdout)
+"""
+
+
+def many(cases: list[tuple[Path, list]]) -> list[tuple]:
+    "Several commands one after the other in one process, each in its folder: `import torch` is paid once. Status, output, errors."
+    words = json.dumps([(str(where), [str(word) for word in words]) for where, words in cases])
+    done = subprocess.run([sys.executable, "-c", MANY], input=words, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    "A small world as files."
+    folder = world.save_world(tmp_path_factory.mktemp("world") / "world", pairs=60, queries=24, gallery_size=80)
+    shutil.copy(folder / "gallery.json", folder.parent)                   # the same names, and no pictures beside it
+    return folder
+
+
+TINY = ["--model", "pli-tiny-48", "--device", "cpu"]
+FEW = [*TINY, "--steps", "3", "--batch-size", "16", "--learning-rate", "1e-3", "--warmup", "1", "--held-out", "0.1"]
+
+
+# --- help, version, and what they cost
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], [], *([command, "--help"] for command in COMMANDS)])
+def test_answers_come_without_torch(words):
+    code = f"import atexit, sys; atexit.register(lambda: print(sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr))\nfrom pli.cli import main; sys.exit(main({words!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.strip() == "[]" and done.stdout
+    if words == ["--version"]: assert done.stdout.strip() == f"pli {__version__}"
+    elif len(words) < 2: assert all(command in done.stdout for command in COMMANDS)
+    else: assert done.stdout.startswith(f"usage: pli {words[0]}")
+
+
+@pytest.mark.parametrize("words, says", [
+    (["frobnicate"], "pli: argument COMMAND: invalid choice: 'frobnicate'"),
+    (["--frobnicate"], "pli: unrecognized arguments: --frobnicate"),
+    (["tune", "--out", "run", "--model", "ViT-B-32"], "pli tune: the following arguments are required: PAIRS"),
+    (["tune", "pairs.csv", "--out", "run"], "pli tune: the following arguments are required: --model"),
+    (["tune", "pairs.csv", "--model", "ViT-B-32"], "pli tune: the following arguments are required: --out"),
+    (["tune", "pairs.csv", "--model", "ViT-B-32", "--out", "run", "--steps", "many"], "pli tune: argument --steps: invalid int value: 'many'"),
+    (["tune", "pairs.csv", "--model", "ViT-B-32", "--out", "run", "--learning-rate", "small"], "pli tune: argument --learning-rate: invalid float value: 'small'"),
+    (["evaluate", "--model", "ViT-B-32", "--queries", "q.json"], "pli evaluate: the following arguments are required: --gallery"),
+    (["evaluate", "--model", "ViT-B-32", "--queries", "q.json", "--gallery", "g.json", "--workers", "-1"], "pli evaluate: argument --workers: '-1' is not a number"),
+    (["mask", "a.png"], "pli mask: the following arguments are required: --out"),
+    (["mask", "--out", "a.png"], "pli mask: the following arguments are required: PICTURE"),
+    (["demo", "--seed", "x"], "pli demo: argument --seed: invalid int value: 'x'"),
+])
+def test_a_mistyped_option_costs_a_line(words, says, tmp_path):
+    done = pli(*words, cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith(says) and done.stderr.count("\n") == 1
+    assert "--help" in done.stderr and not files(tmp_path)
+
+
+# --- options and settings cannot drift apart
+
+def test_every_setting_has_its_option():
+    fields = {field.name: field for field in dataclasses.fields(TuneSettings)}
+    assert set(fields) - {"symmetric"} == {name.replace("-", "_") for name in TUNE_OPTIONS}          # symmetric is --one-way
+    kinds = {"str": str, "float": float, "int": int}
+    for name, (kind, text) in TUNE_OPTIONS.items():
+        said = fields[name.replace("-", "_")].type
+        assert kind is kinds.get(said, said) and text
+
+
+def test_options_arrive():
+    given = {"hide": "mix:0.25", "objective": "paper", "weight": 0.5, "clip-weight": 0.25, "tune": "text", "steps": 7, "batch-size": 9, "learning-rate": 0.5, "weight-decay": 0.125,
+             "warmup": 3, "schedule": "step", "clip-gradient": 0.0, "precision": "fp32", "checkpoint-every": 5, "validate-every": 2, "seed": 11}
+    assert set(given) == set(TUNE_OPTIONS)
+    base = ["tune", "pairs.csv", "--model", "m", "--out", "o"]
+    settings = tune_settings(make_parser().parse_args(base + [word for name, value in given.items() for word in (f"--{name}", str(value))] + ["--one-way"]))
+    assert settings == TuneSettings(**{name.replace("-", "_"): value for name, value in given.items()}, symmetric=False)
+    assert all(value != getattr(TuneSettings(), name.replace("-", "_")) for name, value in given.items())
+    assert tune_settings(make_parser().parse_args(base)) == TuneSettings()                           # defaults live in TuneSettings only
+
+
+def test_composers_that_were_asked_for():
+    assert wanted_composers(None) == every_composer()
+    assert wanted_composers(["sum:0.25"]) == ["image", "text", "sum:0.25"]
+    assert wanted_composers(["sum:1.0", " sum:1", "image", "product"]) == ["image", "text", "sum:1", "product:0.25", "product:0.5", "product:1", "product:2", "product:4"]
+    for spec in ("", "nope", "sum:", "sum:x", "sum:-1", "image:2"):
+        with pytest.raises(PliError): wanted_composers([spec])
+
+
+# --- mistakes
+
+def spoiled(drawn: Path) -> dict[str, tuple[list, list[str]]]:
+    "Name -> a command with one mistake, and what its one line must say."
+    pairs, queries, gallery = drawn / "pairs.csv", drawn / "queries.json", drawn / "gallery.json"
+    one = sorted((drawn / "images").iterdir())[0]
+    tune = lambda *more, source=pairs, model=FEW: ["tune", source, "--out", "run", *model, *more]
+    measure = lambda *more, q=queries, g=gallery: ["evaluate", "--queries", q, "--gallery", g, *TINY, *more]
+    return {
+        "hide": (tune("--hide", "nope:0.5"), ["--hide 'nope:0.5'", "known are none, random"]),
+        "hide ratio": (tune("--hide", "random:1.5"), ["random: ratio"]),
+        "objective": (tune("--objective", "nope"), ["--objective must be one of masked, paper, clip", "'nope'"]),
+        "schedule": (tune("--schedule", "nope"), ["--schedule must be one of"]),
+        "towers": (tune("--tune", "nope"), ["--tune must be one of both, image, text"]),
+        "precision": (tune("--precision", "fp8"), ["--precision must be one of"]),
+        "steps": (tune("--steps", "0"), ["--steps must be at least 1, got 0"]),
+        "batch": (tune("--batch-size", "1"), ["--batch-size must be at least 2, got 1"]),
+        "rate": (tune("--learning-rate", "nan"), ["--learning-rate must be a number of at least 0"]),
+        "clip": (tune("--clip-weight", "-1"), ["--clip-weight must be"]),
+        "checkpoints": (tune("--checkpoint-every", "0"), ["--checkpoint-every must be"]),
+        "large batch": (tune("--batch-size", "500"), ["--batch-size 500 is more than the 54 pairs"]),
+        "held out 0": (tune("--held-out", "0"), ["--held-out must be between 0 and 1, got 0"]),
+        "held out 1": (tune("--held-out", "1"), ["--held-out must be between 0 and 1, got 1"]),
+        "held out 7": (tune("--held-out", "7"), ["--held-out must be between 0 and 1, got 7"]),
+        "held out nan": (tune("--held-out", "nan"), ["--held-out must be between 0 and 1"]),
+        "held out few": (tune("--held-out", "0.001"), ["at least two held-out pairs"]),
+        "device": (tune("--device", "nope"), ["device 'nope'", "--device auto"]),
+        "no device": (tune("--device", "cuda:99"), ["device 'cuda:99' cannot be used here"]),
+        "model": (tune(model=["--model", "nope", "--device", "cpu", "--batch-size", "16"]), ["model 'nope' is neither a folder"]),
+        "model folder": (tune(model=["--model", drawn, "--device", "cpu", "--batch-size", "16"]), [str(drawn), "open_clip_config.json"]),
+        "no pairs": (tune(source=drawn / "gone.csv"), ["gone.csv: no such file"]),
+        "column": (tune("--caption-key", "words"), ["pairs.csv: expected a first line with the columns filepath and words, found filepath, title"]),
+        "format": (tune(source=queries), ["queries.json: pairs are read from .csv"]),
+        "root": (tune("--root", "gone"), ["root gone: no such folder"]),
+        "half": (tune("--queries", queries), ["--queries and --gallery go together"]),
+        "other half": (tune("--gallery", gallery), ["--queries and --gallery go together"]),
+        "no queries": (tune("--queries", "gone.json", "--gallery", gallery), ["gone.json: no such file"]),
+        "pictures of queries": (tune("--queries", queries, "--gallery", drawn.parent / "gallery.json"), ["80 of 80 pictures", "images/gallery_000000.png (missing picture)"]),
+        "tag": (tune("--pretrained", "nope"), ["model 'pli-tiny-48' with weights 'nope' cannot be loaded"]),
+        "composer": (measure("--composer", "nope"), ["unknown composer 'nope'"]),
+        "weight": (measure("--composer", "sum:x"), ["sum: weight must be a number, got 'x'"]),
+        "chosen on": (measure("--chosen-on", "nope"), ["--chosen-on nope", "both, colour, keep, shape"]),
+        "gallery": (measure(g=drawn / "gone.json"), ["gone.json: no such file"]),
+        "not json": (measure(q=pairs), ["pairs.csv: not valid JSON"]),
+        "no list": (measure(q=drawn / "world.json"), ["world.json: queries are a list"]),
+        "root of names": (measure("--root", drawn / "images"), ["80 of 80 pictures", "cannot be used"]),
+        "out is a folder": (measure("--out", "."), ["--out .: is a folder"]),
+        "measure device": (measure("--device", "nope"), ["device 'nope'"]),
+        "demo device": (["demo", "--quick", "--device", "nope"], ["device 'nope'"]),
+        "demo out": (["demo", "--quick", "--device", "cpu", "--out", one], [str(one)]),
+        "no picture": (["mask", pairs, "--out", "m.png"], ["pairs.csv: broken picture"]),
+        "missing picture": (["mask", "gone.png", "--out", "m.png"], ["gone.png: missing picture"]),
+        "mix": (["mask", one, "--hide", "mix", "--out", "m.png"], ["mix needs at least two pictures"]),
+        "mask hide": (["mask", one, "--hide", "nope", "--out", "m.png"], ["--hide 'nope'"]),
+        "ending": (["mask", one, "--hide", "grey", "--out", "m.jpeg"], ["m.jpeg: a figure is written as .png, .svg, .pdf"]),
+        "size": (["mask", one, "--size", "50", "--out", "m.png"], ["--size must be a multiple of --patch, got 50 and 32"]),
+        "negative": (["mask", one, "--size", "-32", "--patch", "-32", "--out", "m.png"], ["--size must be a multiple of --patch"]),
+        "under a file": (["mask", one, "--hide", "grey", "--size", "64", "--out", pairs / "m.png"], [str(pairs)]),
+    }
+
+
+def test_every_mistake_costs_one_line_and_leaves_nothing(drawn, tmp_path):
+    cases, before = spoiled(drawn), files(drawn)
+    folders = {name: tmp_path / name for name in cases}
+    for folder in folders.values(): folder.mkdir()
+    wrong = []
+    for (name, (words, says)), (status, out, err) in zip(cases.items(), many([(folders[name], words) for name, (words, _) in cases.items()])):
+        if name == "tag": err = err.splitlines(keepends=True)[-1]         # open_clip says which tags there are, in a line of its own
+        if status != 1 or err.count("\n") != 1 or not err.startswith(f"pli {words[0]}: ") or any(part not in err for part in says): wrong.append((name, status, err))
+        if list(folders[name].iterdir()): wrong.append((name, "leaves", list(folders[name].iterdir())))
+    assert not wrong
+    assert files(drawn) == before
+
+
+def test_a_mistake_in_a_process_of_its_own(drawn, tmp_path):
+    done = pli("tune", drawn / "pairs.csv", "--out", "run", *FEW, "--hide", "nope", cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith("pli tune: --hide 'nope'") and done.stderr.count("\n") == 1 and not files(tmp_path)
+
+
+# --- tune
+
+def tables(drawn: Path, folder: Path) -> dict[str, Path]:
+    "The same forty pairs as CSV, TSV, JSONL and a folder."
+    rows = list(csv.DictReader((drawn / "pairs.csv").open(encoding="utf-8")))[:40]
+    (folder / "pictures").mkdir()
+    for row in rows:
+        name = Path(row["filepath"]).name
+        (folder / "pictures" / name).write_bytes((drawn / row["filepath"]).read_bytes())
+        (folder / "pictures" / name).with_suffix(".txt").write_text(row["title"] + "\n", encoding="utf-8")
+        row["filepath"] = f"pictures/{name}"
+    (folder / "a.csv").write_text("filepath,title\n" + "".join(f"{row['filepath']},{row['title']}\n" for row in rows))
+    (folder / "a.tsv").write_text("words\tpicture\n" + "".join(f"{row['title']}\t{row['filepath']}\n" for row in rows))
+    (folder / "a.jsonl").write_text("".join(json.dumps({"image": row["filepath"], "caption": row["title"]}) + "\n" for row in rows))
+    return {"csv": folder / "a.csv", "tsv": folder / "a.tsv", "jsonl": folder / "a.jsonl", "folder": folder / "pictures"}
+
+
+def test_four_kinds_of_pairs_give_the_same_model(drawn, tmp_path):
+    sources, few = tables(drawn, tmp_path), [*TINY, "--steps", "2", "--batch-size", "8", "--held-out", "0.1", "--learning-rate", "1e-3", "--warmup", "1"]
+    keys = {"tsv": ["--image-key", "picture", "--caption-key", "words"], "folder": ["--root", tmp_path]}
+    done = many([(tmp_path, ["tune", source, "--out", f"run-{kind}", *few, *keys.get(kind, [])]) for kind, source in sources.items()])
+    for status, out, err in done: assert (status, err) == (0, "") and out.startswith("40 pairs of 40 pictures; 0 records left out\n") and "step 2/2: loss " in out
+    models = [load_file(tmp_path / f"run-{kind}" / "last" / "open_clip_model.safetensors") for kind in sources]
+    for model in models[1:]: assert all(torch.equal(model[name], value) for name, value in models[0].items())
+    assert not (tmp_path / "run-csv" / "problems.jsonl").exists()
+
+
+LONG = [*TINY, "--steps", "20", "--batch-size", "16", "--learning-rate", "1e-3", "--warmup", "4", "--checkpoint-every", "3", "--held-out", "0.1", "--validate-every", "5", "--hide", "recolour+random:0.5"]
+
+
+def stopped_after(line: str, how: signal.Signals, *words, cwd: Path) -> tuple[int, str]:
+    "Start a command and stop it as soon as a line is on the screen; its exit status and errors."
+    with subprocess.Popen([*START, *map(str, words)], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as running:
+        for seen in running.stdout:                                       # lines come when they are printed, through a pipe too
+            if seen.startswith(line): running.send_signal(how); break
+        _, err = running.communicate()
+        return running.returncode, err
+
+
+def test_a_stopped_run_goes_on_and_ends_bit_equal(drawn, tmp_path):
+    command = lambda out: ["tune", drawn / "pairs.csv", "--out", out, *LONG]
+    status, err = stopped_after("step 4/20", signal.SIGINT, *command("killed"), cwd=tmp_path)
+    assert status == 130 and err.strip() == "pli tune: stopped; the same command continues where the last checkpoint is"
+    assert not [name for name in files(tmp_path) if name.endswith(".part")]
+    assert stopped_after("step 12/20", signal.SIGKILL, *command("killed"), cwd=tmp_path) == (-signal.SIGKILL, "")
+    assert not (tmp_path / "killed" / "last").exists()
+    # the same command once more; the run that nobody stopped; a finished run, which has nothing to do; another run in its folder; a folder of something else
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "diary.txt").write_text("mine")
+    again, whole, finished, seeded, other = many([(tmp_path, words) for words in (command("killed"), command("whole"), command("whole"), [*command("whole"), "--seed", "1"], command("other"))])
+    assert again[0] == whole[0] == finished[0] == 0 and again[2] == whole[2] == ""
+    first = int(again[1].partition("continuing at step ")[2].split()[0])
+    assert 9 <= first <= 18 and first % 3 == 0 and "continuing" not in whole[1] and "continuing at step 20 of 20" in finished[1]
+    assert again[1].splitlines()[-1].replace("killed", "whole") == whole[1].splitlines()[-1] == finished[1].splitlines()[-1]
+    for name in ("best", "last"):
+        mine, theirs = (load_file(tmp_path / out / name / "open_clip_model.safetensors") for out in ("whole", "killed"))
+        assert mine.keys() == theirs.keys() and all(torch.equal(value, theirs[key]) for key, value in mine.items())
+    log = (tmp_path / "whole" / "log.jsonl").read_text()
+    assert log == (tmp_path / "killed" / "log.jsonl").read_text() and len(log.splitlines()) == 20
+    for (status, _, err), says in ((seeded, "pli tune: whole: holds another run (seed was 0, now 1"), (other, "pli tune: other: the folder is not empty")):
+        assert status == 1 and err.startswith(says) and err.count("\n") == 1
+    assert list(files(tmp_path / "other")) == ["diary.txt"]
+
+
+ALONE = """
+import json, sys, open_clip, torch
+from PIL import Image
+model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{sys.argv[1]}")
+words = open_clip.get_tokenizer(f"local-dir:{sys.argv[1]}")(["a red circle"])
+with torch.no_grad(): print(json.dumps([model.eval().encode_image(preprocess(Image.open(sys.argv[2]))[None]).tolist(), model.encode_text(words).tolist(), "pli" in sys.modules]))
+"""
+
+
+def test_tuning_on_queries_keeps_the_best_and_open_clip_loads_it_alone(drawn, tmp_path):
+    queries = ["--queries", drawn / "queries.json", "--gallery", drawn / "gallery.json"]
+    status, out, err = many([(tmp_path, ["tune", drawn / "pairs.csv", "--out", "run", *FEW, "--steps", "6", "--validate-every", "2", *queries])])[0]
+    assert (status, err) == (0, "") and "60 pairs" in out                              # with queries no pair is held out
+    made = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    scores = {record["step"]: record["score"] for record in made["scores"]}
+    assert list(scores) == [2, 4, 6] and made["model"] == "pli-tiny-48" and f"best validation ({max(scores.values()):.4f})" in out
+    best = load_backbone(str(tmp_path / "run" / "best"))
+    assert query_validator(read_queries(drawn / "queries.json", drawn / "gallery.json"))(best) == max(scores.values())
+    picture = sorted((drawn / "images").iterdir())[0]
+    alone = subprocess.run([sys.executable, "-c", ALONE, tmp_path / "run" / "best", picture], capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT)
+    assert alone.returncode == 0, alone.stderr
+    image, text, has_pli = json.loads(alone.stdout)
+    with torch.no_grad(): mine = best.encode_image(best.pixels(Image.open(picture))[None]), best.encode_text(["a red circle"])
+    assert not has_pli and torch.allclose(mine[0], torch.tensor(image), atol=1e-5) and torch.allclose(mine[1], torch.tensor(text), atol=1e-5)
+
+
+def test_broken_and_missing_pictures_are_counted_and_listed(drawn, tmp_path):
+    shutil.copytree(drawn / "images", tmp_path / "images")
+    noise = torch.randint(0, 256, (64, 64, 3), generator=generator(0, "noise")).byte().numpy()
+    Image.fromarray(noise).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:4000])                 # its header is whole
+    (tmp_path / "text.png").write_text("not a picture")
+    lines = (drawn / "pairs.csv").read_text().splitlines()
+    lines += ["gone.png,a red circle", "away.png,a red square", "text.png,a blue star", "cut.png,a green heart", "../secret.png,a star", "images/x.png,"]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
+    few = [*TINY, "--steps", "6", "--batch-size", "48", "--learning-rate", "1e-4", "--held-out", "0.1"]
+    queries = ["--queries", drawn / "queries.json", "--gallery", drawn / "gallery.json"]
+    done = many([(tmp_path, ["tune", "pairs.csv", "--out", "one", *few]), (tmp_path, ["tune", "pairs.csv", "--out", "two", *few, *queries])])
+    for out, (status, said, err) in zip(("one", "two"), done):
+        assert (status, err) == (0, "")
+        assert said.startswith("61 pairs of 61 pictures; 5 records left out\n")
+        for cause in ("missing picture: 2", "broken picture: 1", "outside the folder: 1", "empty caption: 1"): assert f"  {cause}\n" in said
+        problems = [json.loads(line) for line in (tmp_path / out / "problems.jsonl").read_text().splitlines()]
+        assert all(set(problem) == {"file", "line", "cause", "detail"} for problem in problems)
+        assert [problem["line"] for problem in problems if problem["line"]] == [66, 67, 62, 63, 64]     # read first, then opened
+        late = [problem for problem in problems if problem["line"] is None]
+        aside = "held-out pictures cannot be read" in said
+        assert [Path(problem["file"]).name for problem in late] == ["cut.png"] * (not aside)            # once, though met in every epoch
+        assert ("1 pictures broke while they were read; the first: " in said) == (not aside) and "cut.png: broken picture" in said
+    assert "held-out" not in done[1][1]
+
+
+# --- evaluate
+
+def test_an_evaluation_can_be_read_back(drawn, tmp_path):
+    asked = ["evaluate", "--queries", drawn / "queries.json", "--gallery", drawn / "gallery.json", *TINY]
+    some = ["--composer", "sum:0.25", "--composer", "product:1", "--composer", "sum:1", "--chosen-on", "colour"]
+    cases = [asked + some + ["--sweep", "--out", "a.json"], asked + some + ["--out", "deep/b.json"], asked + ["--out", "all.json"], asked + ["--composer", "sum:0.25", "--workers", "1"]]
+    done = many([(tmp_path, case) for case in cases])
+    for status, out, err in done: assert (status, err) == (0, "")
+    one, other, every = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "deep/b.json", "all.json"))
+    assert {key: value for key, value in one.items() if key != "command"} == {key: value for key, value in other.items() if key != "command"}
+    assert one["queries"] == 24 and one["gallery"] == 80 and one["chosen on"] == "colour" and one["model"] == "pli-tiny-48" and one["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert list(one["specs"]) == ["image", "text", "sum", "product", "best"] and set(one["specs"]["sum"]) <= {"sum:0.25", "sum:1"}
+    assert list(one["kinds"]) == ["all", "both", "colour", "keep", "shape"] and all(section["halves"] for section in one["kinds"].values())
+    assert len(ranks_of(one)) == 24 and ranks_of(one, "image").min() >= 1
+    for row in rows_of(one, "colour")[1]: assert all(cell in done[0][1] for cell in row)
+    heading, *lines = done[0][1].splitlines()
+    assert heading.split()[0] == "composer" and [line.split()[0] for line in lines[:5]] == ["image", "text", "sum:0.25", "product:1", "sum:1"]
+    assert done[1][1] in done[0][1] and list(every["specs"]) == ["image", "text", "sum", "slerp", "product", "harris", "best"]
+    assert done[3][1].count("sum ") == 5
+
+
+def test_the_photographs_give_what_their_readme_says(shared, tmp_path):
+    shop = shared / "data" / "shop"
+    done = pli("evaluate", "--model", shop / "base", "--queries", shop / "queries.dev.json", "--gallery", shop / "gallery.json", "--composer", "sum:1", "--device", "cpu", "--out", "shop.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    colour = json.loads((tmp_path / "shop.json").read_text())["kinds"]["colour"]
+    found = lambda name: [colour["composers"][name][f"recall@{k}"][0] for k in (1, 10)]
+    assert colour["queries"] == 1800
+    assert found("sum") == pytest.approx([2.6, 15.7], abs=0.15)
+    assert found("image") == pytest.approx([1.7, 8.7], abs=0.15) and found("text") == pytest.approx([0.0, 1.7], abs=0.15)
+
+
+# --- mask
+
+def test_masks_are_drawn(drawn, tmp_path):
+    one, two = sorted((drawn / "images").iterdir())[:2]
+    small = ["--size", "96", "--patch", "16"]
+    hides = ["--hide", "random:0.75", "--hide", "recolour+random:0.5", "--hide", "mix:0.5"]
+    cases = [["mask", one, two, *hides, "--out", "a.png", *small], ["mask", one, two, *hides, "--out", "b.PNG", *small], ["mask", one, two, *hides, "--out", "new/c.svg", *small],
+             ["mask", one, two, *hides, "--out", "d.png", *small, "--seed", "1"], ["mask", one, "--out", "e.png"]]
+    done = many([(tmp_path, case) for case in cases])
+    for (status, out, err), case in zip(done, cases): assert (status, err) == (0, "") and out.strip() in case
+    with Image.open(tmp_path / "a.png") as image: assert image.format == "PNG" and image.width > 400
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.PNG").read_bytes() != (tmp_path / "d.png").read_bytes()
+    assert ElementTree.parse(tmp_path / "new" / "c.svg").getroot().tag.endswith("svg")
+    assert sorted(files(tmp_path)) == ["a.png", "b.PNG", "d.png", "e.png", "new/c.svg"]
