@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['OBJECTIVES', 'SCHEDULES', 'TuneSettings', 'masked_objective', 'paper_objective', 'clip_objective', 'learning_rate',
            'check_settings', 'make_optimiser', 'uses_bf16', 'take_step', 'save_checkpoint', 'load_checkpoint',
-           'fingerprint', 'claim_folder', 'TuneResult', 'RunFiles', 'switched_to_tuning', 'tune', 'after_step']
+           'fingerprint', 'claim_folder', 'TuneResult', 'read_log', 'RunFiles', 'switched_to_tuning', 'tune',
+           'after_step']
 
 # %% ../nbs/07_tuning.ipynb #f500dc0e
 import dataclasses
@@ -101,6 +102,9 @@ def learning_rate(
 # %% ../nbs/07_tuning.ipynb #567a4031
 def check_settings(settings: TuneSettings) -> None:
     "Raise a `PliError` that names the setting, its value and what it may be."
+    for item in dataclasses.fields(settings):
+        value, kind = getattr(settings, item.name), type(item.default)
+        if type(value) is not kind and not (kind is float and type(value) is int): raise PliError(f"{item.name} must be of type {kind.__name__}, got {value!r}")
     one_of = {"objective": OBJECTIVES, "schedule": SCHEDULES, "tune": ("both", "image", "text"), "precision": ("auto", "fp32", "bf16")}
     for name, known in one_of.items():
         if getattr(settings, name) not in known: raise PliError(f"{name} must be one of {', '.join(known)}, got {getattr(settings, name)!r}")
@@ -120,7 +124,7 @@ def make_optimiser(
     for name, weight in backbone.model.named_parameters():
         in_picture_tower = name.startswith("visual.")
         learns = settings.tune == "both" or in_picture_tower == (settings.tune == "image") or name == "logit_scale"
-        if name.endswith("positional_embedding") and not weight.requires_grad: learns = False     # fixed sine tables stay fixed
+        if name in backbone.fixed: learns = False     # sine tables of positions stay as they are
         weight.requires_grad_(learns)
         if learns: (decayed if weight.ndim > 1 else plain).append(weight)
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -194,15 +198,18 @@ def claim_folder(
 ) -> bool:   # whether there is something to continue
     "Write what the run is into its folder, or check that the folder holds the same run."
     path = folder / "run.json"
+    if folder.exists() and not folder.is_dir(): raise PliError(f"{folder}: is not a folder; choose another place for the run")
     if not path.exists():
         if folder.exists() and any(folder.iterdir()): raise PliError(f"{folder}: the folder is not empty and holds no run of pli; choose another one")
         write_json(path, run)
         return False
     before = read_json(path)
+    if not isinstance(before, dict) or not isinstance(before.get("settings"), dict): raise PliError(f"{path}: is no record of a run; choose another folder, or remove this one to start again")
     flat = lambda record: {**record.get("settings", {}), **{key: value for key, value in record.items() if key != "settings"}}
     old, new = flat(before), flat(run)
     changed = [f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if changed: raise PliError(f"{folder}: holds another run ({'; '.join(changed)}); choose another folder, or remove this one to start again")
+    for torn in folder.rglob(".*.part"): torn.unlink()     # half-written files of a process that was killed
     return (folder / "checkpoint.safetensors").exists()
 
 # %% ../nbs/07_tuning.ipynb #09cb5735
@@ -216,6 +223,17 @@ class TuneResult:
     continued_from: int | None = None                     # the step of the checkpoint the run went on from
 
 # %% ../nbs/07_tuning.ipynb #1d848718
+def read_log(
+    path: Path, steps: int,
+) -> list[dict]:   # a record a step
+    "The log up to a step; what a killed run wrote after its checkpoint is left out. Raises `PliError` if lines are missing."
+    lines = path.read_text().splitlines() if path.exists() else []
+    try: history = [json.loads(line) for line in lines[:steps]]
+    except ValueError: history = []
+    if len(history) < steps: raise PliError(f"{path}: does not hold the {steps} steps before the checkpoint; remove the folder to start again")
+    return history
+
+# %% ../nbs/07_tuning.ipynb #7251def1
 class RunFiles:
     "The files of a run: checkpoint, log, best and last model. With no folder, nothing is written."
     def __init__(self, folder: str | Path | None): self.folder = Path(folder) if folder else None
@@ -229,8 +247,7 @@ class RunFiles:
 
     def load(self, backbone, optimiser, result) -> int:
         record = load_checkpoint(self.folder / "checkpoint.safetensors", backbone, optimiser)
-        lines = (self.folder / "log.jsonl").read_text().splitlines()
-        result.history, result.scores = [json.loads(line) for line in lines[: record["step"]]], record["scores"]
+        result.history, result.scores = read_log(self.folder / "log.jsonl", record["step"]), record["scores"]
         result.problems, result.best, result.continued_from = record["problems"], record["best"], record["step"]
         return record["step"]
 
@@ -265,7 +282,7 @@ def tune(
             first = files.load(backbone, optimiser, result)
             say(f"continuing at step {first} of {settings.steps}")
         order = BatchOrder(len(data), settings.batch_size, settings.seed, first, settings.steps - first)
-        loader = DataLoader(data, batch_sampler=order, collate_fn=collate, num_workers=workers)
+        loader = DataLoader(data, batch_sampler=order, collate_fn=collate, num_workers=workers, generator=generator(settings.seed, "workers"))
         progress = bar(loader, total=len(order))
         for step, batch in enumerate(progress, start=first):
             result.problems += [[str(path), reason] for path, reason in batch.failed]
@@ -283,7 +300,7 @@ def after_step(backbone, optimiser, done, settings, files, result, validate, say
     if validate is not None and (last or (settings.validate_every and done % settings.validate_every == 0)):
         with torch.no_grad(): score = float(validate(backbone))
         result.scores.append({"step": done, "score": score})
-        if result.best is None or score > result.best:
+        if score > (-math.inf if result.best is None else result.best):
             result.best = score
             files.keep(backbone, "best")
     if last or done % max(1, settings.steps // 10) == 0:

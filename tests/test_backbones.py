@@ -504,7 +504,7 @@ def test_a_pickle_bomb_is_refused_and_not_executed(get, tmp_path, wrap, way):
         get("tok").save(tmp_path / "model")
         (tmp_path / "model" / "open_clip_model.safetensors").unlink()
         name, file = str(tmp_path / "model"), tmp_path / "model" / "open_clip_pytorch_model.bin"
-    if way == "raw": file.write_bytes(pickle.dumps(wrap(Bomb(mark))))
+    if way == "raw": file.write_bytes(pickle.dumps(wrap(Bomb(mark)), protocol=2))
     else: torch.save(wrap(Bomb(mark)), file, _use_new_zipfile_serialization=way != "legacy")
     with pytest.raises(PliError, match="cannot be loaded") as caught: load_backbone(name, None if way == "folder" else str(file))
     assert name in str(caught.value) and not mark.exists()

@@ -1,0 +1,739 @@
+"The tuning loop: killed for real and continued to the bit, frozen towers, losses that explode, folders, settings."
+import copy
+import dataclasses
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy
+import open_clip
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import pli
+from pli import tuning
+from pli.backbones import load_backbone
+from pli.core import PliError, generator, unit
+from pli.data import Pairs, PairSet, TensorPairs
+from pli.masking import View, parse_hide
+from pli.tuning import OBJECTIVES, SCHEDULES, TuneSettings, check_settings, claim_folder, fingerprint, learning_rate, make_optimiser, take_step, tune
+
+TEXT = {"context_length": 10, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+
+
+def model_config(**vision):
+    return {"embed_dim": 16, "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8, **vision}, "text_cfg": TEXT}
+
+
+CONFIGS = {
+    "plain": model_config(), "dropout": model_config(patch_dropout=0.5), "sincos": model_config(pos_embed_type="sin_cos_2d"),
+    "siglike": {**model_config(), "custom_text": True, "init_logit_bias": -10},
+    "resnet": {"embed_dim": 16, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}, "text_cfg": TEXT},
+}
+SHORT = TuneSettings(steps=8, batch_size=8, learning_rate=1e-3, warmup=2, checkpoint_every=3, hide="random:0.5")
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("configs")
+    for name, config in CONFIGS.items(): (folder / f"tunetest-{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+    return folder
+
+
+@pytest.fixture
+def fresh(configs):
+    return lambda name="plain", seed=0: load_backbone(f"tunetest-{name}", seed=seed)
+
+
+def chance_pairs(count=40, seed=0):
+    chance = torch.Generator().manual_seed(seed)
+    return TensorPairs(torch.randint(0, 256, (count, 3, 32, 32), generator=chance, dtype=torch.uint8), [f"thing number {i}" for i in range(count)])
+
+
+PAIRS = chance_pairs()
+
+
+def quiet(line): pass
+
+
+def run(backbone, folder=None, data=PAIRS, settings=SHORT, **changes):
+    extra = {key: changes.pop(key) for key in ("validate", "workers", "say") if key in changes}
+    return tune(backbone, data, dataclasses.replace(settings, **changes), folder, **{"say": quiet, **extra})
+
+
+def same(one, other):
+    one, other = one.model.state_dict(), other.model.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+class Fuse(TensorPairs):
+    "Pairs that blow up after a number of pictures were read."
+    def __init__(self, left, pairs=PAIRS): super().__init__(pairs.pixels, pairs.captions); self.left = left
+    def __getitem__(self, index):
+        self.left -= 1
+        if self.left < 0: raise KeyboardInterrupt
+        return super().__getitem__(index)
+
+
+# ---- killed for real
+
+SCRIPT = '''
+import os, signal, sys, time
+import open_clip, torch
+from pli import tuning
+from pli.backbones import load_backbone
+from pli.data import TensorPairs
+
+configs, folder, mode = sys.argv[1:]
+open_clip.add_model_config(configs)
+
+class Slow(TensorPairs):
+    def __getitem__(self, index):
+        if mode == "slow": time.sleep(0.01)
+        return super().__getitem__(index)
+
+save, written = tuning.save_file, []
+def torn(tensors, path, metadata):
+    "The second checkpoint gets half of its bytes before the lights go out."
+    save(tensors, path, metadata)
+    written.append(path)
+    if mode == "torn" and len(written) == 2:
+        os.truncate(path, os.path.getsize(path) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+tuning.save_file = torn
+
+if __name__ == "__main__":
+    chance = torch.Generator().manual_seed(0)
+    pairs = Slow(torch.randint(0, 256, (40, 3, 32, 32), generator=chance, dtype=torch.uint8), [f"thing number {i}" for i in range(40)])
+    settings = tuning.TuneSettings(steps=40, batch_size=8, learning_rate=1e-3, warmup=2, checkpoint_every=4, hide="mix:0.5+random:0.5", validate_every=7)
+    result = tuning.tune(load_backbone("tunetest-plain"), pairs, settings, folder, validate=lambda backbone: -backbone.scale.item())
+    print(result.continued_from)
+'''
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+def test_killed_twice_and_continued_in_new_processes(fresh, configs, tmp_path):
+    "Once from outside in the middle of a step, once while a checkpoint is being written: the same weights, to the bit."
+    (tmp_path / "killme.py").write_text(SCRIPT)
+    folder = tmp_path / "run"
+    path = os.pathsep.join([str(Path(pli.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONUNBUFFERED": "1"}
+    start = lambda mode: subprocess.Popen([sys.executable, "-m", "killme", str(configs), str(folder), mode], cwd=tmp_path, env=environment,
+                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    checkpoint = folder / "checkpoint.safetensors"
+
+    first, patience = start("slow"), time.monotonic() + 180
+    while not checkpoint.exists() and first.poll() is None and time.monotonic() < patience: time.sleep(0.01)
+    time.sleep(0.15)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    assert first.returncode == -signal.SIGKILL and checkpoint.exists() and not (folder / "last").exists()
+    reached = len((folder / "log.jsonl").read_text().splitlines())
+    assert 4 <= reached < 32
+
+    second = start("torn")
+    output, trouble = second.communicate(timeout=180)
+    assert second.returncode == -signal.SIGKILL, trouble
+    assert "continuing at step" in output and not (folder / "last").exists()
+    assert len(list(folder.glob(".checkpoint*"))) == 1                            # the torn one lies there under its temporary name
+    load_file(checkpoint)                                                         # and the one before it is whole
+
+    third = start("plain")
+    output, trouble = third.communicate(timeout=180)
+    assert third.returncode == 0, trouble
+    continued_from = int(output.splitlines()[-1])
+    assert continued_from % 4 == 0 and continued_from >= max(8, reached)
+    assert not list(folder.glob(".*"))                                            # nothing torn is left
+
+    whole = fresh()
+    settings = TuneSettings(steps=40, batch_size=8, learning_rate=1e-3, warmup=2, checkpoint_every=4, hide="mix:0.5+random:0.5", validate_every=7)
+    result = tune(whole, PAIRS, settings, tmp_path / "whole", validate=lambda backbone: -backbone.scale.item(), say=quiet)
+    assert same(load_backbone(str(folder / "last")), whole)
+    for name in ("log.jsonl", "run.json", "checkpoint.safetensors", "last/open_clip_model.safetensors", "best/open_clip_model.safetensors"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] == result.history
+
+
+@pytest.mark.parametrize("left", range(0, 64, 7))
+def test_stopped_anywhere_and_continued(fresh, tmp_path, left):
+    whole, first, second = fresh(), fresh(), fresh()
+    scores = lambda backbone: backbone.scale.item()
+    wanted = run(whole, tmp_path / "whole", validate=scores, validate_every=2)
+    with pytest.raises(KeyboardInterrupt): run(first, tmp_path / "run", Fuse(left), validate=scores, validate_every=2)
+    result = run(second, tmp_path / "run", validate=scores, validate_every=2)
+    done = left // 8 // 3 * 3
+    assert result.continued_from == (done or None)
+    assert same(whole, second) and result.history == wanted.history and result.scores == wanted.scores and result.best == wanted.best
+    assert (tmp_path / "run" / "checkpoint.safetensors").read_bytes() == (tmp_path / "whole" / "checkpoint.safetensors").read_bytes()
+
+
+def test_continued_by_the_same_object_too(fresh, tmp_path):
+    "A notebook interrupts and runs the cell again; the weights have moved on, and the run says so instead of mixing."
+    backbone = fresh()
+    with pytest.raises(KeyboardInterrupt): run(backbone, tmp_path / "run", Fuse(50))
+    with pytest.raises(PliError, match="holds another run .start was"): run(backbone, tmp_path / "run")
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(fresh, tmp_path, monkeypatch):
+    save, calls = tuning.save_file, []
+    def full(tensors, path, metadata):
+        calls.append(path)
+        if len(calls) == 2:
+            Path(path).write_bytes(b"half of it")
+            raise OSError(28, "No space left on device")
+        save(tensors, path, metadata)
+    monkeypatch.setattr(tuning, "save_file", full)
+    with pytest.raises(OSError): run(fresh(), tmp_path / "run")
+    assert not list((tmp_path / "run").glob(".*"))
+    again = fresh()
+    assert run(again, tmp_path / "run").continued_from == 3
+    whole = fresh()
+    run(whole)
+    assert same(again, whole)
+
+
+def test_killed_between_log_and_checkpoint(fresh, tmp_path):
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path / "run", Fuse(40))
+    with open(tmp_path / "run" / "log.jsonl", "a") as file: file.write('{"step": 3, "loss": 0}\n{"step": 4, "lo')
+    result = run(fresh(), tmp_path / "run")
+    assert [record["step"] for record in result.history] == list(range(8)) and result.history == run(fresh()).history
+
+
+def test_a_finished_run_does_nothing_again(fresh, tmp_path):
+    first = fresh()
+    result = run(first, tmp_path / "run", validate=lambda backbone: 0.25)
+    before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in (tmp_path / "run").glob("*.*")}
+    second = fresh()
+    again = run(second, tmp_path / "run", Fuse(0), validate=lambda backbone: pytest.fail("validated again"))
+    assert again.history == result.history and again.scores == result.scores and again.best == 0.25 and again.continued_from == 8
+    assert same(first, second) and before == {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in (tmp_path / "run").glob("*.*")}
+
+
+def test_killed_just_before_the_last_model_was_written(fresh, tmp_path, monkeypatch):
+    run(fresh(), tmp_path / "run")
+    for file in (tmp_path / "run" / "last").iterdir(): file.unlink()
+    (tmp_path / "run" / "last").rmdir()
+    second = fresh()
+    run(second, tmp_path / "run")
+    assert same(load_backbone(str(tmp_path / "run" / "last")), second)
+
+
+@pytest.mark.parametrize("every", [1, 3, 8, 100])
+def test_the_log_has_one_line_a_step(fresh, tmp_path, every):
+    result = run(fresh(), tmp_path, checkpoint_every=every)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines == result.history and [line["step"] for line in lines] == list(range(8))
+    assert all(set(line) == {"step", "loss", "learning_rate", "scale", "gradient_norm"} for line in lines)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["checkpoint.safetensors", "last", "log.jsonl", "run.json"]
+
+
+def test_without_a_folder_nothing_is_written(fresh, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(fresh(), validate=lambda backbone: 1.0)
+    assert not list(tmp_path.iterdir())
+
+
+# ---- what decides the numbers
+
+def test_the_seed_decides(fresh):
+    one, two, other = fresh(), fresh(), fresh()
+    torch.manual_seed(1); first = run(one)
+    torch.manual_seed(2); second = run(two)
+    third = run(other, seed=1)
+    assert same(one, two) and first.history == second.history and not same(one, other) and third.history != first.history
+
+
+def test_workers_change_nothing(fresh):
+    one, two = fresh(), fresh()
+    assert run(one).history == run(two, workers=2).history and same(one, two)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_callers_random_numbers_go_on(fresh, workers):
+    backbone = fresh()
+    states = lambda: (torch.get_rng_state().tolist(), random.getstate(), [numpy.asarray(part).tolist() for part in numpy.random.get_state()])
+    before = states()
+    run(backbone, hide="recolour+random:0.5", workers=workers)
+    assert states() == before
+
+
+def test_a_model_with_patch_dropout_is_deterministic_and_drops_nothing(fresh):
+    one, two, plain = fresh("dropout"), fresh("dropout"), fresh("plain")
+    one.train()
+    first = run(one)
+    torch.rand(3)
+    assert first.history == run(two).history and same(one, two)
+    assert run(plain).history == first.history and same(plain, one)               # the towers stay in evaluation mode
+
+
+def test_afterwards_nothing_asks_for_gradients(fresh):
+    for accident in (False, True):
+        backbone = fresh()
+        if accident:
+            with pytest.raises(KeyboardInterrupt): run(backbone, data=Fuse(20))
+        else: run(backbone)
+        assert not any(weight.requires_grad for weight in backbone.parameters()) and not any(module.training for module in backbone.modules())
+        assert not backbone.encode_text(["a"]).requires_grad
+
+
+# ---- which weights learn
+
+def moved(before, backbone):
+    return {name for name, weight in backbone.model.named_parameters() if not torch.equal(before[name], weight)}
+
+
+def weights(backbone): return {name: weight.detach().clone() for name, weight in backbone.model.named_parameters()}
+
+
+def in_use(name): return "token_embedding" not in name
+
+
+@pytest.mark.parametrize("name", ["plain", "siglike", "resnet", "sincos"])
+@pytest.mark.parametrize("which", ["both", "image", "text"])
+def test_the_other_tower_is_frozen(fresh, name, which):
+    backbone = fresh(name)
+    before, buffers = weights(backbone), {key: value.clone() for key, value in backbone.model.named_buffers()}
+    run(backbone, tune=which, weight_decay=0.1, steps=3, warmup=0, batch_size=16)
+    fixed = {"visual.positional_embedding"} if name == "sincos" else set()
+    picture, words = {key for key in before if key.startswith("visual.")} - fixed, {key for key in before if not key.startswith("visual.") and key != "logit_scale"}
+    learned = moved(before, backbone)
+    assert "logit_scale" in learned
+    if which == "image": assert not learned & words
+    if which == "text": assert not learned & (picture | fixed)
+    if which != "text": assert len(learned & picture) >= 0.9 * len(picture) and not learned & fixed
+    if which != "image": assert {key for key in words if "bias" not in key} <= learned
+    assert all(torch.equal(value, buffers[key]) for key, value in backbone.model.named_buffers())      # no moving statistics
+
+
+@pytest.mark.parametrize("name", ["plain", "sincos"])
+def test_a_second_run_learns_what_the_first_did(fresh, name):
+    "Frozen or fixed in one run is not frozen in the next."
+    backbone, copied = fresh(name), fresh(name)
+    for which in ("image", "text"): run(backbone, tune=which, steps=1)
+    run(copied, steps=1)
+    for tower in (backbone, copy.deepcopy(copied)):
+        before = weights(tower)
+        run(tower, steps=2, warmup=0)
+        learned = moved(before, tower)
+        assert "positional_embedding" in learned and ("visual.positional_embedding" in learned) == (name == "plain")
+
+
+def test_a_run_in_two_pieces_of_memory_equals_a_reload(fresh, tmp_path):
+    "Tuned twice in one process, or saved, loaded and tuned: the same."
+    one = fresh()
+    run(one, steps=2)
+    one.save(tmp_path)
+    two = load_backbone(str(tmp_path))
+    assert run(one, seed=1).history == run(two, seed=1).history and same(one, two)
+
+
+@pytest.mark.parametrize("name", ["plain", "siglike", "resnet", "sincos"])
+def test_weight_decay_groups(fresh, name):
+    backbone = fresh(name)
+    decayed, spared = make_optimiser(backbone, dataclasses.replace(SHORT, weight_decay=0.3)).param_groups
+    assert decayed["weight_decay"] == 0.3 and spared["weight_decay"] == 0.0
+    names = {id(weight): key for key, weight in backbone.model.named_parameters()}
+    first, second = [[names[id(weight)] for weight in group["params"]] for group in (decayed, spared)]
+    dims = dict(backbone.model.named_parameters())
+    assert all(dims[key].ndim > 1 for key in first) and all(dims[key].ndim < 2 for key in second)
+    assert "logit_scale" in second and ("logit_bias" in second) == (name == "siglike") and not [key for key in first if key.endswith("bias")]
+    assert sorted(first + second) == sorted(key for key in dims if (name, key) != ("sincos", "visual.positional_embedding"))
+
+
+def test_decay_alone_shrinks_matrices_and_nothing_else(fresh, monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "nothing", lambda backbone, *_: 0.0 * sum(weight.sum() for weight in backbone.model.parameters()))
+    backbone = fresh()
+    before = weights(backbone)
+    run(backbone, objective="nothing", steps=1, warmup=0, learning_rate=0.5, weight_decay=0.2)
+    for name, weight in backbone.model.named_parameters():
+        assert torch.allclose(weight, before[name] * (0.9 if weight.ndim > 1 else 1.0), atol=1e-6), name
+
+
+# ---- schedules
+
+@examples(deadline=None, max_examples=60)
+@given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 300), st.integers(0, 320), st.floats(1e-8, 1.0))
+def test_schedules_warm_up_then_never_rise(name, steps, warmup, peak):
+    line = TuneSettings(steps=steps, warmup=warmup, schedule=name, learning_rate=peak)
+    rates = [learning_rate(step, line) for step in range(steps)]
+    assert all(0 < rate <= peak * (1 + 1e-9) for rate in rates[: warmup + 1]) and all(0 <= rate <= peak for rate in rates)
+    warm, rest = rates[:warmup], rates[warmup:]
+    assert all(a < b for a, b in zip(warm, warm[1:])) and all(a >= b for a, b in zip(rest, rest[1:]))
+    if rest: assert rest[0] == pytest.approx(peak)
+
+
+def test_schedules_by_number():
+    line = TuneSettings(steps=110, warmup=10, learning_rate=1.1)
+    rates = {name: [learning_rate(step, dataclasses.replace(line, schedule=name)) for step in (0, 9, 10, 60, 109)] for name in SCHEDULES}
+    assert rates["constant"] == pytest.approx([0.1, 1.0, 1.1, 1.1, 1.1])
+    assert rates["cosine"] == pytest.approx([0.1, 1.0, 1.1, 0.55, 1.1 * 0.5 * (1 + math.cos(math.pi * 0.99))])
+    assert rates["step"] == pytest.approx([0.1, 1.0, 1.1, 0.11, 0.011])
+    assert len({learning_rate(step, dataclasses.replace(line, schedule="step")) for step in range(10, 110)}) == 3
+
+
+def test_the_optimiser_follows_the_schedule(fresh):
+    result = run(fresh(), schedule="step")
+    assert [record["learning_rate"] for record in result.history] == [learning_rate(step, dataclasses.replace(SHORT, schedule="step")) for step in range(8)]
+
+
+# ---- objectives
+
+def choose(dots):
+    "Cross-entropy of the diagonal, row by row."
+    return sum(max(row) + math.log(sum(math.exp(x - max(row)) for x in row)) - row[i] for i, row in enumerate(dots)) / len(dots)
+
+
+def features(backbone, settings, batch=6):
+    pixels, captions = PAIRS.pixels[:batch].float() / 255, PAIRS.captions[:batch]
+    view = parse_hide(settings.hide)(View(pixels, backbone.grid), generator(settings.seed, "hide", 4))
+    with torch.no_grad(): parts = backbone.encode_image(view.pixels, view.hidden), backbone.encode_text(captions), backbone.encode_image(pixels)
+    return pixels, captions, [part.double() for part in parts]
+
+
+@pytest.mark.parametrize("hide", ["random:0.5", "mix:0.5", "recolour:1+grid:0.5"])
+def test_paper_objective_is_its_formula(fresh, hide):
+    "(masked + text) . target, lengths kept, temperature one, query to target."
+    backbone, settings = fresh(), dataclasses.replace(SHORT, hide=hide, weight=7.0)
+    pixels, captions, (masked, text, whole) = features(backbone, settings)
+    got = OBJECTIVES["paper"](backbone, pixels, captions, settings, generator(settings.seed, "hide", 4)).item()
+    assert got == pytest.approx(choose(((masked + text) @ whole.T).tolist()), rel=1e-4)
+    assert OBJECTIVES["paper"](backbone, pixels, captions, dataclasses.replace(settings, symmetric=False), generator(settings.seed, "hide", 4)).item() == got
+
+
+@pytest.mark.parametrize("weight, clip_weight, symmetric", [(1.0, 0.0, True), (0.25, 0.0, False), (2.0, 0.5, True), (0.0, 1.0, False)])
+def test_masked_objective_is_its_formula(fresh, weight, clip_weight, symmetric):
+    backbone = fresh()
+    settings = dataclasses.replace(SHORT, weight=weight, clip_weight=clip_weight, symmetric=symmetric)
+    pixels, captions, (masked, text, whole) = features(backbone, settings)
+    dots = backbone.scale.item() * (unit(unit(text) + weight * unit(masked)) @ unit(whole).T)
+    plain = backbone.scale.item() * (unit(whole) @ unit(text).T)
+    wanted = (choose(dots.tolist()) + choose(dots.T.tolist())) / 2 if symmetric else choose(dots.tolist())
+    wanted += clip_weight * (choose(plain.tolist()) + choose(plain.T.tolist())) / 2
+    assert OBJECTIVES["masked"](backbone, pixels, captions, settings, generator(settings.seed, "hide", 4)).item() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_clip_objective_is_its_formula_and_hides_nothing(fresh):
+    backbone, settings = fresh(), dataclasses.replace(SHORT, objective="clip")
+    pixels, captions, (_, text, whole) = features(backbone, settings)
+    dots = backbone.scale.item() * (unit(whole) @ unit(text).T)
+    wanted = (choose(dots.tolist()) + choose(dots.T.tolist())) / 2
+    for hide in ("random:0.5", "mix:0.5"):
+        assert OBJECTIVES["clip"](backbone, pixels, captions, dataclasses.replace(settings, hide=hide), generator(0)).item() == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+def test_every_objective_learns(fresh, objective):
+    history = run(fresh(), objective=objective, steps=40, data=chance_pairs(16), batch_size=16).history
+    assert sum(record["loss"] for record in history[-5:]) < 0.9 * sum(record["loss"] for record in history[:5])
+
+
+@pytest.mark.parametrize("start, bound", [(math.log(100) + 1, 100.0), (-1.0, 1.0)])
+def test_the_scale_stays_between_1_and_100(fresh, start, bound):
+    backbone = fresh()
+    with torch.no_grad(): backbone.model.logit_scale.fill_(start)
+    history = run(backbone, steps=3).history
+    assert history[0]["scale"] == pytest.approx(bound, rel=1e-5) and 1 <= backbone.scale.item() <= 100.001
+    assert all(1 <= record["scale"] <= 100.001 for record in history)
+
+
+def test_gradients_are_clipped_and_their_norm_is_told(fresh):
+    lengths = {}
+    for limit in (0.0, 0.01, 1e6):
+        backbone, settings = fresh(), dataclasses.replace(SHORT, clip_gradient=limit)
+        backbone.requires_grad_(True)
+        record = take_step(backbone, make_optimiser(backbone, settings), PAIRS.pixels[:8], PAIRS.captions[:8], 0, settings)
+        after = math.sqrt(sum(weight.grad.square().sum().item() for weight in backbone.model.parameters() if weight.grad is not None))
+        lengths[limit] = record["gradient_norm"], after
+    assert lengths[0.0][0] == lengths[0.01][0] == lengths[1e6][0] > 0.01
+    assert lengths[0.01][1] == pytest.approx(0.01, rel=1e-3) and lengths[0.0][1] == pytest.approx(lengths[0.0][0], rel=1e-3) == lengths[1e6][1]
+
+
+# ---- losses that explode
+
+def sick_after(good, steps, how):
+    count = iter(range(10**6))
+    def objective(backbone, pixels, captions, settings, random):
+        loss = OBJECTIVES["masked"](backbone, pixels, captions, settings, random)
+        return loss if next(count) + good < steps else how(loss)
+    return objective
+
+
+@pytest.mark.parametrize("how", [lambda loss: loss * math.nan, lambda loss: loss * math.inf, lambda loss: (loss - loss.detach()).abs().sqrt() + loss.detach()])
+def test_a_loss_that_explodes_stops_the_run_at_its_step(fresh, tmp_path, monkeypatch, how):
+    "Not a number, endless, and a finite loss whose gradient is not: the last checkpoint stays good, and the run can go on."
+    monkeypatch.setitem(OBJECTIVES, "sick", sick_after(0, 5, how))
+    backbone = fresh()
+    with pytest.raises(PliError, match="step 5: the loss is .* learning rate"): run(backbone, tmp_path / "run", objective="sick", schedule="constant")
+    healthy = fresh()
+    monkeypatch.setitem(OBJECTIVES, "sick", sick_after(0, 10**6, how))
+    run(healthy, objective="sick", schedule="constant", steps=5)
+    assert same(backbone, healthy)                                                # step five took nothing with it
+    assert all(value.isfinite().all() for value in load_file(tmp_path / "run" / "checkpoint.safetensors").values())
+    again, whole = fresh(), fresh()
+    assert run(again, tmp_path / "run", objective="sick", schedule="constant").continued_from == 3
+    run(whole, objective="sick", schedule="constant")
+    assert same(again, whole)
+
+
+def test_a_broken_weight_is_found_at_step_0(fresh, tmp_path):
+    backbone = fresh()
+    with torch.no_grad(): backbone.model.visual.proj[0, 0] = math.nan
+    with pytest.raises(PliError, match="step 0: the loss is nan"): run(backbone, tmp_path)
+    assert not (tmp_path / "checkpoint.safetensors").exists() and not (tmp_path / "last").exists()
+
+
+# ---- folders
+
+@pytest.mark.parametrize("changes, words", [({"seed": 1}, "seed was 0, now 1"), ({"hide": "block:0.5"}, "hide was 'random:0.5', now 'block:0.5'"), ({"steps": 9, "warmup": 1}, "steps was 8, now 9; warmup was 2, now 1"),
+                                            ({"learning_rate": 2e-3}, "learning_rate was 0.001, now 0.002")])
+def test_a_folder_belongs_to_one_run(fresh, tmp_path, changes, words):
+    run(fresh(), tmp_path)
+    before = {file: file.read_bytes() for file in tmp_path.glob("*.*")}
+    with pytest.raises(PliError, match=f"holds another run .{words}") as caught: run(fresh(), tmp_path, **changes)
+    assert str(tmp_path) in str(caught.value) and before == {file: file.read_bytes() for file in tmp_path.glob("*.*")}
+
+
+def test_other_weights_or_pairs_are_another_run(fresh, tmp_path):
+    run(fresh(), tmp_path)
+    with pytest.raises(PliError, match="start was"): run(fresh(seed=1), tmp_path)
+    with pytest.raises(PliError, match="pairs was 40, now 30"): run(fresh(), tmp_path, chance_pairs(30))
+
+
+def test_folders_that_are_none(fresh, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("years of work")
+    with pytest.raises(PliError, match="not empty and holds no run"): run(fresh(), tmp_path / "full")
+    assert [file.name for file in (tmp_path / "full").iterdir()] == ["thesis.txt"]
+    with pytest.raises(PliError, match="thesis.txt.*not a folder"): run(fresh(), tmp_path / "full" / "thesis.txt")
+    (tmp_path / "empty").mkdir()
+    run(fresh(), str(tmp_path / "empty"))
+    run(fresh(), tmp_path / "new" / "and" / "deep")
+    assert (tmp_path / "new" / "and" / "deep" / "last" / "open_clip_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"run"', "3", '{"settings": 5}', "{}"])
+def test_a_broken_record_of_the_run(fresh, tmp_path, text):
+    run(fresh(), tmp_path)
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(PliError) as caught: run(fresh(), tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "other model", "no record", "record"])
+def test_a_damaged_checkpoint_is_named(fresh, tmp_path, damage):
+    run(fresh(), tmp_path)
+    file = tmp_path / "checkpoint.safetensors"
+    whole, tensors = file.read_bytes(), load_file(file)
+    if damage == "truncated": file.write_bytes(whole[: len(whole) // 2])
+    if damage == "empty": file.write_bytes(b"")
+    if damage == "text": file.write_text("weights" * 100)
+    if damage == "other model": save_file({key: value for key, value in tensors.items() if "proj" not in key}, file, {"record": '{"step": 8}'})
+    if damage == "no record": save_file(tensors, file)
+    if damage == "record": save_file(tensors, file, {"record": "{"})
+    with pytest.raises(PliError, match="checkpoint.safetensors: this checkpoint cannot be continued .*remove the folder"): run(fresh(), tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["gone", "short", "torn"])
+def test_a_damaged_log_is_named(fresh, tmp_path, damage):
+    run(fresh(), tmp_path)
+    file = tmp_path / "log.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.unlink()
+    if damage == "short": file.write_text("".join(lines[:5]))
+    if damage == "torn": file.write_text("".join(lines[:7]) + '{"step"\n')
+    with pytest.raises(PliError, match="log.jsonl"): run(fresh(), tmp_path)
+
+
+def test_claim_folder_by_hand(tmp_path):
+    record = {"settings": {"steps": 3}, "start": "abc", "pairs": 5}
+    assert claim_folder(tmp_path / "run", record) is False and claim_folder(tmp_path / "run", record) is False
+    (tmp_path / "run" / "checkpoint.safetensors").write_text("")
+    assert claim_folder(tmp_path / "run", record) is True
+    with pytest.raises(PliError, match="pairs was 5, now None"): claim_folder(tmp_path / "run", {"settings": {"steps": 3}, "start": "abc"})
+
+
+def test_fingerprints(fresh):
+    one, two = fresh(), fresh()
+    assert fingerprint(one) == fingerprint(two) != fingerprint(fresh(seed=1))
+    with torch.no_grad(): two.model.logit_scale += 1e-6
+    assert fingerprint(one) != fingerprint(two)
+    assert fingerprint(fresh("resnet")) == fingerprint(fresh("resnet"))           # whole-number buffers too
+
+
+# ---- settings
+
+GOOD = {field.name: field.default for field in dataclasses.fields(TuneSettings)}
+BAD = {
+    "hide": ["random:2", "", "grey+nothing", None, 0.5], "objective": ["magic", "", None, ["masked"]], "symmetric": ["yes", None, 1], "weight": [-1.0, math.nan, math.inf, "1", None, True],
+    "clip_weight": [-0.1, math.nan, "0"], "tune": ["all", None, True], "steps": [0, -1, 1.5, "10", None, True], "batch_size": [1, 0, 2.5, "8", None], "learning_rate": [-1e-9, math.nan, math.inf, "1e-4", None],
+    "weight_decay": [-0.1, math.nan, math.inf, None], "warmup": [-1, 0.5, None], "schedule": ["linear", None, {}], "clip_gradient": [-1.0, math.nan, math.inf, None],
+    "precision": ["fp16", None, 16], "checkpoint_every": [0, -5, 1.5, None], "validate_every": [-1, 0.5, None], "seed": [0.5, None, "0", True],
+}
+
+
+def test_every_setting_has_bad_values_below(): assert BAD.keys() == GOOD.keys()
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name, values in BAD.items() for value in values], ids=str)
+def test_settings_that_make_no_sense_are_named(fresh, tmp_path, name, value):
+    settings = dataclasses.replace(TuneSettings(), **{name: value})
+    with pytest.raises(PliError, match=rf"\b{name}\b|--hide|random: ratio"): check_settings(settings)
+    with pytest.raises(PliError): tune(None, PAIRS, settings, tmp_path / "run")   # before anything is touched
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("changes", [{}, {"steps": 1}, {"batch_size": 2}, {"warmup": 0}, {"warmup": 9999}, {"learning_rate": 0}, {"learning_rate": 1}, {"weight": 0}, {"clip_gradient": 0},
+                                     {"seed": -3}, {"seed": 2**80}, {"hide": "none"}, {"precision": "bf16"}, {"symmetric": False}])
+def test_settings_at_their_ends_are_good(changes): check_settings(dataclasses.replace(TuneSettings(), **changes))
+
+
+def test_settings_at_their_ends_run(fresh, tmp_path):
+    result = run(fresh(), tmp_path, steps=1, batch_size=2, warmup=5, checkpoint_every=1, validate_every=1, hide="none", seed=-3, validate=lambda backbone: 1)
+    assert len(result.history) == 1 and result.scores == [{"step": 1, "score": 1.0}]
+    still = fresh()
+    run(still, learning_rate=0, steps=2, weight_decay=0.5)
+    assert same(still, fresh())
+
+
+def test_too_few_pairs(fresh):
+    with pytest.raises(PliError, match="40 pairs do not fill one batch of 41"): run(fresh(), batch_size=41)
+
+
+# ---- validation
+
+def test_validation_keeps_the_best(fresh, tmp_path):
+    scores, seen = iter([0.1, 0.4, 0.3, 0.4]), []
+    def validate(backbone):
+        seen.append((torch.is_grad_enabled(), weights(backbone)))
+        return next(scores)
+    result = run(fresh(), tmp_path, validate=validate, validate_every=2)
+    assert result.scores == [{"step": 2, "score": 0.1}, {"step": 4, "score": 0.4}, {"step": 6, "score": 0.3}, {"step": 8, "score": 0.4}] and result.best == 0.4
+    assert not any(grad for grad, _ in seen)
+    best, last = load_backbone(str(tmp_path / "best")), load_backbone(str(tmp_path / "last"))
+    assert all(torch.equal(weight, seen[1][1][name]) for name, weight in best.model.named_parameters())       # of two equals the first
+    assert all(torch.equal(weight, seen[3][1][name]) for name, weight in last.model.named_parameters())
+
+
+@pytest.mark.parametrize("every, steps", [(0, [8]), (3, [3, 6, 8]), (4, [4, 8]), (100, [8])])
+def test_when_it_validates(fresh, every, steps):
+    assert [record["step"] for record in run(fresh(), validate_every=every, validate=lambda backbone: 0).scores] == steps
+    assert run(fresh(), validate_every=every).scores == []
+
+
+def test_validation_changes_nothing(fresh):
+    one, two = fresh(), fresh()
+    def noisy(backbone):
+        torch.rand(5)
+        return backbone.encode_image(PAIRS.pixels[:4]).sum()
+    assert run(one).history == run(two, validate=noisy, validate_every=1).history and same(one, two)
+
+
+def test_a_score_that_is_no_number_is_never_the_best(fresh, tmp_path):
+    scores = iter([math.nan, 0.2, math.nan, 0.1])
+    result = run(fresh(), tmp_path, validate=lambda backbone: next(scores), validate_every=2)
+    assert result.best == 0.2 and (tmp_path / "best").exists()
+    assert run(fresh(), tmp_path, validate=None, validate_every=2).best == 0.2
+
+
+# ---- pictures that break in the middle
+
+def picture_pairs(folder, broken, count=16):
+    folder.mkdir()
+    for i in range(count):
+        if i in broken: (folder / f"{i}.png").write_bytes(b"\x89PNG\r\n\x1a\n not really")
+        else: Image.new("RGB", (40, 40), (i * 15, 100, 255 - i * 15)).save(folder / f"{i}.png")
+    return Pairs(tuple(str(folder / f"{i}.png") for i in range(count)), tuple(f"colour {i}" for i in range(count)), folder)
+
+
+def test_broken_pictures_are_counted_and_left_out(fresh, tmp_path):
+    backbone = fresh()
+    data = PairSet(picture_pairs(tmp_path / "pictures", {3, 7}), backbone.pixels)
+    result = run(backbone, tmp_path / "run", data, steps=4, batch_size=8)          # two epochs
+    assert sorted(path for path, _ in result.problems) == sorted(2 * [str(tmp_path / "pictures" / f"{i}.png") for i in (3, 7)])
+    assert all(isinstance(reason, str) and reason for _, reason in result.problems) and len(result.history) == 4
+    again = run(fresh(), tmp_path / "run", data, steps=4, batch_size=8)
+    assert again.problems == result.problems
+
+
+def test_problems_survive_a_stop(fresh, tmp_path):
+    backbone, wanted = fresh(), None
+    pairs = picture_pairs(tmp_path / "pictures", {3, 7})
+    wanted = run(fresh(), None, PairSet(pairs, backbone.pixels)).problems
+    class Stop(PairSet):
+        def __getitem__(self, index):
+            if getattr(self, "left", 40) < 1: raise KeyboardInterrupt
+            self.left = getattr(self, "left", 40) - 1
+            return super().__getitem__(index)
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path / "run", Stop(pairs, backbone.pixels))
+    result = run(fresh(), tmp_path / "run", PairSet(pairs, backbone.pixels))
+    assert result.continued_from == 3 and result.problems == wanted and len(wanted) == 8
+
+
+def test_a_batch_with_too_few_pictures_stops_with_a_reason(fresh, tmp_path):
+    backbone = fresh()
+    data = PairSet(picture_pairs(tmp_path / "pictures", set(range(15))), backbone.pixels)
+    with pytest.raises(PliError, match=r"step 0: fewer than two pictures.*pictures.*\.png"): run(backbone, None, data, batch_size=8)
+
+
+def test_pairs_of_another_size_are_named(fresh):
+    data = TensorPairs(torch.zeros(16, 3, 48, 48, dtype=torch.uint8), ["a"] * 16)
+    with pytest.raises(PliError, match="32, 32.*48, 48"): run(fresh(), data=data)
+
+
+# ---- precision, other models, what is said
+
+@pytest.mark.parametrize("hide", ["random:0.5", "crop+blur", "mix:0.5+recolour"])
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+def test_bf16_runs_on_the_processor(fresh, objective, hide):
+    single, half = fresh(), fresh()
+    one, two = (run(backbone, objective=objective, precision=precision, hide=hide, steps=3) for backbone, precision in ((single, "fp32"), (half, "bf16")))
+    for a, b in zip(one.history, two.history): assert math.isfinite(b["loss"]) and b["loss"] == pytest.approx(a["loss"], rel=0.1)
+    assert all(weight.dtype == torch.float32 for weight in half.model.parameters()) and not same(single, half)
+
+
+def test_auto_is_fp32_on_the_processor(fresh):
+    one, two = fresh(), fresh()
+    assert run(one, precision="auto").history == run(two, precision="fp32").history and same(one, two)
+
+
+@pytest.mark.parametrize("name", ["siglike", "resnet", "sincos"])
+def test_other_models_continue_to_the_bit(fresh, tmp_path, name):
+    whole, halves = fresh(name), fresh(name)
+    run(whole, batch_size=16)
+    with pytest.raises(KeyboardInterrupt): run(fresh(name), tmp_path / "run", Fuse(80), batch_size=16)
+    assert run(halves, tmp_path / "run", batch_size=16).continued_from == 3 and same(whole, halves)
+
+
+@pytest.mark.parametrize("which", ["image", "text"])
+def test_a_frozen_tower_continues_too(fresh, tmp_path, which):
+    whole, halves = fresh(), fresh()
+    run(whole, tune=which)
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path / "run", Fuse(40), tune=which)
+    assert run(halves, tmp_path / "run", tune=which).continued_from == 3 and same(whole, halves)
+
+
+def test_what_is_said(fresh, tmp_path):
+    lines = []
+    run(fresh(), tmp_path, say=lines.append, validate=lambda backbone: 0.5)
+    assert len(lines) == 8 and lines[-1].startswith("step 8/8: loss ") and lines[-1].endswith("validation 0.5000")
+    run(fresh(), tmp_path, say=lines.append)
+    assert lines[8:] == ["continuing at step 8 of 8"]
+
+
+def test_the_record_beside_the_weights_is_complete(fresh, tmp_path):
+    run(fresh(), tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert TuneSettings(**record["settings"]) == SHORT and record["pairs"] == 40 and record["start"] == fingerprint(fresh())
+    assert same(load_backbone(str(tmp_path / "last")), load_backbone(str(tmp_path / "last"), seed=5))
