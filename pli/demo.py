@@ -129,15 +129,15 @@ def table_rows(
 
 # %% ../nbs/16_demo.ipynb #c85c2f09
 def sentence_on(
-    found: dict,            # from `compare`: masked tuning against the control
+    against: dict,          # from `compare`: masked tuning against the control
     k: int,
 ) -> str:
     "One comparison in words."
-    difference, ratio = found["difference"], found["ratio"]
+    difference, ratio = against["difference"], against["ratio"]
     points = f"{difference[0]:+.1f} points [{difference[1]:+.1f}, {difference[2]:+.1f}]"
     if difference[1] > 0:
-        times = f"{ratio[0]:.1f} times the control's recall" if ratio else "against nothing found by the control"
-        return f"At {k}, masked tuning reaches {times} ({points})."
+        found = f"reaches {ratio[0]:.1f} times the control's recall" if ratio else "finds right answers where the control finds none"
+        return f"At {k}, masked tuning {found} ({points})."
     if difference[2] < 0: return f"At {k}, masked tuning is below the control ({points})."
     return f"At {k}, no difference between masked tuning and the control can be told ({points})."
 
@@ -238,7 +238,7 @@ def page(results: dict, figures: dict[str, viz.Drawing]) -> str:
              "what the caption leaves out must come from the patches that are still visible. So the model learns to keep it, and to take from the words what the picture lacks."),
         figure_html(figures["masks"], "Training pictures with their captions, whole and with half, three quarters and nine tenths of the patches hidden. A hidden patch is absent: the model sees nothing there."),
         figure_html(figures["curves"], "Recall against the weight of the picture in the weighted sum, on the test queries; the weights in the table were chosen on other queries. " + on_weights(results["sums by weight"])),
-        "<h2>Where it does not help</h2>",
+        "<h2>Where it should not help</h2>",
         text("If that explanation is right, masked tuning has nothing to give where captions leave nothing out. The second world has the same pictures, and captions that mention each property seven times in ten:"),
         table_html(full), text(" ".join(full["sentences"])),
         figure_html(figures["bars"], "Recall at 10 in both worlds, with 95 % intervals."),
