@@ -75,7 +75,7 @@ def read_json(
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PliError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:   # broken text, broken JSON, numbers or nesting without end
         raise PliError(f"{path}: not valid JSON ({error}); is the file complete?") from None
     except OSError as error:
         raise PliError(f"{path}: cannot be read ({error.strerror})") from None
