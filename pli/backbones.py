@@ -15,7 +15,6 @@ from pathlib import Path
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.transforms import Compose, Normalize, PILToTensor
@@ -100,7 +99,8 @@ class Backbone(nn.Module):
     ):
         super().__init__()
         self.model, self.config, self.name = model, config, name
-        self.transform, self.make_tokenizer, self.tokenizer = pixel_transform(transform), tokenizer, None
+        self.pixels = pixel_transform(transform)      # picture -> `uint8 (3, height, width)`; a plain object, so that worker processes can take it along
+        self.make_tokenizer, self.tokenizer = tokenizer, None
         norm = next(step for step in transform.transforms if isinstance(step, Normalize))
         self.register_buffer("mean", torch.tensor(norm.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(norm.std)[:, None, None], persistent=False)
@@ -115,8 +115,6 @@ class Backbone(nn.Module):
 
     @property
     def scale(self) -> Tensor: return self.model.logit_scale.exp()   # the learned inverse temperature, a scalar
-
-    def pixels(self, picture: Image.Image) -> Tensor: return self.transform(picture)
 
     def encode_image(self, pixels: Tensor, hidden: Tensor | None = None) -> Tensor: return encode_image(self, pixels, hidden)
 
@@ -143,11 +141,13 @@ def encode_image(
     "Picture features, from the patches that are not hidden. Raises `PliError` for pictures or a mask that do not fit."
     if tuple(pixels.shape[1:]) != (3, *backbone.size):
         raise PliError(f"this model reads pixels of shape (batch, 3, {backbone.size[0]}, {backbone.size[1]}), got {tuple(pixels.shape)}; `backbone.pixels` makes them")
+    pixels = pixels.to(backbone.device)
     if pixels.dtype == torch.uint8: pixels = pixels.to(backbone.mean.dtype).div(255)
     inputs = (pixels - backbone.mean) / backbone.std
     encode = lambda inputs: backbone.model.encode_image(inputs, normalize=False).flatten(1)   # CoCa normalises unless told not to
     if hidden is None: return encode(inputs)
     check_mask(backbone, pixels, hidden)
+    hidden = hidden.to(backbone.device)
     if not hidden.any(): return encode(inputs)
     if backbone.gate is None:
         over = hidden.reshape(-1, 1, *backbone.grid).float()
@@ -200,7 +200,7 @@ def random_weights_wanted(wanted: bool):
 
 # %% ../nbs/02_backbones.ipynb #db21774b
 def load_backbone(
-    name: str,                      # `ViT-B-32`, `hf-hub:org/model`, a folder in open_clip's local-dir layout, or `pli-tiny-48`
+    name: str | Path,               # `ViT-B-32`, `hf-hub:org/model`, a folder in open_clip's local-dir layout, or `pli-tiny-48`
     pretrained: str | None = None,  # weights: a tag such as `openai`, or a checkpoint file; None leaves named models random
     device: str | torch.device = "cpu",
     seed: int = 0,                  # decides the weights where none are loaded
@@ -208,7 +208,7 @@ def load_backbone(
 ) -> Backbone:                      # in evaluation mode
     "Load an open_clip model as a `Backbone`. Raises `PliError` naming the model, tag or file that cannot be used."
     register_tiny()
-    if Path(name).is_dir(): name = f"local-dir:{name}"
+    name = f"local-dir:{name}" if Path(name).is_dir() else str(name)
     if ":" in name and pretrained: raise PliError(f"{name} brings its own weights: leave out {pretrained!r}, or name a model of open_clip to put them in")
     try:
         config = read_config(name, pretrained, cache_dir)

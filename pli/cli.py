@@ -122,10 +122,10 @@ def run_tune(args) -> None:
     learn, held_out = (pairs, None) if validate else split_pairs(pairs, args.held_out, settings.seed)
     if len(learn) < settings.batch_size: raise PliError(f"--batch-size {settings.batch_size} is more than the {len(learn)} pairs to learn from")
     backbone = load_backbone(args.model, args.pretrained, device, settings.seed)
-    if validate is None: validate = pair_validator(PairSet(held_out, backbone.pixels), settings.hide, settings.weight)
+    if validate is None: validate = pair_validator(PairSet(held_out, backbone.pixels), settings.hide, 0.0 if settings.objective == "clip" else settings.weight)   # the control finds pictures by their captions
     result = tune(backbone, PairSet(learn, backbone.pixels), settings, args.out, validate, args.workers)
     write_problems(Path(args.out) / "problems.jsonl", pairs, result.problems)
-    write_json(Path(args.out) / "provenance.json", provenance(command_line(), settings.seed, device) | {"model": args.model, "pretrained": args.pretrained, "scores": result.scores})
+    write_json(Path(args.out) / "provenance.json", provenance(args.typed, settings.seed, device) | {"model": args.model, "pretrained": args.pretrained, "scores": result.scores})
     print(f"tuned model: {Path(args.out) / 'last'}   best validation ({result.best:.4f}): {Path(args.out) / 'best'}")
 
 # %% ../nbs/14_cli.ipynb #e1f0953a
@@ -141,9 +141,9 @@ def write_problems(
     if pairs.problems or late: Pairs((), (), pairs.root, pairs.problems + late).write_problems(path)
 
 # %% ../nbs/14_cli.ipynb #be5ef202
-def command_line() -> str:
-    "The command as it was typed."
-    return shlex.join(["pli", *sys.argv[1:]])
+def command_line(argv: list[str] | None) -> str:
+    "The command as it was typed, or as a program called it."
+    return shlex.join(["pli", *(sys.argv[1:] if argv is None else argv)])
 
 # %% ../nbs/14_cli.ipynb #7d54f04e
 def add_evaluate(commands) -> None:
@@ -183,7 +183,7 @@ def run_evaluate(args) -> None:
         raise PliError(f"--chosen-on {args.chosen_on}: the queries are of the kinds {', '.join(sorted(set(queries.kinds)))}")
     backbone = load_backbone(args.model, args.pretrained, device)
     table = sweep(encode(backbone, queries, workers=args.workers), queries, composers)
-    record = provenance(command_line(), 0, device) | {"model": args.model, "pretrained": args.pretrained, "queries": len(queries), "gallery": queries.gallery} | report(table, queries, args.chosen_on)
+    record = provenance(args.typed, 0, device) | {"model": args.model, "pretrained": args.pretrained, "queries": len(queries), "gallery": queries.gallery} | report(table, queries, args.chosen_on)
     if args.sweep: print(as_text(*sweep_rows(table, queries)), end="\n\n")
     print(as_page(record))
     if args.out: write_json(args.out, record)
@@ -224,6 +224,7 @@ def main(argv: list[str] | None = None) -> int:   # exit status
     "Run the command line; the console script `pli` is this function."
     parser = make_parser()
     args = parser.parse_args(argv)
+    args.typed = command_line(argv)
     if args.version:
         from pli import __version__
         print(f"pli {__version__}")

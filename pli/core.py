@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+from . import __version__
 from fastprogress import progress_bar
 from fastprogress.fastprogress import IN_NOTEBOOK
 from torch import Tensor
@@ -122,7 +123,7 @@ def versions() -> dict[str, str]:
     found = {}
     for name in names:
         try: found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError: found[name] = "not installed"
+        except metadata.PackageNotFoundError: found[name] = __version__ if name == "pli" else "not installed"
     return {"python": platform.python_version(), **found}
 
 # %% ../nbs/00_core.ipynb #1fc6910a

@@ -7,17 +7,17 @@ __all__ = ['FORMATS', 'SUFFIXES', 'MOST_PIXELS', 'TURN', 'TURNS', 'IMAGE_KEYS', 
            'PictureError', 'readable_formats', 'first_line', 'open_header', 'eight_bit', 'on_white', 'turn_of',
            'open_picture', 'Problem', 'Pairs', 'report', 'Record', 'choose', 'text_lines', 'table_rows', 'table_header',
            'read_table', 'read_json_lines', 'captions_of', 'read_folder', 'fence', 'judge', 'check_pictures',
-           'reader_of', 'nothing_left', 'read_pairs', 'split_pairs', 'Reason', 'PairSet', 'TensorPairs', 'Batch',
-           'collate', 'BatchOrder']
+           'reader_of', 'nothing_left', 'read_pairs', 'split_pairs', 'digest_of', 'Reason', 'PairSet', 'TensorPairs',
+           'Batch', 'collate', 'BatchOrder']
 
 # %% ../nbs/06_data.ipynb #c31b106a
 import csv
 import functools
+import hashlib
 import itertools
 import json
 import os
 import stat
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -26,12 +26,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .core import PliError, atomic, generator
+from .core import PliError, atomic, bar, generator
 
 # %% ../nbs/06_data.ipynb #8078df0d
 def shown(
@@ -404,8 +403,7 @@ def check_pictures(
 ) -> tuple[list[Record], list[Problem]]:  # those whose picture is there, and the others
     "Open the header of every picture once, with a progress bar where somebody looks."
     paths, wrong = list(dict.fromkeys(record.name for record in records)), {}
-    watched = IN_NOTEBOOK or sys.stdout.isatty()  # in a pipe or a log file a bar is only noise
-    for path in progress_bar(paths, leave=False) if paths and watched else paths:
+    for path in bar(paths) if paths else paths:
         try: open_header(path).close()
         except PictureError as error: wrong[path] = error
     problems = [Problem(r.file, r.line, wrong[r.name].cause, str(wrong[r.name])) for r in records if r.name in wrong]
@@ -479,6 +477,11 @@ def split_pairs(
             pairs.take([i for i, name in enumerate(names) if name in aside]))
 
 # %% ../nbs/06_data.ipynb #66cdab2b
+def digest_of(names: Sequence[str], captions: Sequence[str]) -> str:
+    "What tells one set of pairs from another: a short digest of all names and captions in their order."
+    return hashlib.sha256(json.dumps([list(names), list(captions)]).encode()).hexdigest()[:16]
+
+# %% ../nbs/06_data.ipynb #c07f8681
 class Reason(str):
     "Why a picture gave no pixels: a text that remembers the `path` it is about."
     def __new__(cls, text: str, path: str = ""):
@@ -496,6 +499,8 @@ class PairSet(Dataset):
         self.pairs, self.pixels_fn = pairs, pixels_fn
 
     def __len__(self) -> int: return len(self.pairs)
+
+    def digest(self) -> str: return digest_of(self.pairs.names, self.pairs.captions)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | None, str]:
         path, caption = self.pairs.paths[index], self.pairs.captions[index]
@@ -517,6 +522,8 @@ class TensorPairs(Dataset):
         self.pixels, self.captions = pixels, list(captions)
 
     def __len__(self) -> int: return len(self.captions)
+
+    def digest(self) -> str: return digest_of([hashlib.sha256(self.pixels.contiguous().numpy().data).hexdigest()], self.captions)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor, str]: return index, self.pixels[index], self.captions[index]
 

@@ -50,10 +50,10 @@ def composed(
     masked: Tensor,       # `(batch, width)` features of the pictures with patches hidden
     text: Tensor,         # `(batch, width)` features of their captions
     weight: float = 1.0,  # how much the picture counts
-) -> Tensor:              # `(batch, width)` of length one
-    "The training query: the direction of unit(text) + weight * unit(masked)."
+) -> Tensor:              # `(batch, width)` in single precision, in the direction of `Sum(weight)`'s query
+    "The training query: unit(text) + weight * unit(masked)."
     _matching(masked=masked, text=text)
-    return Sum(weight).parts(masked, text)[0]
+    return unit(text.float()) + Sum(weight).weight * unit(masked.float())
 
 # %% ../nbs/05_losses.ipynb #70494be0
 def paper_loss(

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from .backbones import Backbone
 from .core import PliError, atomic, bar, generator, read_json, unit, write_json
 from .data import BatchOrder, collate
-from .losses import contrastive, paper_loss
+from .losses import composed, contrastive, paper_loss
 from .masking import View, parse_hide
 
 # %% ../nbs/07_tuning.ipynb #a03e5ca9
@@ -54,28 +54,40 @@ class TuneSettings:
 
 # %% ../nbs/07_tuning.ipynb #ef4c80ec
 def masked_objective(
-    backbone: Backbone, pixels: Tensor, captions: list[str], settings: TuneSettings, random: torch.Generator,
-) -> Tensor:
+    backbone: Backbone,
+    pixels: Tensor,             # `(batch, 3, height, width)`, floats in [0, 1]
+    captions: list[str],        # `batch` of them
+    settings: TuneSettings,
+    random: torch.Generator,    # decides what is hidden
+) -> Tensor:                    # a number
     "Masked picture and caption, unit features, find the whole picture (normalised form)."
     view = parse_hide(settings.hide)(View(pixels, backbone.grid), random)
     text, whole = backbone.encode_text(captions), backbone.encode_image(pixels)
-    query = unit(text) + settings.weight * unit(backbone.encode_image(view.pixels, view.hidden))
+    query = composed(backbone.encode_image(view.pixels, view.hidden), text, settings.weight)
     loss = contrastive(query, whole, backbone.scale, settings.symmetric)
     if settings.clip_weight: loss = loss + settings.clip_weight * contrastive(whole, text, backbone.scale)
     return loss
 
 # %% ../nbs/07_tuning.ipynb #485ff63f
 def paper_objective(
-    backbone: Backbone, pixels: Tensor, captions: list[str], settings: TuneSettings, random: torch.Generator,
-) -> Tensor:
+    backbone: Backbone,
+    pixels: Tensor,             # `(batch, 3, height, width)`, floats in [0, 1]
+    captions: list[str],        # `batch` of them
+    settings: TuneSettings,
+    random: torch.Generator,    # decides what is hidden
+) -> Tensor:                    # a number
     "Masked tuning exactly as released (arXiv 2311.07622): unnormalised sum, temperature 1, query to target."
     view = parse_hide(settings.hide)(View(pixels, backbone.grid), random)
     return paper_loss(backbone.encode_image(view.pixels, view.hidden), backbone.encode_text(captions), backbone.encode_image(pixels))
 
 # %% ../nbs/07_tuning.ipynb #e5e9c22d
 def clip_objective(
-    backbone: Backbone, pixels: Tensor, captions: list[str], settings: TuneSettings, random: torch.Generator,
-) -> Tensor:
+    backbone: Backbone,
+    pixels: Tensor,             # `(batch, 3, height, width)`, floats in [0, 1]
+    captions: list[str],        # `batch` of them
+    settings: TuneSettings,
+    random: torch.Generator,    # decides what is hidden
+) -> Tensor:                    # a number
     "The plain CLIP loss (Radford et al. 2021): the control that every comparison needs."
     return contrastive(backbone.encode_image(pixels), backbone.encode_text(captions), backbone.scale, settings.symmetric)
 
@@ -114,6 +126,8 @@ def check_settings(settings: TuneSettings) -> None:
         value = getattr(settings, name)
         if not (math.isfinite(value) and value >= 0): raise PliError(f"{name} must be a number of at least 0, got {value}")
     parse_hide(settings.hide)
+    if settings.objective != "masked" and (settings.weight != 1 or settings.clip_weight):
+        raise PliError(f"weight and clip_weight belong to the objective masked, not to {settings.objective}: leave them out")
 
 # %% ../nbs/07_tuning.ipynb #d66d8ee7
 def make_optimiser(
@@ -133,7 +147,7 @@ def make_optimiser(
 # %% ../nbs/07_tuning.ipynb #2aa4813b
 def uses_bf16(precision: str, device: torch.device) -> bool:
     "Whether a step computes in bfloat16."
-    return precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
 
 # %% ../nbs/07_tuning.ipynb #92d943f3
 def take_step(
@@ -142,7 +156,8 @@ def take_step(
     "One optimiser step. Raises `PliError` when loss or gradient is no longer a number; the weights are then as before."
     rate = learning_rate(step, settings)
     for group in optimiser.param_groups: group["lr"] = rate
-    with torch.random.fork_rng(devices=[]), torch.autocast(backbone.device.type, torch.bfloat16, enabled=uses_bf16(settings.precision, backbone.device)):
+    on_gpu = [backbone.device] if backbone.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=on_gpu), torch.autocast(backbone.device.type, torch.bfloat16, enabled=uses_bf16(settings.precision, backbone.device)):
         torch.manual_seed(generator(settings.seed, "step", step).initial_seed())       # for models that draw random numbers themselves
         floats = pixels.to(backbone.device).float().div(255)
         loss = OBJECTIVES[settings.objective](backbone, floats, captions, settings, generator(settings.seed, "hide", step))
@@ -274,7 +289,8 @@ def tune(
 ) -> TuneResult:
     "Tune a backbone on picture-caption pairs. Raises `PliError` for settings, folders or losses that cannot be used."
     check_settings(settings)
-    run = {"settings": asdict(settings), "start": fingerprint(backbone), "pairs": len(data)}
+    run = {"settings": asdict(settings), "start": fingerprint(backbone), "pairs": len(data), "pairs digest": data.digest() if hasattr(data, "digest") else None,
+           "bf16": uses_bf16(settings.precision, backbone.device)}
     files, result = RunFiles(folder), TuneResult()
     with switched_to_tuning(backbone):
         optimiser, first = make_optimiser(backbone, settings), 0

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
+from pli.backbones import load_backbone
 from pli.cli import main as pli
 from pli.core import PliError, provenance, read_json, write_json
-from pli.evaluate import ranks_of, read_queries
+from pli.evaluate import Queries, encode, ranks_of, read_queries, report, sweep
 from pli.metrics import bootstrap, paired_bootstrap, paired_ratio, recall_at
 
 ARMS = {   # row -> how it is tuned; every arm starts from the same weights and takes the same steps over the same pairs
@@ -25,7 +26,6 @@ ARMS = {   # row -> how it is tuned; every arm starts from the same weights and 
 STEPS = {"shop": ["--steps", "250", "--batch-size", "256", "--learning-rate", "3e-4", "--checkpoint-every", "50"],
          "emoji": ["--steps", "200", "--batch-size", "128", "--learning-rate", "2e-4", "--checkpoint-every", "50"]}
 FIRST = ["--objective", "clip", "--hide", "none", "--steps", "500", "--batch-size", "128", "--learning-rate", "1e-3", "--checkpoint-every", "100"]
-CHOSEN_ON = {"shop": "colour", "emoji": None}   # whose queries choose the weights
 
 
 def run(*words: object) -> None:
@@ -35,41 +35,42 @@ def run(*words: object) -> None:
     if pli(words): raise SystemExit(1)
 
 
-def start_model(name: str, data: Path, runs: Path) -> Path:
+def start_model(data: Path, runs: Path) -> Path:
     "The model every arm starts from: the one that comes with the data, or a small CLIP trained on the pairs."
     if (data / "base").is_dir(): return data / "base"
-    run("tune", data / "pairs.csv", "--model", "pli-tiny-64", "--out", runs / "start", *FIRST, "--device", "cpu")
+    if not (runs / "start" / "last").is_dir(): run("tune", data / "pairs.csv", "--model", "pli-tiny-64", "--out", runs / "start", *FIRST, "--device", "cpu")
     return runs / "start" / "last"
 
 
-def measure(name: str, data: Path, model: Path, out: Path) -> dict:
-    "The report of one model, from its file or made now."
+def measure(queries: Queries, model: Path, out: Path) -> dict:
+    "The reports of one model, a kind of query each with the composers chosen on that kind; from their file, or made now."
     if not out.exists():
-        only = ["--chosen-on", CHOSEN_ON[name]] if CHOSEN_ON[name] else []
-        run("evaluate", "--model", model, "--queries", data / "queries.dev.json", "--gallery", data / "gallery.json", "--device", "cpu", "--out", out, *only)
+        print(f"measuring {model}", flush=True)
+        table = sweep(encode(load_backbone(model), queries), queries)
+        write_json(out, {kind: report(table, queries, kind) for kind in sorted(set(queries.kinds))})
     return read_json(out)
 
 
-def solved(reports: list[dict], k: int) -> torch.Tensor:
-    "For every query, the share of seeds that solve it at k with the best composer."
-    return torch.stack([recall_at(ranks_of(report), k) for report in reports]).mean(0)
+def solved(reports: list[dict], kind: str, k: int) -> torch.Tensor:
+    "For every query, the share of seeds that solve it at k with the composer chosen on its kind."
+    return torch.stack([recall_at(ranks_of(one[kind]), k) for one in reports]).mean(0)
 
 
 def row_of(reports: list[dict], control: list[dict], kinds: dict[str, torch.Tensor]) -> dict:
     "Recall per kind over all seeds, what each seed gave, and the paired comparison with the control."
-    row = {"seeds": len(reports), "composers": [report["specs"]["best"] for report in reports], "kinds": {}}
+    row = {"seeds": len(reports), "kinds": {}}
     for kind, rows in kinds.items():
-        found = {}
+        found = {"composers": [one[kind]["specs"]["best"] for one in reports]}
         for k in (1, 5, 10):
-            mine, theirs = solved(reports, k)[rows], solved(control, k)[rows]
+            mine, theirs = solved(reports, kind, k)[rows], solved(control, kind, k)[rows]
             found[f"recall@{k}"] = [round(100 * value, 2) for value in bootstrap(mine)]
-            found[f"recall@{k} by seed"] = [round(100 * recall_at(ranks_of(report), k)[rows].mean().item(), 2) for report in reports]
+            found[f"recall@{k} by seed"] = [round(100 * recall_at(ranks_of(one[kind]), k)[rows].mean().item(), 2) for one in reports]
             if reports is not control:
                 found[f"recall@{k} minus control"] = [round(100 * value, 2) for value in paired_bootstrap(mine, theirs)]
                 if theirs.any(): found[f"recall@{k} over control"] = [round(value, 3) if math.isfinite(value) else None for value in paired_ratio(mine, theirs)]
-        found["families"] = {family: [round(sum(report["kinds"][kind]["composers"][family][f"recall@{k}"][0] for report in reports) / len(reports), 2) for k in (1, 10)]
-                             for family in reports[0]["specs"]}
-        found["halves"] = [report["kinds"][kind]["halves"] for report in reports]
+        found["families"] = {family: [round(sum(one[kind]["kinds"][kind]["composers"][family][f"recall@{k}"][0] for one in reports) / len(reports), 2) for k in (1, 10)]
+                             for family in reports[0][kind]["specs"]}
+        found["halves"] = [one[kind]["kinds"][kind]["halves"] for one in reports]
         row["kinds"][kind] = found
     return row
 
@@ -78,19 +79,20 @@ def study(name: str, root: Path, seeds: list[int], runs: Path, results: Path) ->
     "Train what is missing, measure, and write one small result file."
     data, runs = root / name, runs / name
     if not (data / "pairs.csv").is_file(): raise PliError(f"{data / 'pairs.csv'}: no such file; DATA is the folder that holds {name}/")
-    model = start_model(name, data, runs)
-    reports = {"start": [measure(name, data, model, runs / "start.json")]}
+    model = start_model(data, runs)
+    queries = read_queries(data / "queries.dev.json", data / "gallery.json")
+    reports = {"start": [measure(queries, model, runs / "start.json")]}
     for seed in seeds:
         for arm, options in ARMS.items():
             folder = runs / f"{arm.replace(' + ', '-').replace(' ', '-')}-{seed}"
-            run("tune", data / "pairs.csv", "--model", model, "--out", folder, *options, *STEPS[name], "--seed", seed, "--device", "cpu")
-            reports.setdefault(arm, []).append(measure(name, data, folder / "last", folder.with_suffix(".json")))
-    queries = read_queries(data / "queries.dev.json", data / "gallery.json")
+            if not (folder / "last").is_dir():   # a run ends by writing it
+                run("tune", data / "pairs.csv", "--model", model, "--out", folder, *options, *STEPS[name], "--seed", seed, "--device", "cpu")
+            reports.setdefault(arm, []).append(measure(queries, folder / "last", folder.with_suffix(".json")))
     kinds = {kind: torch.tensor([k == kind for k in queries.kinds]) for kind in sorted(set(queries.kinds))}
     command = " ".join(["python tools/real_input.py DATA --sets", name, "--seeds", *map(str, seeds)])
     record = provenance(command, seeds[0]) | {
         "seeds": seeds, "queries": {kind: int(rows.sum()) for kind, rows in kinds.items()}, "gallery": queries.gallery,
-        "weights chosen on": f"the other half of the {CHOSEN_ON[name] or 'development'} queries, by recall@10, over every composer and weight",
+        "composers chosen on": "the other half of the queries of the same kind, by recall@10, over every composer and weight, for every row alike",
         "settings": {arm: " ".join(options + STEPS[name]) for arm, options in ARMS.items()},
         "rows": {arm: row_of(found, reports["control"], kinds) for arm, found in reports.items()}}
     write_json(results / f"{name}.json", record)
