@@ -2,8 +2,8 @@
 
 d = { 'settings': { 'branch': 'main',
                 'doc_baseurl': '/pli',
-                'doc_host': 'https://pli-retrieval.github.io',
-                'git_url': 'https://github.com/pli-retrieval/pli',
+                'doc_host': 'https://example.github.io',
+                'git_url': 'https://github.com/example/pli',
                 'lib_path': 'pli'},
   'syms': { 'pli.backbones': { 'pli.backbones.Backbone': ('backbones.html#backbone', 'pli/backbones.py'),
                                'pli.backbones.Backbone.__init__': ('backbones.html#backbone.__init__', 'pli/backbones.py'),

@@ -117,13 +117,16 @@ def test_every_setting_has_its_option():
 
 
 def test_options_arrive():
-    given = {"hide": "mix:0.25", "objective": "paper", "weight": 0.5, "clip-weight": 0.25, "tune": "text", "steps": 7, "batch-size": 9, "learning-rate": 0.5, "weight-decay": 0.125,
+    given = {"hide": "mix:0.25", "weight": 0.5, "clip-weight": 0.25, "tune": "text", "steps": 7, "batch-size": 9, "learning-rate": 0.5, "weight-decay": 0.125,
              "warmup": 3, "schedule": "step", "clip-gradient": 0.0, "precision": "fp32", "checkpoint-every": 5, "validate-every": 2, "seed": 11}
-    assert set(given) == set(TUNE_OPTIONS)
+    assert set(given) | {"objective"} == set(TUNE_OPTIONS)
     base = ["tune", "pairs.csv", "--model", "m", "--out", "o"]
     settings = tune_settings(make_parser().parse_args(base + [word for name, value in given.items() for word in (f"--{name}", str(value))] + ["--one-way"]))
     assert settings == TuneSettings(**{name.replace("-", "_"): value for name, value in given.items()}, symmetric=False)
     assert all(value != getattr(TuneSettings(), name.replace("-", "_")) for name, value in given.items())
+    assert tune_settings(make_parser().parse_args(base + ["--objective", "paper"])) == TuneSettings(objective="paper")
+    for name in ("--weight", "--clip-weight"):                                                       # the paper's loss has neither: not ignored, but refused
+        with pytest.raises(PliError, match="belong to the objective masked, not to paper"): tune_settings(make_parser().parse_args(base + ["--objective", "paper", name, "0.5"]))
     assert tune_settings(make_parser().parse_args(base)) == TuneSettings()                           # defaults live in TuneSettings only
 
 
@@ -273,7 +276,8 @@ def test_a_stopped_run_goes_on_and_ends_bit_equal(drawn, tmp_path):
         assert mine.keys() == theirs.keys() and all(torch.equal(value, theirs[key]) for key, value in mine.items())
     log = (tmp_path / "whole" / "log.jsonl").read_text()
     assert log == (tmp_path / "killed" / "log.jsonl").read_text() and len(log.splitlines()) == 20
-    for (status, _, err), says in ((seeded, "pli tune: whole: holds another run (seed was 0, now 1"), (other, "pli tune: other: the folder is not empty")):
+    assert "seed was 0, now 1" in seeded[2] and "pairs digest was" in seeded[2]                      # the seed also decides which pairs are held out
+    for (status, _, err), says in ((seeded, "pli tune: whole: holds another run ("), (other, "pli tune: other: the folder is not empty")):
         assert status == 1 and err.startswith(says) and err.count("\n") == 1
     assert list(files(tmp_path / "other")) == ["diary.txt"]
 
