@@ -737,3 +737,16 @@ def test_the_record_beside_the_weights_is_complete(fresh, tmp_path):
     record = json.loads((tmp_path / "run.json").read_text())
     assert TuneSettings(**record["settings"]) == SHORT and record["pairs"] == 40 and record["start"] == fingerprint(fresh())
     assert same(load_backbone(str(tmp_path / "last")), load_backbone(str(tmp_path / "last"), seed=5))
+
+
+def test_a_changed_caption_is_another_run(fresh, tmp_path):
+    run(fresh(), tmp_path)
+    captions = [*PAIRS.captions[:-1], PAIRS.captions[-1] + "!"]
+    with pytest.raises(PliError, match="pairs digest was"): run(fresh(), tmp_path, TensorPairs(PAIRS.pixels, captions))
+    darker = TensorPairs(PAIRS.pixels // 2, PAIRS.captions)
+    with pytest.raises(PliError, match="pairs digest was"): run(fresh(), tmp_path, darker)
+
+
+def test_pixels_travel_to_worker_processes_without_the_model(fresh):
+    import pickle
+    assert len(pickle.dumps(fresh().pixels)) < 10_000
