@@ -32,7 +32,7 @@ from .tuning import TuneSettings, tune
 # %% ../nbs/16_demo.ipynb #9262cbe4
 WORLDS: dict[str, dict[str, float]] = {
     "captions leave things out": world.SPARSE,
-    "captions mention everything, often": {name: 0.7 for name in world.ATTRIBUTES},
+    "captions mention most things": {name: 0.7 for name in world.ATTRIBUTES},
 }   # name -> how often a caption mentions each attribute
 
 # %% ../nbs/16_demo.ipynb #2aac1d21
