@@ -22,9 +22,9 @@ from torch import Tensor
 from . import viz, world
 from .backbones import Backbone, load_backbone
 from .composition import mean_feature, parse_composer, score
-from .core import PliError, atomic, generator, pick_device, provenance, unit, write_json
+from .core import atomic, generator, pick_device, provenance, write_json
 from .data import TensorPairs
-from .evaluate import (Features, Queries, as_text, choose, choose_families, compare, encode, halves_line, ranks_of, report, spread, sweep,
+from .evaluate import (Features, Queries, as_text, choose, choose_families, compare, encode, halves_line, report, spread, sweep,
                           world_queries)
 from .metrics import recall_at
 from .tuning import TuneSettings, tune
