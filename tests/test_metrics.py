@@ -1,6 +1,7 @@
 "The metrics against slow loops that follow the definitions word by word."
 import time
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from pli import metrics
 from pli.core import PliError
-from pli.metrics import average_precision_at, bootstrap, paired_bootstrap, paired_ratio, ranks, recall_at, subset_ranks
+from pli.metrics import ABSENT, average_precision_at, bootstrap, paired_bootstrap, paired_ratio, places, ranks, recall_at, subset_ranks
 
 
 def worst_order(row, answers, left_out=-1, among=None):
@@ -20,6 +21,10 @@ def worst_order(row, answers, left_out=-1, among=None):
 def slow_rank(row, answers, left_out=-1, among=None):
     order = [j for j in worst_order(row, answers, left_out, among)]
     return 1 + next(place for place, j in enumerate(order) if j in answers)
+
+
+def slow_places(row, answers, left_out=-1):
+    return [place for place, j in enumerate(worst_order(row, answers, left_out), start=1) if j in answers]
 
 
 def slow_precision(row, answers, k, left_out=-1):
@@ -56,11 +61,49 @@ def test_ranks_follow_the_definition(search):
 
 
 @settings(deadline=None)
+@given(searches())
+def test_places_follow_the_definition(search):
+    scores, answers, left_out = search
+    expected = [slow_places(*each) for each in zip(scores.tolist(), answers, left_out.tolist())]
+    found, most = places(scores, answers, left_out), max(map(len, expected))
+    assert found.dtype == torch.int64 and found.tolist() == [row + [0] * (most - len(row)) for row in expected]
+    assert torch.equal(found[:, 0], ranks(scores, answers, left_out))
+
+
+@settings(deadline=None)
 @given(searches(), st.integers(1, 12))
 def test_average_precision_follows_the_definition(search, k):
     scores, answers, left_out = search
     expected = [slow_precision(row, set(a), k, o) for row, a, o in zip(scores.tolist(), answers, left_out.tolist())]
-    assert torch.allclose(average_precision_at(scores, answers, k, left_out), torch.tensor(expected))
+    found = average_precision_at(places(scores, answers, left_out), k)
+    assert found.dtype == torch.float64 and found.tolist() == pytest.approx(expected, abs=1e-12)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=12, unique=True), st.data(), st.integers(1, 15))
+def test_a_list_that_ends_early_scores_what_circos_walk_down_it_scores(listed, data, k):
+    "Written from the definition: precision at each rank that holds a right picture; answers outside the list are never found."
+    right = data.draw(st.lists(st.integers(0, 30), min_size=1, max_size=8, unique=True))
+    labels = np.isin(listed, right)
+    precisions = np.cumsum(labels) * labels / np.arange(1, len(listed) + 1)
+    found = [1 + listed.index(j) for j in listed if j in right]
+    row = found + [ABSENT] * (len(right) - len(found))
+    assert average_precision_at([row], k).item() == pytest.approx(precisions[:k].sum() / min(len(right), k), abs=1e-12)
+    assert average_precision_at([row + [0, 0]], k).item() == average_precision_at([row], k).item()
+    assert average_precision_at([row], 2**40).item() == pytest.approx(precisions.sum() / len(right))            # nothing is deep enough to find what is not listed
+
+
+def test_places_on_many_queries_equal_a_sort():
+    "Half precision, so that ties abound; one to thirty answers; every second reference left out; several pieces."
+    chance = torch.Generator().manual_seed(0)
+    scores = torch.randn(40, 500, generator=chance).half()
+    answers = [tuple(torch.randperm(499, generator=chance)[:1 + q % 30].tolist()) for q in range(40)]
+    left_out = torch.where(torch.arange(40) % 2 == 0, 499, -1)
+    expected = [slow_places(row, set(a), o) for row, a, o in zip(scores.tolist(), answers, left_out.tolist())]
+    for piece in (2**22, 3000, 1):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(metrics, "PIECE", piece)
+            assert places(scores, answers, left_out).tolist() == [row + [0] * (30 - len(row)) for row in expected]
 
 
 @settings(deadline=None)
@@ -68,8 +111,8 @@ def test_average_precision_follows_the_definition(search, k):
 def test_subset_ranks_follow_the_definition(search, data):
     scores, answers, _ = search
     pictures = st.lists(st.integers(0, scores.shape[1] - 1), max_size=5)
-    members = [tuple(set(data.draw(pictures)) | {a[0]}) for a in answers]
-    expected = [slow_rank(row, a, among=few) for row, a, few in zip(scores.tolist(), answers, members)]
+    members = [tuple(data.draw(pictures)) + (a[0],) for a in answers]                     # doubles allowed, in any number
+    expected = [slow_rank(row, a, among=few) for row, a, few in zip(scores.tolist(), answers, map(set, members))]
     assert subset_ranks(scores, answers, members).tolist() == expected
 
 
@@ -86,17 +129,18 @@ def test_the_order_of_the_gallery_does_not_matter(search, order):
 def test_pieces_change_nothing(monkeypatch):
     scores = torch.randint(0, 9, (50, 30), generator=torch.Generator().manual_seed(0)).float()
     answers = [tuple(range(q % 29, q % 29 + 1 + q % 2)) for q in range(50)]
-    whole = ranks(scores, answers), average_precision_at(scores, answers, 5)
+    whole = ranks(scores, answers), places(scores, answers)
     monkeypatch.setattr(metrics, "PIECE", 64)
     assert torch.equal(ranks(scores, answers), whole[0])
-    assert torch.equal(average_precision_at(scores, answers, 5), whole[1])
+    assert torch.equal(places(scores, answers), whole[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64])
 def test_every_kind_of_number(dtype):
     scores = torch.tensor([[3, 1, 2, 2]]).to(dtype)
     assert ranks(scores, [(2,)]).item() == 3
-    assert average_precision_at(scores, [(2, 0)], 3).item() == pytest.approx((1 + 2 / 3) / 2)
+    assert places(scores, [(2, 0)]).tolist() == [[1, 3]]
+    assert subset_ranks(scores, [(2,)], [(3, 1, 2)]).item() == 2
 
 
 def test_double_precision_is_kept():
@@ -106,7 +150,7 @@ def test_double_precision_is_kept():
 
 def test_no_queries_give_no_ranks():
     assert ranks(torch.zeros(0, 5), []).tolist() == []
-    assert average_precision_at(torch.zeros(0, 5), [], 3).tolist() == []
+    assert places(torch.zeros(0, 5), []).shape == (0, 1) and average_precision_at(places(torch.zeros(0, 5), []), 3).tolist() == []
     assert subset_ranks(torch.zeros(0, 5), [], []).tolist() == []
 
 
@@ -124,17 +168,35 @@ scores = torch.tensor([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1]])
     (lambda: ranks(scores, [(0,), (1,)], torch.tensor([0])), "left_out must hold one index a query"),
     (lambda: ranks(scores[0], [(0,)]), "scores must be (queries, gallery)"),
     (lambda: ranks(torch.tensor([[0.0, 1.0], [0.0, float("nan")]]), [(0,), (0,)]), "query 1: a score is not a number"),
-    (lambda: average_precision_at(torch.tensor([[float("nan"), 1.0]]), [(1,)], 5), "query 0: a score is not a number"),
-    (lambda: average_precision_at(scores, [(0,), (1,)], 0), "k >= 1"),
+    (lambda: places(scores, [(0,), ()]), "query 1 has no right answer"),
+    (lambda: places(torch.tensor([[float("nan"), 1.0]]), [(1,)]), "query 0: a score is not a number"),
+    (lambda: places(scores, [(0,), (1,)], torch.tensor([-1, 1])), "query 1: its right answer 1 is also the picture to leave out"),
+    (lambda: average_precision_at([[1]], 0), "k >= 1"),
+    (lambda: average_precision_at(torch.tensor([1, 2]), 5), "places must be (queries, most)"),
+    (lambda: average_precision_at(torch.zeros(2, 0), 5), "places must be (queries, most)"),
+    (lambda: average_precision_at([[1, 2], [0, 0]], 5), "query 1: places must rise"),
+    (lambda: average_precision_at([[1, 2], [3, 3]], 5), "query 1: places must rise"),
+    (lambda: average_precision_at([[1, 2], [2, 1]], 5), "query 1: places must rise"),
+    (lambda: average_precision_at([[1, 0, 2]], 5), "query 0: places must rise"),
+    (lambda: average_precision_at([[1, -1]], 5), "query 0: places must rise"),
     (lambda: recall_at(torch.tensor([1]), 0), "k >= 1"),
     (lambda: subset_ranks(scores, [(0,), (1,)], [(0, 1), ()]), "query 1 has no member of its subset"),
     (lambda: subset_ranks(scores, [(0,), (1,)], [(0, 1), (0, 2)]), "query 1: none of its right answers"),
+    (lambda: subset_ranks(scores, [(0,), (1,)], [(0, 1)]), "answers for 1 queries"),
+    (lambda: subset_ranks(scores, [(0,), (1,)], [(0, 1), (1, 3)]), "query 1: member of its subset 3 is outside"),
+    (lambda: subset_ranks(torch.tensor([[0.0, 1.0], [0.0, float("nan")]]), [(0,), (0,)], [(0,), (1, 0)]), "query 1: a score is not a number"),
     (lambda: bootstrap(torch.zeros(0)), "one value a query"),
     (lambda: bootstrap(torch.tensor([1.0, float("nan")])), "query 1: its value is not a finite number"),
     (lambda: bootstrap(torch.ones(3), level=1.0), "0 < level < 1"),
     (lambda: bootstrap(torch.ones(3), draws=0), "draws >= 1"),
     (lambda: paired_bootstrap(torch.ones(3), torch.ones(4)), "got 3 and 4 values"),
     (lambda: paired_ratio(torch.ones(3), torch.zeros(3)), "mean is 0"),
+    (lambda: paired_ratio(torch.ones(3), torch.zeros(3), strata=[0, 0, 1]), "mean is 0"),
+    (lambda: bootstrap(torch.ones(3), strata=[0, 1]), "one whole number a query (3)"),
+    (lambda: bootstrap(torch.ones(3), strata=torch.zeros(3, 1, dtype=torch.int64)), "shape (3, 1)"),
+    (lambda: bootstrap(torch.ones(3), strata=torch.zeros(3)), "torch.float32"),
+    (lambda: bootstrap(torch.ones(2), strata=["dress", "shirt"]), "give names numbers"),
+    (lambda: paired_bootstrap(torch.ones(3), torch.ones(3), strata=[0, 1]), "one whole number a query (3)"),
 ])
 def test_what_cannot_be_measured_says_so(call, message):
     with pytest.raises(PliError) as caught: call()
@@ -180,7 +242,88 @@ def test_a_ratio_with_draws_of_nothing_is_open_above():
     assert ratio == pytest.approx(3) and low >= 1 and high == float("inf")
 
 
-def test_a_thousand_draws_over_five_thousand_queries_are_quick():
-    values, start = torch.rand(5000), time.perf_counter()
-    bootstrap(values)
-    assert time.perf_counter() - start < 2
+# ---- numbers that stored results stand on
+
+def sample(queries, seed): return torch.randint(0, 1025, (queries,), generator=torch.Generator().manual_seed(seed)) / 1024
+
+
+def test_intervals_without_strata_never_change():
+    "Computed before strata came; sums of these values are exact, so every digit counts."
+    a, b = sample(37, 1), sample(37, 2)
+    assert bootstrap(a) == (0.4838735219594595, 0.3913112331081081, 0.5822687922297297)
+    assert bootstrap(a, draws=50, seed=3, level=0.8) == (0.4838735219594595, 0.4360747466216216, 0.5363439611486487)
+    assert paired_bootstrap(a, b, seed=4) == (0.010346283783783784, -0.12455130912162163, 0.15529983108108109)
+    assert paired_ratio(a, b, draws=200, seed=5) == (1.0218493952399532, 0.7632815838199686, 1.4474829086389063)
+    c, d = (sample(6016, 6) < 0.3).float(), (sample(6016, 7) < 0.25).float()                  # more than one piece
+    assert bootstrap(c, seed=1) == (0.30169547872340424, 0.2900598404255319, 0.31316489361702127)
+    assert paired_ratio(c, d) == (1.19486504279131, 1.1260815822002472, 1.2613713509843856)
+
+
+# ---- strata
+
+def test_one_stratum_is_no_strata():
+    a, b, one = sample(50, 1), sample(50, 2), torch.full((50,), 7)
+    assert bootstrap(a, strata=one) == bootstrap(a)
+    assert paired_bootstrap(a, b, strata=one) == paired_bootstrap(a, b)
+    assert paired_ratio(a, b, strata=one) == paired_ratio(a, b)
+
+
+def test_every_draw_stays_within_its_stratum():
+    "Strata that are constant inside leave nothing to chance, however different they are, and wherever their queries stand."
+    strata = torch.tensor([2, 0, 2, 5, 0, 2])
+    a, b = torch.tensor([1.0, 2.0, 1.0, 6.0, 2.0, 1.0]), torch.tensor([0.5, 1.0, 0.5, 1.5, 1.0, 0.5])
+    assert bootstrap(a, strata=strata) == (3, 3, 3)
+    assert paired_bootstrap(a, b, strata=strata) == (2, 2, 2)
+    assert paired_ratio(a, b, strata=strata) == (3, 3, 3)
+    low, high = bootstrap(a)[1:]
+    assert low < high
+
+
+def test_the_mean_of_strata_by_a_slow_loop():
+    values, strata = sample(60, 3), [i % 7 % 3 for i in range(60)]
+    means = [sum(v for v, s in zip(values.tolist(), strata) if s == label) / strata.count(label) for label in range(3)]
+    mean, low, high = bootstrap(values, strata=strata)
+    assert mean == pytest.approx(sum(means) / 3, abs=1e-12) and low < mean < high
+    assert paired_bootstrap(values, values * 0, strata=strata)[0] == mean
+    assert paired_ratio(values, values / 2, strata=strata) == pytest.approx((2, 2, 2))
+
+
+def test_a_stratum_of_one_query_adds_its_value_and_no_spread():
+    many = sample(200, 4).double()
+    alone = bootstrap(many)
+    mean, low, high = bootstrap(torch.cat([many, torch.tensor([0.25])]), strata=[0] * 200 + [1])
+    assert mean == pytest.approx((alone[0] + 0.25) / 2) and high - low == pytest.approx((alone[2] - alone[1]) / 2, rel=0.15)
+
+
+def test_labels_of_strata_are_only_labels():
+    values, strata = sample(30, 5), torch.arange(30) % 3
+    assert bootstrap(values, strata=strata) == bootstrap(values, strata=strata * 100 - 7) == bootstrap(values, strata=strata.tolist()) == bootstrap(values, strata=strata.to(torch.uint8))
+
+
+def test_a_stratified_interval_covers_as_often_as_it_says():
+    "Three strata of 20, 60 and 120 throws of unequal coins: the mean of the three shares is (0.2 + 0.5 + 0.8) / 3."
+    shares, strata = torch.tensor([0.2, 0.5, 0.8]), torch.arange(3).repeat_interleave(torch.tensor([20, 60, 120]))
+    chance, held = torch.Generator().manual_seed(0), 0
+    for seed in range(200):
+        _, low, high = bootstrap((torch.rand(200, generator=chance) < shares[strata]).float(), draws=300, seed=seed, strata=strata)
+        held += low <= 0.5 <= high
+    assert 178 <= held <= 199
+
+
+# ---- time
+
+def test_a_thousand_draws_over_all_of_fashioniq_are_quick():
+    values, strata = torch.rand(6016), torch.arange(3).repeat_interleave(torch.tensor([2017, 2038, 1961]))
+    for division in (None, strata):
+        start = time.perf_counter()
+        bootstrap(values, strata=division)
+        assert time.perf_counter() - start < 2
+
+
+def test_all_of_cirr_is_ranked_at_once():
+    scores = torch.rand(4181, 2297, generator=torch.Generator().manual_seed(0))
+    members = [tuple((q + 7 * i) % 2297 for i in range(5)) for q in range(4181)]
+    start = time.perf_counter()
+    found = subset_ranks(scores, [(row[q % 5],) for q, row in enumerate(members)], members)
+    assert time.perf_counter() - start < 1 and sorted(set(found.tolist())) == [1, 2, 3, 4, 5]
+    for q in (0, 17, 4180): assert found[q] == slow_rank(scores[q].tolist(), {members[q][q % 5]}, among=members[q])
