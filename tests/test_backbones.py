@@ -10,14 +10,18 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from open_clip.transform import PreprocessCfg
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models import register_model
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
 
-from pli.backbones import PatchGate, check_mask, find_gate, load_backbone, read_config, save_backbone
+from pli.backbones import PREPROCESS, PatchGate, TargetPad, check_mask, find_gate, load_backbone, pixel_transform, read_config, save_backbone
 from pli.core import PliError
 
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
@@ -195,6 +199,115 @@ def test_every_resize_mode_is_open_clips(get, tmp_path, cfg):
         assert torch.equal(ours.encode_image(ours.pixels(picture)[None]), theirs.eval().encode_image(transform(picture)[None]))
     ours.save(tmp_path / "again")
     assert json.loads((tmp_path / "again" / "open_clip_config.json").read_text())["preprocess_cfg"] == json.loads(json.dumps(ours.config["preprocess_cfg"]))
+
+
+# ---- target pad
+
+def noise(width, height): return Image.effect_noise((width, height), 80).convert("RGB")
+
+
+@pytest.mark.parametrize("size, padded", [
+    ((100, 200), (160, 200)), ((200, 100), (200, 160)),     # 200 / 1.25 = 160: 30 on either side
+    ((10, 100), (80, 100)), ((3, 8), (5, 8)),               # 80: 35 each; 6.4: (6.4 - 3) / 2 = 1.7, cut to 1 each
+    ((1, 1000), (799, 1000)), ((1000, 1), (1000, 799)),     # 800: 399.5, cut to 399 each
+    ((100, 125), (100, 125)), ((100, 126), (100, 126)),     # 5 : 4 exactly needs nothing; 100.8: 0.4, cut to nothing
+    ((100, 128), (102, 128)),                               # 102.4: 1.2, cut to 1
+    ((100, 124), (100, 124)), ((70, 70), (70, 70)), ((1, 1), (1, 1)), ((1, 2), (1, 2)),   # 1.6: 0.3, cut to nothing
+])
+def test_target_pad_by_hand(size, padded):
+    white = Image.new("RGB", size, "white")
+    result = TargetPad()(white)
+    assert result.size == padded and result.mode == "RGB"
+    across, down = (padded[0] - size[0]) // 2, (padded[1] - size[1]) // 2
+    assert result.crop((across, down, across + size[0], down + size[1])).tobytes() == white.tobytes()             # in the middle,
+    assert result.getbbox() == (across, down, across + size[0], down + size[1])                                   # on black
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_target_pad_only_ever_adds_to_the_shorter_side(width, height):
+    wide, high = TargetPad()(Image.new("RGB", (width, height))).size
+    assert max(wide, high) == max(width, height) and (wide == width or high == height) and (wide - width) % 2 == (high - height) % 2 == 0
+    assert min(wide, high) > max(width, height) / 1.25 - 2                                                         # two halves, each cut to whole pixels
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "LA", "1", "CMYK"])
+def test_the_padding_is_black_in_every_mode(mode):
+    result = TargetPad()(Image.new("RGB", (10, 100), "white").convert("L").convert(mode))
+    assert result.mode == "RGB" and result.size == (80, 100)
+    assert result.getpixel((0, 50)) == result.getpixel((79, 50)) == (0, 0, 0) and result.getpixel((40, 50)) == (255, 255, 255)
+
+
+def clip4cir(picture, size):
+    "Step by step, in pixels: pad, bicubic to the shorter side, middle square."
+    width, height = picture.size
+    if max(width, height) / min(width, height) >= 1.25:
+        wanted = max(width, height) / 1.25
+        across, down = max(int((wanted - width) / 2), 0), max(int((wanted - height) / 2), 0)
+        black = Image.new("RGB", (width + 2 * across, height + 2 * down))
+        black.paste(picture, (across, down))
+        picture = black
+    return F.pil_to_tensor(F.center_crop(F.resize(picture, size, InterpolationMode.BICUBIC), size))
+
+
+OWN_WAYS = [{}, {"resize_mode": "squash"}, {"resize_mode": "longest", "fill_color": 127}, {"interpolation": "bilinear"}]
+
+
+@pytest.mark.parametrize("own", OWN_WAYS)
+@pytest.mark.parametrize("size", [(64, 64), (100, 124), (100, 200), (331, 90), (57, 33), (1, 50), (40, 39)])
+def test_target_pad_is_the_same_for_every_model(own, size):
+    picture = noise(*size)
+    pixels = pixel_transform(PREPROCESS["target-pad"](PreprocessCfg(size=48, **own)))(picture)
+    assert pixels.dtype == torch.uint8 and torch.equal(pixels, clip4cir(picture, 48))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (100, 124), (124, 100), (48, 48), (1, 1)])
+def test_what_is_nearly_square_is_what_the_usual_transform_makes(size):
+    picture, settings = noise(*size), PreprocessCfg(size=48)
+    ours, usual = (PREPROCESS[name](settings)(picture) for name in ("target-pad", "model"))
+    assert torch.equal(ours, usual)                                                                               # normalised, too
+
+
+@pytest.mark.parametrize("name", ["tok", "wide", "resnet", "timm-map"])
+def test_a_backbone_with_target_pad(get, tmp_path, name):
+    usual = get(name)
+    usual.save(tmp_path)
+    padding = load_backbone(str(tmp_path), preprocess="target-pad")
+    assert (usual.preprocess, padding.preprocess) == ("model", "target-pad")
+    for size in ((60, 140), (140, 60), (1, 1000), (1000, 1)):
+        pixels = padding.pixels(noise(*size))
+        assert pixels.dtype == torch.uint8 and pixels.shape == (3, *padding.size)
+        with torch.no_grad(): assert torch.equal(padding.encode_image(pixels[None]), usual.encode_image(pixels[None]))   # mean and deviation are the model's
+    padding.save(tmp_path / "again")
+    assert (tmp_path / "again" / "open_clip_config.json").read_bytes() == (tmp_path / "open_clip_config.json").read_bytes()
+    assert load_backbone(str(tmp_path / "again")).preprocess == "model"
+
+
+def test_a_model_that_is_not_square_keeps_its_shape_under_target_pad(get, tmp_path):
+    "32 by 48 pixels: white padded to 160 by 200 is made 48 wide, and 32 rows from its middle stay; 30 of 160 columns on either side are black."
+    get("wide").save(tmp_path)
+    padding = load_backbone(str(tmp_path), preprocess="target-pad")
+    row = padding.pixels(Image.new("RGB", (100, 200), "white"))[0, 16].tolist()
+    assert padding.size == (32, 48) and row[:7] == [0] * 7 and row[11:37] == [255] * 26 and row[41:] == [0] * 7
+
+
+@pytest.mark.parametrize("name", ["targetpad", "", "Model", None])
+def test_an_unknown_preprocessing_lists_the_known(name):
+    with pytest.raises(PliError, match="unknown preprocessing .*; known are model, target-pad"): load_backbone("pli-tiny-48", preprocess=name)
+
+
+class Tall(Dataset):
+    def __init__(self, pixels): self.pixels = pixels
+    def __len__(self): return 4
+    def __getitem__(self, i): return self.pixels(Image.new("RGB", (20, 40 + i), "white"))
+
+
+def test_both_travel_to_worker_processes(get):
+    for name in PREPROCESS:
+        pixels = load_backbone("plitest-tok", preprocess=name).pixels
+        assert repr(pickle.loads(pickle.dumps(pixels))) == repr(pixels) and ("TargetPad(ratio=1.25)" in repr(pixels)) == (name == "target-pad")
+    here = torch.stack([Tall(pixels)[i] for i in range(4)])
+    assert torch.equal(next(iter(DataLoader(Tall(pixels), 4, num_workers=1, multiprocessing_context="spawn"))), here)
 
 
 # ---- something hidden
