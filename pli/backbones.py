@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.transforms import Compose, Normalize, PILToTensor
 
-from .core import PliError, atomic, read_json, unit, write_json
+from .core import PliError, atomic, read_json, write_json
 
 # %% ../nbs/02_backbones.ipynb #bfba70d9
 def register_tiny() -> None:
@@ -218,9 +218,7 @@ def read_config(
     if found is None:
         near = [known for known in open_clip.list_models() if name.lower()[:5] in known.lower()][:8]
         raise PliError(f"model {name!r} is neither a folder with an open_clip_config.json nor a name that open_clip knows" + (f"; similar names: {', '.join(near)}" if near else ""))
-    tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
-    if tag and tag.get("quick_gelu"): found["quick_gelu"] = True
-    if open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained or "").get("quick_gelu"): found["quick_gelu"] = True
+    if pretrained and open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained).get("quick_gelu"): found["quick_gelu"] = True
     return {"model_cfg": found}
 
 # %% ../nbs/02_backbones.ipynb #59f3e41d
