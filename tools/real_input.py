@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 
 from pli.backbones import load_backbone
+from pli.benchmarks import Benchmark, read_queries
 from pli.cli import main as pli
 from pli.core import PliError, provenance, read_json, write_json
-from pli.evaluate import Queries, encode, ranks_of, read_queries, report, sweep
+from pli.evaluate import encode, outcomes_from, report, sweep
 from pli.metrics import bootstrap, paired_bootstrap, paired_ratio, recall_at
 
 ARMS = {   # row -> how it is tuned; every arm starts from the same weights and takes the same steps over the same pairs
@@ -42,7 +43,7 @@ def start_model(data: Path, runs: Path) -> Path:
     return runs / "start" / "last"
 
 
-def measure(queries: Queries, model: Path, out: Path) -> dict:
+def measure(queries: Benchmark, model: Path, out: Path) -> dict:
     "The reports of one model, a kind of query each with the composers chosen on that kind; from their file, or made now."
     if not out.exists():
         print(f"measuring {model}", flush=True)
@@ -53,7 +54,7 @@ def measure(queries: Queries, model: Path, out: Path) -> dict:
 
 def solved(reports: list[dict], kind: str, k: int) -> torch.Tensor:
     "For every query, the share of seeds that solve it at k with the composer chosen on its kind."
-    return torch.stack([recall_at(ranks_of(one[kind]), k) for one in reports]).mean(0)
+    return torch.stack([recall_at(outcomes_from(one[kind]).rank, k) for one in reports]).mean(0)
 
 
 def row_of(reports: list[dict], control: list[dict], kinds: dict[str, torch.Tensor]) -> dict:
@@ -64,7 +65,7 @@ def row_of(reports: list[dict], control: list[dict], kinds: dict[str, torch.Tens
         for k in (1, 5, 10):
             mine, theirs = solved(reports, kind, k)[rows], solved(control, kind, k)[rows]
             found[f"recall@{k}"] = [round(100 * value, 2) for value in bootstrap(mine)]
-            found[f"recall@{k} by seed"] = [round(100 * recall_at(ranks_of(one[kind]), k)[rows].mean().item(), 2) for one in reports]
+            found[f"recall@{k} by seed"] = [round(100 * recall_at(outcomes_from(one[kind]).rank, k)[rows].mean().item(), 2) for one in reports]
             if reports is not control:
                 found[f"recall@{k} minus control"] = [round(100 * value, 2) for value in paired_bootstrap(mine, theirs)]
                 if theirs.any(): found[f"recall@{k} over control"] = [round(value, 3) if math.isfinite(value) else None for value in paired_ratio(mine, theirs)]
@@ -91,7 +92,7 @@ def study(name: str, root: Path, seeds: list[int], runs: Path, results: Path) ->
     kinds = {kind: torch.tensor([k == kind for k in queries.kinds]) for kind in sorted(set(queries.kinds))}
     command = " ".join(["python tools/real_input.py DATA --sets", name, "--seeds", *map(str, seeds)])
     record = provenance(command, seeds[0]) | {
-        "seeds": seeds, "queries": {kind: int(rows.sum()) for kind, rows in kinds.items()}, "gallery": queries.gallery,
+        "seeds": seeds, "queries": {kind: int(rows.sum()) for kind, rows in kinds.items()}, "gallery": len(queries.galleries[0]),
         "composers chosen on": "the other half of the queries of the same kind, by recall@10, over every composer and weight, for every row alike",
         "settings": {arm: " ".join(options + STEPS[name]) for arm, options in ARMS.items()},
         "rows": {arm: row_of(found, reports["control"], kinds) for arm, found in reports.items()}}
