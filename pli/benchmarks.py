@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['OWN_RULES', 'READERS', 'JOININGS', 'CATEGORIES', 'FASHIONIQ_RULES', 'FASHIONIQ_SOURCE', 'CIRR_FOLDERS', 'CIRR_RULES',
-           'CIRR_SOURCE', 'CIRCO_RULES', 'CIRCO_SOURCE', 'COCO_BASES', 'TASKS', 'GENECIS_RULES', 'GENECIS_SOURCE',
-           'COCO_FOLDERS', 'GENOME_FOLDERS', 'Rules', 'Missing', 'Benchmark', 'picked', 'digest', 'own_queries',
-           'world_queries', 'namer', 'check_record', 'read_gallery', 'read_queries', 'rows_of', 'take', 'an_object',
-           'a_list', 'a_text', 'a_name', 'a_path', 'a_number', 'one_of', 'not_twice', 'names_of', 'contents', 'home_of',
-           'locate', 'Reader', 'parse_protocol', 'read_benchmark', 'protocol_text', 'wordings', 'fashioniq_records',
-           'fashioniq_folders', 'read_fashioniq', 'cirr_paths', 'cirr_base', 'read_cirr', 'coco_list', 'circo_gallery',
-           'circo_answers', 'read_circo', 'with_gallery', 'a_box', 'genecis_picture', 'genecis_files', 'read_genecis',
-           'takes_part', 'renumbered', 'without_pictures', 'complaint', 'check_benchmark']
+           'CIRR_SOURCE', 'CIRCO_RULES', 'CIRCO_SOURCE', 'COCO_BASES', 'CIRCO_PICTURES', 'TASKS', 'GENECIS_RULES',
+           'GENECIS_SOURCE', 'COCO_FOLDERS', 'GENOME_FOLDERS', 'Rules', 'Missing', 'Benchmark', 'picked', 'digest',
+           'own_queries', 'world_queries', 'namer', 'check_record', 'read_gallery', 'read_queries', 'rows_of', 'take',
+           'an_object', 'a_list', 'a_text', 'a_name', 'a_path', 'a_number', 'one_of', 'not_twice', 'names_of',
+           'contents', 'home_of', 'locate', 'Reader', 'parse_protocol', 'read_benchmark', 'protocol_text', 'wordings',
+           'fashioniq_records', 'fashioniq_folders', 'read_fashioniq', 'cirr_paths', 'cirr_base', 'read_cirr',
+           'coco_list', 'circo_gallery', 'circo_answers', 'read_circo', 'with_gallery', 'a_box', 'genecis_picture',
+           'genecis_files', 'read_genecis', 'takes_part', 'trimmed', 'without_pictures', 'complaint', 'check_benchmark']
 
 # %% ../nbs/10_benchmarks.ipynb #af8a8a42
 import hashlib
@@ -44,7 +44,7 @@ class Rules:
 # %% ../nbs/10_benchmarks.ipynb #f33dcd55
 @dataclass(frozen=True)
 class Missing:
-    "What `check_benchmark` left out because pictures are missing or broken."
+    "What `check_benchmark` left out because pictures are missing or broken; a query leaves with its reference, its main answer, or (CIRR) any member of its subset."
     pictures: tuple[str, ...]     # their names
     queries: dict[str, int]       # kind -> how many queries are left out
     of: dict[str, int]            # kind -> how many queries there are without pictures missing
@@ -125,8 +125,8 @@ def own_queries(
     answers: Iterable[Iterable[int]],        # numbers of all right pictures, every one as right as the others
     kinds: Iterable[str],                    # what the words change; reported apart
     gallery: int,                            # how many pictures are searched: numbers `0 .. gallery - 1`; others are references only
-    pictures: Sequence[str] = (),            # names of all pictures, which are their files too; numbers where there are none
-    root: str | Path | None = None,          # folder that the names start from
+    pictures: Sequence[str] = (),            # names of all pictures; numbers where there are none
+    root: str | Path | None = None,          # folder that the names start from, where they are names of files
     ids: Iterable[str] = (),                 # one a query; row numbers if not given
     name: str = "queries",
 ) -> Benchmark:
@@ -135,7 +135,8 @@ def own_queries(
     known = max([gallery, *(references + 1).tolist()])
     return Benchmark(name, "", {"reference": "left-out"}, OWN_RULES, tuple(ids) or tuple(map(str, range(len(references)))), tuple((text,) for text in texts),
                      references, tuple(map(tuple, answers)), tuple(kinds), tuple(pictures) or tuple(map(str, range(known))),
-                     (torch.arange(gallery),), torch.zeros_like(references), development=True, files=tuple(pictures), root=None if root is None else Path(root))
+                     (torch.arange(gallery),), torch.zeros_like(references), development=True,
+                     **({} if root is None else {"files": tuple(pictures), "root": Path(root)}))
 
 # %% ../nbs/10_benchmarks.ipynb #2c94c27e
 def world_queries(
@@ -241,29 +242,35 @@ def take(
 
 # %% ../nbs/10_benchmarks.ipynb #b55a9ab1
 def an_object(said, place: str) -> dict:
+    "What a record is."
     if not isinstance(said, dict): raise PliError(f"{place} is not an object with fields: {shown(repr(said))}")
     return said
 
 def a_list(said, place: str) -> list:
+    "A list, perhaps an empty one."
     if not isinstance(said, list): raise PliError(f"{place} is not a list: {shown(repr(said))}")
     return said
 
-def a_text(said, place: str) -> str:         # captions may be empty: a few official ones are
+def a_text(said, place: str) -> str:
+    "Words, perhaps none: a few official captions are empty."
     if not isinstance(said, str): raise PliError(f"{place} is not a text: {shown(repr(said))}")
     try: said.encode()
     except UnicodeEncodeError: raise PliError(f"{place} is not UTF-8: {shown(said)}") from None
     return said
 
 def a_name(said, place: str) -> str:
+    "The name of something."
     if not a_text(said, place).strip(): raise PliError(f"{place} is empty where a picture is named")
     return said
 
-def a_path(said, place: str) -> str:         # below the folder of pictures; links in that folder are yours, and followed
+def a_path(said, place: str) -> str:
+    "A path that stays below the folder it starts from; links in that folder are its owner's, and followed."
     path = os.path.normpath(a_name(said, place))
     if os.path.isabs(path) or path.split(os.sep)[0] in ("..", ".") or "\0" in path: raise PliError(f"{place}: {shown(said)} leads out of the folder")
     return Path(path).as_posix()
 
-def a_number(said, place: str) -> str:       # ids: `17` and `"17"` are one, `true` is none
+def a_number(said, place: str) -> str:
+    "An id: `17` and `\"17\"` are the same, `true` is none."
     if isinstance(said, str) and said.isascii() and said.isdecimal() and len(said) <= 12: return str(int(said))
     if isinstance(said, bool) or not isinstance(said, int) or not 0 <= said < 10**12: raise PliError(f"{place} is not a number of up to 12 digits: {shown(repr(said), 60)}")
     return str(said)
@@ -287,7 +294,7 @@ def names_of(path: Path) -> list[str]:
     if not said: raise PliError(f"{path}: the gallery is empty: expected a list of picture names")
     for row, name in enumerate(said):
         place = f"{path}: entry {row}"
-        if "/" in a_path(name, place) or "\\" in name: raise PliError(f"{place}: {shown(name)} is a path where a name is expected")
+        if a_path(name, place) != name or "/" in name or "\\" in name: raise PliError(f"{place}: {shown(name)} is a path where a name is expected")
         not_twice(seen, name, place, "picture")
     return list(seen)
 
@@ -295,7 +302,8 @@ def names_of(path: Path) -> list[str]:
 def contents(folder: Path, most: int = 8) -> str:
     "What is in a folder, in words."
     if not folder.is_dir(): return "no such folder" if not folder.exists() else "a file, not a folder"
-    names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
+    try: names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
+    except OSError as error: return f"it cannot be read ({error.strerror})"
     return ", ".join(shown(name, 60) for name in names[:most]) + f" and {len(names) - most} more" * (len(names) > most) if names else "nothing"
 
 
@@ -351,7 +359,8 @@ def parse_protocol(
     for part in filter(None, (part.strip() for part in text.split(","))):
         option, equals, value = (side.strip() for side in part.partition("="))
         if not equals:
-            if part not in reader.protocols: raise PliError(f"protocol {shown(part)!r} is unknown; choose from {', '.join(reader.protocols)}, or set {', '.join(reader.choices)} with =")
+            if part not in reader.protocols:
+                raise PliError(f"protocol {shown(part)!r} is unknown; choose from {', '.join(reader.protocols)}, or set {', '.join(reader.choices)} with =")
             if chosen is not None: raise PliError(f"protocol {shown(text)!r} names two sets of choices: give one, and single choices with =")
             chosen = part
         elif option not in reader.choices: raise PliError(f"protocol {shown(part)!r}: there is no choice {shown(option)!r}; choose from {', '.join(reader.choices)}")
@@ -371,7 +380,8 @@ def read_benchmark(
     reader = READERS[name]
     split = reader.split if split is None else split
     if split not in reader.splits:
-        raise PliError(f"{name} has no split {shown(split)!r}; " + (f"choose from {', '.join(reader.splits)}" if reader.splits != ("",) else "it has only one: leave the split out"))
+        known = f"choose from {', '.join(reader.splits)}" if reader.splits != ("",) else "it has only one: leave the split out"
+        raise PliError(f"{name} has no split {shown(split)!r}; {known}")
     return reader.read(Path(root), split, parse_protocol(reader, protocol))
 
 
@@ -455,7 +465,8 @@ def read_fashioniq(root: Path, split: str, protocol: dict) -> Benchmark:
 READERS["fashioniq"] = Reader(
     ("train", "val", "test"), "val",
     {"gallery": ("split", "val"), "reference": ("kept", "left-out"), "joining": ("clip4cir", "strip", "and"), "orders": ("one", "averaged", "both")},
-    {"usual": {}, "clip4cir": {}, "searle": {"joining": "strip", "orders": "averaged"}, "pli": {"reference": "left-out", "joining": "and", "orders": "both"}, "val": {"gallery": "val"}},
+    {"usual": {}, "clip4cir": {}, "searle": {"joining": "strip", "orders": "averaged"}, "pli": {"reference": "left-out", "joining": "and", "orders": "both"},
+     "val": {"gallery": "val"}},
     read_fashioniq)
 
 # %% ../nbs/10_benchmarks.ipynb #22f95f9a
@@ -508,9 +519,11 @@ def read_cirr(root: Path, split: str, protocol: dict) -> Benchmark:
 READERS["cirr"] = Reader(("train", "val", "test1"), "val", {"reference": ("left-out", "kept")}, {"usual": {}, "clip4cir": {}, "searle": {}, "pli": {}}, read_cirr)
 
 # %% ../nbs/10_benchmarks.ipynb #5558137b
-CIRCO_RULES = Rules(tuple(f"{measure}@{k}" for measure in ("mAP", "recall") for k in (5, 10, 25, 50)), headline="mAP@5", halves_at="recall@10", main_only=True, aspects_measure="mAP@10")
+CIRCO_RULES = Rules(tuple(f"{measure}@{k}" for measure in ("mAP", "recall") for k in (5, 10, 25, 50)),
+                    headline="mAP@5", halves_at="recall@10", main_only=True, aspects_measure="mAP@10")
 CIRCO_SOURCE = "COCO 2017's unlabeled images (unlabeled2017.zip, 19 GB) as COCO2017_unlabeled/unlabeled2017/, and image_info_unlabeled2017.zip as COCO2017_unlabeled/annotations/"
 COCO_BASES = ("COCO2017_unlabeled/", "")
+CIRCO_PICTURES = 123_403
 
 def coco_list(path: Path) -> list[str]:
     "The pictures that COCO's `image_info` lists, by number."
@@ -529,7 +542,8 @@ def circo_gallery(home: Path) -> tuple[list[str], Path | None]:   # names, and w
     for base in COCO_BASES:
         if (folder := home / f"{base}unlabeled2017").is_dir():
             stems = {os.path.splitext(name)[0] for name in os.listdir(folder)}
-            return sorted({str(int(stem)) for stem in stems if stem.isascii() and stem.isdecimal()}, key=int), folder
+            names = {str(int(stem)) for stem in stems if stem.isascii() and stem.isdecimal()}
+            if names: return sorted(names, key=int), folder
     return [], None
 
 # %% ../nbs/10_benchmarks.ipynb #07e7a218
@@ -558,10 +572,11 @@ def read_circo(root: Path, split: str, protocol: dict) -> Benchmark:
         words = (take(record, place, "relative_caption", a_text),)
         queries.append((words, find(reference, f"{place}, field 'reference_img_id'"), tuple(find(name, f"{place}, field 'gt_img_ids'") for name in right), aspects))
     texts, references, answers, aspects = zip(*queries)
-    return Benchmark("circo", split, protocol, CIRCO_RULES, tuple(ids), texts, torch.tensor(references), answers, ("all",) * len(texts), tuple(number), (torch.arange(len(number)),),
-                     torch.zeros(len(texts), dtype=torch.int64), protocol["reference"] == "left-out", aspects=aspects if any(aspects) else (), development=split == "val",
-                     files=tuple(locate(home, (f"{int(name):012d}" for name in number), [f"{base}unlabeled2017" for base in COCO_BASES])), root=home,
-                     complete=listed is not None, source=CIRCO_SOURCE)
+    if listed and listed.is_dir() and len(number) != CIRCO_PICTURES: protocol = protocol | {"gallery": f"{len(number)} pictures found in the folder"}
+    files = locate(home, (f"{int(name):012d}" for name in number), [f"{base}unlabeled2017" for base in COCO_BASES])
+    return Benchmark("circo", split, protocol, CIRCO_RULES, tuple(ids), texts, torch.tensor(references), answers, ("all",) * len(texts), tuple(number),
+                     (torch.arange(len(number)),), torch.zeros(len(texts), dtype=torch.int64), protocol["reference"] == "left-out", aspects=aspects if any(aspects) else (),
+                     development=split == "val", files=tuple(files), root=home, complete=listed is not None, source=CIRCO_SOURCE)
 
 
 READERS["circo"] = Reader(("val", "test"), "val", {"reference": ("kept", "left-out")}, {"usual": {}, "searle": {}, "pli": {}}, read_circo)
@@ -658,18 +673,18 @@ def takes_part(
     return part
 
 
-def renumbered(
+def trimmed(
     benchmark: Benchmark,
-    keep: Tensor,            # `(pictures,)` bool: the pictures that stay; all that queries and galleries name must be among them
 ) -> Benchmark:
-    "The same queries over fewer pictures, numbered anew."
-    if keep.all(): return benchmark
+    "The same queries with what takes part only: galleries that are searched, pictures that are needed, numbered anew."
+    keep, (used, searches) = takes_part(benchmark), benchmark.searches.unique(return_inverse=True)
+    if keep.all() and len(used) == len(benchmark.galleries): return benchmark
     new, chosen = keep.cumsum(0) - 1, keep.nonzero().flatten().tolist()
     numbers = new.tolist()
     rows = lambda items: tuple(tuple(numbers[i] for i in row) for row in items)
     take = lambda items: tuple(items[i] for i in chosen) if items else items
-    return replace(benchmark, pictures=take(benchmark.pictures), files=take(benchmark.files), boxes=take(benchmark.boxes), references=new[benchmark.references],
-                   answers=rows(benchmark.answers), subsets=rows(benchmark.subsets), galleries=tuple(new[gallery] for gallery in benchmark.galleries))
+    return replace(benchmark, pictures=take(benchmark.pictures), files=take(benchmark.files), boxes=take(benchmark.boxes), references=new[benchmark.references], searches=searches,
+                   answers=rows(benchmark.answers), subsets=rows(benchmark.subsets), galleries=tuple(new[benchmark.galleries[i]] for i in used.tolist()))
 
 # %% ../nbs/10_benchmarks.ipynb #7c1222ce
 def without_pictures(
@@ -681,12 +696,10 @@ def without_pictures(
     needed = zip(benchmark.references.tolist(), benchmark.answers, benchmark.subsets or ((),) * len(benchmark), benchmark.searches.tolist())
     left = benchmark.pick([row for row, (reference, right, subset, gallery) in enumerate(needed)
                            if len(galleries[gallery]) and not any(lost[i] for i in (reference, *right[:1], *subset))])
-    used, searches = left.searches.unique(return_inverse=True)
     whole, rest = Counter(benchmark.kinds), Counter(left.kinds)
     missing = Missing(tuple(name for name, out in zip(benchmark.pictures, lost) if out), {kind: count - rest[kind] for kind, count in whole.items()}, dict(whole),
-                      tuple(int(gone[benchmark.galleries[i]].sum()) for i in used.tolist()))
-    left = replace(left, galleries=tuple(galleries[i] for i in used.tolist()), searches=searches, missing=missing, answers=tuple(tuple(i for i in right if not lost[i]) for right in left.answers))
-    return renumbered(left, takes_part(left))
+                      tuple(int(gone[benchmark.galleries[i]].sum()) for i in left.searches.unique().tolist()))
+    return trimmed(replace(left, galleries=tuple(galleries), missing=missing, answers=tuple(tuple(i for i in right if not lost[i]) for right in left.answers)))
 
 # %% ../nbs/10_benchmarks.ipynb #ef11993d
 def complaint(
@@ -711,8 +724,8 @@ def check_benchmark(
     allow_missing: bool = False,   # go on with what is there
 ) -> Benchmark:                    # every picture that takes part, and only those: all of `files` can be used
     "Look at every picture that takes part. Raises one `PliError` about all that are missing or broken, unless what is left shall be scored; see `without_pictures`."
-    part = takes_part(benchmark)
-    benchmark, files = renumbered(benchmark, part), tuple(dict.fromkeys(file for file, own in zip(benchmark.files, part.tolist()) if own))
+    benchmark = trimmed(benchmark)
+    files = tuple(dict.fromkeys(benchmark.files))
     found = {files[i]: error for i, error in unusable(files, benchmark.root).items()} if files else {}
     if not found: return benchmark
     left = without_pictures(benchmark, torch.tensor([file in found for file in benchmark.files]))
