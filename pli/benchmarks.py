@@ -279,13 +279,13 @@ def a_number(said, place: str) -> str:
 def one_of(number: dict[str, int], listed) -> Callable[[str, str], int]:
     "Make a check that finds the number of a picture among those that `listed` lists."
     def find(name: str, place: str) -> int:
-        if name not in number: raise PliError(f"{place}: {shown(name)!r} is not among the {len(number)} pictures of {listed}")
+        if name not in number: raise PliError(f"{place}: {shown(repr(name))} is not among the {len(number)} pictures of {listed}")
         return number[name]
     return find
 
 def not_twice(seen: dict, key: str, place: str, what: str) -> None:
     "Remember where a key stands; a `PliError` names both places when it comes again."
-    if key in seen: raise PliError(f"{place}: {what} {shown(key)!r} is there for the second time; the first is {seen[key]}")
+    if key in seen: raise PliError(f"{place}: {what} {shown(repr(key))} is there for the second time; the first is {seen[key]}")
     seen[key] = place
 
 def names_of(path: Path) -> list[str]:
@@ -360,12 +360,12 @@ def parse_protocol(
         option, equals, value = (side.strip() for side in part.partition("="))
         if not equals:
             if part not in reader.protocols:
-                raise PliError(f"protocol {shown(part)!r} is unknown; choose from {', '.join(reader.protocols)}, or set {', '.join(reader.choices)} with =")
-            if chosen is not None: raise PliError(f"protocol {shown(text)!r} names two sets of choices: give one, and single choices with =")
+                raise PliError(f"protocol {shown(repr(part))} is unknown; choose from {', '.join(reader.protocols)}, or set {', '.join(reader.choices)} with =")
+            if chosen is not None: raise PliError(f"protocol {shown(repr(text))} names two sets of choices: give one, and single choices with =")
             chosen = part
-        elif option not in reader.choices: raise PliError(f"protocol {shown(part)!r}: there is no choice {shown(option)!r}; choose from {', '.join(reader.choices)}")
-        elif value not in reader.choices[option]: raise PliError(f"protocol {shown(part)!r}: {option} is one of {', '.join(reader.choices[option])}")
-        elif overrides.setdefault(option, value) != value: raise PliError(f"protocol {shown(text)!r} sets {option} twice")
+        elif option not in reader.choices: raise PliError(f"protocol {shown(repr(part))}: there is no choice {shown(repr(option))}; choose from {', '.join(reader.choices)}")
+        elif value not in reader.choices[option]: raise PliError(f"protocol {shown(repr(part))}: {option} is one of {', '.join(reader.choices[option])}")
+        elif overrides.setdefault(option, value) != value: raise PliError(f"protocol {shown(repr(text))} sets {option} twice")
     return {option: values[0] for option, values in reader.choices.items()} | reader.protocols[chosen or "usual"] | overrides
 
 # %% ../nbs/10_benchmarks.ipynb #13b35527
@@ -376,12 +376,12 @@ def read_benchmark(
     protocol: str = "usual",    # see `parse_protocol`
 ) -> Benchmark:
     "Read a benchmark in its official layout; the pictures need not be there. Raises `PliError` that names file, record and field, or what was expected and found."
-    if name not in READERS: raise PliError(f"benchmark {shown(name)!r} is unknown; choose from {', '.join(READERS)}")
+    if name not in READERS: raise PliError(f"benchmark {shown(repr(name))} is unknown; choose from {', '.join(READERS)}")
     reader = READERS[name]
     split = reader.split if split is None else split
     if split not in reader.splits:
         known = f"choose from {', '.join(reader.splits)}" if reader.splits != ("",) else "it has only one: leave the split out"
-        raise PliError(f"{name} has no split {shown(split)!r}; {known}")
+        raise PliError(f"{name} has no split {shown(repr(split))}; {known}")
     return reader.read(Path(root), split, parse_protocol(reader, protocol))
 
 
@@ -427,7 +427,7 @@ def fashioniq_records(
         reference, target = (take(record, place, name, a_name) if targets or name == "candidate" else None for name in ("candidate", "target"))
         for name, field in ((reference, "candidate"), (target, "target")):
             if name is not None: find(name, f"{place}, field {field!r}")
-        if reference == target: raise PliError(f"{place}: the reference {shown(target)!r} is listed as the target")
+        if reference == target: raise PliError(f"{place}: the reference {shown(repr(target))} is listed as the target")
         found.append((reference, target, captions))
     return found
 
@@ -479,8 +479,8 @@ def cirr_paths(path: Path) -> dict[str, str]:
     "The pictures of a split: name -> path below the data folder. Raises `PliError` for a path that leaves it."
     said, seen = an_object(read_json(path), str(path)), {}
     if not said: raise PliError(f"{path}: the gallery is empty: expected an object of name: path")
-    found = {a_name(name, f"{path}: a name"): a_path(where, f"{path}: picture {shown(name)!r}") for name, where in said.items()}
-    for name, where in found.items(): not_twice(seen, where, f"{path}: picture {shown(name)!r}", "path")
+    found = {a_name(name, f"{path}: a name"): a_path(where, f"{path}: picture {shown(repr(name))}") for name, where in said.items()}
+    for name, where in found.items(): not_twice(seen, where, f"{path}: picture {shown(repr(name))}", "path")
     return found
 
 
@@ -594,7 +594,7 @@ def with_gallery(
         raise PliError(f"{benchmark.name} knows what it searches: another gallery of {len(names)} pictures can't take its place")
     number = {name: i for i, name in enumerate(names)}
     lacking = [name for name in benchmark.pictures if name not in number]
-    if lacking: raise PliError(f"the gallery of {len(names)} pictures lacks {len(lacking)} that {benchmark.name} names as reference or right answer, such as {shown(lacking[0])!r}")
+    if lacking: raise PliError(f"the gallery of {len(names)} pictures lacks {len(lacking)} that {benchmark.name} names as reference or right answer, such as {shown(repr(lacking[0]))}")
     new = [number[name] for name in benchmark.pictures]
     return replace(benchmark, pictures=tuple(names), references=torch.tensor(new)[benchmark.references], answers=tuple(tuple(new[i] for i in right) for right in benchmark.answers),
                    galleries=(torch.arange(len(names)),), files=(), boxes=(), root=None, complete=True)
