@@ -44,7 +44,7 @@ class Rules:
 # %% ../nbs/10_benchmarks.ipynb #f33dcd55
 @dataclass(frozen=True)
 class Missing:
-    "What `check_benchmark` left out because pictures are missing or broken; a query leaves with its reference, its main answer, or (CIRR) any member of its subset."
+    "What `check_benchmark` left out because pictures are missing or broken; a query leaves with its reference, any of its right answers, or (CIRR) any member of its subset."
     pictures: tuple[str, ...]     # their names
     queries: dict[str, int]       # kind -> how many queries are left out
     of: dict[str, int]            # kind -> how many queries there are without pictures missing
@@ -691,15 +691,15 @@ def without_pictures(
     benchmark: Benchmark,
     gone: Tensor,            # `(pictures,)` bool
 ) -> Benchmark:              # with `missing`; perhaps without a query
-    "What is left of a benchmark without some pictures: a query leaves if its reference, its main answer or a member of its subset is gone, or all that it searches."
+    "What is left of a benchmark without some pictures: a query leaves if its reference, a right answer or a member of its subset is gone, or all that it searches."
     lost, galleries = gone.tolist(), [gallery[~gone[gallery]] for gallery in benchmark.galleries]
     needed = zip(benchmark.references.tolist(), benchmark.answers, benchmark.subsets or ((),) * len(benchmark), benchmark.searches.tolist())
     left = benchmark.pick([row for row, (reference, right, subset, gallery) in enumerate(needed)
-                           if len(galleries[gallery]) and not any(lost[i] for i in (reference, *right[:1], *subset))])
+                           if len(galleries[gallery]) and not any(lost[i] for i in (reference, *right, *subset))])
     whole, rest = Counter(benchmark.kinds), Counter(left.kinds)
     missing = Missing(tuple(name for name, out in zip(benchmark.pictures, lost) if out), {kind: count - rest[kind] for kind, count in whole.items()}, dict(whole),
                       tuple(int(gone[benchmark.galleries[i]].sum()) for i in left.searches.unique().tolist()))
-    return trimmed(replace(left, galleries=tuple(galleries), missing=missing, answers=tuple(tuple(i for i in right if not lost[i]) for right in left.answers)))
+    return trimmed(replace(left, galleries=tuple(galleries), missing=missing))
 
 # %% ../nbs/10_benchmarks.ipynb #ef11993d
 def complaint(

@@ -407,12 +407,14 @@ def report(
 ) -> dict:
     "Everything that tables and comparisons need, in percent with 95 % intervals."
     families, frame, rules = families_of(table, benchmark, chosen_on, chosen), frame_of(benchmark), benchmark.rules
+    ranked = all(found.subset is not None for found in table.values())           # a ranking file may come without the subsets
+    measures = [measure for measure in rules.measures if ranked or "subset" not in measure]
     record = {"benchmark": described(benchmark), "specs": {name: list(dict.fromkeys(specs)) for name, (_, specs) in families.items()}, "chosen on": "given" if chosen else chosen_on or "all",
-              "kinds": {name: section_of(rows, frame, benchmark, table, families, rules.measures) for name, rows in frame.sections().items()}}
+              "kinds": {name: section_of(rows, frame, benchmark, table, families, measures) for name, rows in frame.sections().items()}}
     if rules.aspects_measure and benchmark.aspects:
         record["aspects"] = {name: section_of(rows, frame, benchmark, table, families, [rules.aspects_measure]) for name, rows in frame.by_aspect().items()}
-    if benchmark.missing: record["bounds"] = {name: {measure: bounds(benchmark, one, measure) for measure in rules.measures} for name, (one, _) in families.items()}
-    return record | {"outcomes": {name: stored(one, rules.measures) for name, (one, _) in families.items()}}
+    if benchmark.missing: record["bounds"] = {name: {measure: bounds(benchmark, one, measure) for measure in measures} for name, (one, _) in families.items()}
+    return record | {"outcomes": {name: stored(one, measures) for name, (one, _) in families.items()}}
 
 # %% ../nbs/11_evaluate.ipynb #04ea6dd8
 def compare(
@@ -519,6 +521,8 @@ def missing_lines(record: dict) -> list[str]:
     kept, family = record["benchmark"]["missing"], main_family(record["specs"])
     lost = ", ".join(f"{count:,} of {kept['queries of the split'][kind]:,}" + f" ({kind})" * (kind != "all") for kind, count in kept["queries left out"].items())
     lines = [f"INCOMPLETE: {kept['pictures']:,} pictures are missing; queries left out: {lost}. {family} over the whole split, in percent, if no missing picture came before a right answer (and at worst):"]
+    empty = [kind for kind, count in kept["queries left out"].items() if count == kept["queries of the split"][kind]]
+    if empty: lines.append(f"  No query is left of: {', '.join(empty)}; means are over the others.")
     limits = lambda found: ", ".join(f"{section} {low:.1f} to {high:.1f} ({worst:.1f})" for section, (worst, low, high) in found.items())
     return lines + [f"  {short(measure)}: {limits(found)}" for measure, found in record["bounds"][family].items()]
 

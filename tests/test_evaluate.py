@@ -18,11 +18,16 @@ from pli.backbones import load_backbone
 from pli.benchmarks import Benchmark, Missing, Rules, own_queries, read_queries, world_queries
 from pli.composition import COMPOSERS, mean_feature, parse_composer, score
 from pli.core import PliError, generator, unit
-from pli.data import Pairs, PairSet, TensorPairs
+from pli.data import Pairs, PairSet, PictureError, TensorPairs
 from pli.evaluate import (Features, Frame, Outcomes, as_csv, as_latex, as_markdown, as_markdown_page, as_page, as_text, bounds, choose, choose_families, compare, comparison,
                           cross_chosen, encode, every_composer, frame_of, halves, halves_alone, interval, of_ranks, outcomes, outcomes_from, pair_validator, query_validator, report,
                           rows_of, same_pictures, scores_of, side_by_side, sweep, sweep_rows, values, verdict, write_report)
+from pli.gallery import PictureFiles, encode_pictures, encode_texts
 from pli.metrics import bootstrap, recall_at
+
+GALLERY = ["a.png", "b.png", "sub/c.png", "größe 日本.png"]
+RECORD = {"reference_img_id": "a.png", "relative_caption": "in red", "target_img_id": "b.png", "gt_img_ids": ["b.png", "sub/c.png"], "kind": "colour"}
+
 
 def picture(path: Path, colour=(200, 30, 30), kind="PNG") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,6 +38,18 @@ def picture(path: Path, colour=(200, 30, 30), kind="PNG") -> Path:
 def write(path: Path, what) -> Path:
     path.write_text(json.dumps(what), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number, name in enumerate(GALLERY): picture(tmp_path / name, (number, 0, 0))
+    write(tmp_path / "gallery.json", GALLERY)
+    write(tmp_path / "queries.json", [RECORD])
+    return tmp_path
+
+
+def read(folder: Path, *records) -> Benchmark:
+    return read_queries(write(folder / "queries.json", list(records)), folder / "gallery.json")
 
 
 class Fake:
@@ -50,6 +67,54 @@ class Fake:
     def encode_text(self, texts):
         self.texts += texts
         return torch.stack([self.text(text) for text in texts])
+
+
+def blind(pixels): raise AssertionError("nothing may be encoded")
+
+
+# --- from files to features
+
+def test_a_reference_outside_the_gallery_is_encoded_and_not_searched(folder):
+    picture(folder / "other.png", (9, 0, 0))
+    queries = read(folder, RECORD, RECORD | {"reference_img_id": "other.png"}, RECORD | {"reference_img_id": "other.png"})
+    assert len(queries.galleries[0]) == 4 and queries.pictures == (*GALLERY, "other.png")
+    assert queries.references.tolist() == [0, 4, 4]
+    fake = Fake(lambda pixels: torch.nn.functional.one_hot(pixels[:, 0, 0, 0].long(), 12).float(), lambda text: torch.ones(12))
+    features = encode(fake, queries)
+    assert fake.pictures == 5 and fake.texts == ["in red"]                  # each once
+    table = sweep(features, queries, ["image"])
+    assert table["image"].rank.tolist() == [2, 3, 3]                             # ties count against: 2 strangers (of 3 without the reference, 4 with none left out), 2 answers
+
+
+def test_every_missing_picture_is_counted_before_any_work(folder):
+    names = GALLERY + [f"gone {i}.png" for i in range(6)] + ["broken.png"]
+    (folder / "broken.png").write_text("no picture")
+    write(folder / "gallery.json", names)
+    queries = read(folder, RECORD | {"reference_img_id": "x" * 300 + ".png"})
+    for call in (lambda: encode(Fake(blind), queries), lambda: query_validator(queries)):
+        with pytest.raises(PliError) as caught: call()
+        assert f"8 of 12 pictures in {folder} cannot be used: gone 0.png (missing picture)" in str(caught.value) and str(caught.value).endswith(" and 3 more")
+    with pytest.raises(PliError, match=r"1 of 1 pictures in .* cannot be used: broken.png \(broken picture\)$"): PictureFiles(["broken.png"], folder, pil_to_tensor)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_cut_off_in_the_middle_is_named(folder, workers):
+    noise = torch.randint(0, 256, (64, 64, 3), generator=generator(0, "noise")).byte().numpy()
+    Image.fromarray(noise).save(folder / "cut.png")
+    (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:4000])
+    pictures = PictureFiles(["a.png", "cut.png"], folder, pil_to_tensor)              # its header is whole
+    with pytest.raises(PictureError, match="cut.png: broken picture"): encode_pictures(Fake(lambda pixels: pixels.float().mean((2, 3))), pictures, workers=workers)
+
+
+def test_features_are_unit_single_precision_and_the_same_in_any_batch():
+    pixels = torch.randint(0, 256, (7, 3, 4, 4), generator=generator(0, "pixels")).byte()
+    fake = Fake(lambda pixels: pixels.flatten(1).half(), lambda text: torch.tensor([len(text), 1.0]))
+    features = encode_pictures(fake, pixels)
+    assert features.dtype == torch.float32 and torch.allclose(features.norm(dim=1), torch.ones(7))
+    assert torch.equal(encode_pictures(fake, pixels, batch_size=2), features)
+    texts = ["a", "bb", "a", "ccc", "bb"]
+    assert torch.equal(encode_texts(fake, texts, batch_size=2), unit(torch.tensor([[1.0, 1], [2, 1], [1, 1], [3, 1], [2, 1]])))
+    assert fake.texts == ["a", "bb", "ccc"]                                           # each distinct text once
 
 
 # --- ranks
