@@ -74,7 +74,7 @@ def rankings_of(
     few = padded(benchmark.subsets) if benchmark.subsets else None
     lists, subset = torch.full((len(benchmark), k), -1), None if few is None else torch.full_like(few, -1)
     for _, rows, gallery, scores in scores_of(features, benchmark, [spec]):
-        best = gallery[top_k(scores, min(k, len(gallery)))]
+        best = gallery[top_k(scores, k).cpu()]
         if benchmark.without_reference: best = best.masked_fill(best == benchmark.references[rows, None], -1)
         lists[rows, : best.shape[1]] = best
         if few is not None: subset[rows] = among(few[rows], gallery, scores)

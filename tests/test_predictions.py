@@ -611,7 +611,7 @@ def test_official_circo_test(shared, tmp_path):
 
 @pytest.mark.parametrize("name, split", [("cirr", "val"), ("circo", "val"), ("fashioniq", "val"), ("genecis", None)])
 def test_official_round_trip(shared, tmp_path, name, split):
-    "Rankings through a file give the numbers of the scores, query by query, wherever scores have no ties."
+    "Rankings through a file give the numbers of the scores, query by query: random features have no ties where it matters."
     benchmark = read_benchmark(name, shared / "annotations" / name, split)
     if not benchmark.complete: benchmark = with_gallery(benchmark, list(dict.fromkeys([*benchmark.pictures, *(str(i) for i in range(1, 20_000))])))
     features = drawn_features(benchmark, 32)
@@ -619,5 +619,4 @@ def test_official_round_trip(shared, tmp_path, name, split):
     write_rankings(tmp_path / "plain.json", benchmark, ours)
     found = outcomes_of(read_rankings(tmp_path / "plain.json", benchmark), benchmark)
     for measure in benchmark.rules.measures:
-        differs = (values(found, measure) != values(direct, measure)).sum()
-        assert differs <= 1e-3 * len(benchmark), (measure, differs)
+        assert torch.equal(values(found, measure), values(direct, measure)), measure
