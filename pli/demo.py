@@ -21,11 +21,11 @@ from torch import Tensor
 
 from . import viz, world
 from .backbones import Backbone, load_backbone
-from .composition import mean_feature, parse_composer, score
+from .benchmarks import Benchmark, world_queries
 from .core import atomic, generator, pick_device, provenance, write_json
 from .data import TensorPairs
-from .evaluate import (Features, Queries, as_text, choose, choose_families, compare, encode, halves_line, report, spread, sweep,
-                          world_queries)
+from .evaluate import Features, Outcomes, as_text, choose, choose_families, compare, encode, halves_line, report, scores_of, spread, sweep
+from .gallery import top_k
 from .metrics import recall_at
 from .tuning import TuneSettings, tune
 
@@ -74,7 +74,7 @@ class Stage:
     pairs: TensorPairs
     attributes: dict[str, Tensor]    # `dev`, `test` -> `(gallery, 6)`
     pixels: dict[str, Tensor]        # `dev`, `test` -> `uint8 (gallery, 3, 48, 48)`
-    queries: dict[str, Queries]      # `dev`, `test`
+    queries: dict[str, Benchmark]      # `dev`, `test`
 
 # %% ../nbs/16_demo.ipynb #d7910ad2
 def set_stage(
@@ -109,7 +109,7 @@ def train_arms(
 # %% ../nbs/16_demo.ipynb #82e697e1
 def measure_arms(
     stage: Stage, models: dict[str, Backbone],
-) -> tuple[dict[str, dict], dict[str, dict[str, Tensor]], dict[str, Features]]:   # reports, test ranks by spec, test features
+) -> tuple[dict[str, dict], dict[str, dict[str, Outcomes]], dict[str, Features]]:   # reports, test ranks by spec, test features
     "Choose composer and weight on the development queries, report on the test queries."
     reports, tables, features = {}, {}, {}
     for arm, backbone in models.items():
@@ -154,9 +154,9 @@ def bars(reports: dict[str, dict[str, dict]]) -> viz.Drawing:
     return viz.interval_bars(groups, "recall@10, percent")
 
 # %% ../nbs/16_demo.ipynb #61b195b4
-def sums_by_weight(tables: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, float]]:   # model -> weight -> recall@10 in percent
+def sums_by_weight(tables: dict[str, dict[str, Outcomes]]) -> dict[str, dict[str, float]]:   # model -> weight -> recall@10 in percent
     "Recall at 10 of the weighted sum at every weight of the picture."
-    of = lambda table: {spec.partition(":")[2]: round(100 * recall_at(found, 10).mean().item(), 2) for spec, found in table.items() if spec.startswith("sum:")}
+    of = lambda table: {spec.partition(":")[2]: round(100 * recall_at(found.rank, 10).mean().item(), 2) for spec, found in table.items() if spec.startswith("sum:")}
     return {arm: of(table) for arm, table in tables.items()}
 
 def curves(by_weight: dict[str, dict[str, float]]) -> viz.Drawing:
@@ -171,13 +171,13 @@ def on_weights(by_weight: dict[str, dict[str, float]]) -> str:
 
 # %% ../nbs/16_demo.ipynb #1e2dc796
 def first_found(
-    spec: str, features: Features, queries: Queries, row: int, count: int,
+    spec: str, features: Features, queries: Benchmark, row: int, count: int,
 ) -> list[int]:
     "The pictures that a query finds, best first."
-    one = slice(row, row + 1)
-    scores = score(parse_composer(spec), features.pictures[queries.references[one]], features.texts[one], features.pictures[: queries.gallery], queries.left_out[one],
-                   text_mean=mean_feature(features.texts))
-    return scores[0].topk(min(count, queries.gallery)).indices.tolist()
+    _, _, gallery, scores = next(scores_of(features, queries, [spec], rows=torch.tensor([row])))
+    return gallery[top_k(scores, min(count, len(gallery)))[0]].tolist()
+
+
 
 # %% ../nbs/16_demo.ipynb #4ca08c83
 def neighbours(
@@ -191,11 +191,11 @@ def neighbours(
     for row in rows:
         for arm in arms:
             found = first_found(reports[arm]["specs"]["best"][0], features[arm], queries, row, count)
-            shown.append(viz.Retrieval(pixels[queries.references[row]], queries.texts[row], pixels[found], tuple(i in queries.answers[row] for i in found), arm))
+            shown.append(viz.Retrieval(pixels[queries.references[row]], " / ".join(queries.texts[row]), pixels[found], tuple(i in queries.answers[row] for i in found), arm))
     return viz.retrieval_figure(shown, cell=0.75)
 
 # %% ../nbs/16_demo.ipynb #96577df7
-def first_of_each_kind(queries: Queries) -> list[int]:
+def first_of_each_kind(queries: Benchmark) -> list[int]:
     "The first query of every kind."
     return [queries.kinds.index(kind) for kind in dict.fromkeys(queries.kinds)]
 
@@ -253,7 +253,7 @@ def page(results: dict, figures: dict[str, viz.Drawing]) -> str:
 def world_record(reports: dict[str, dict]) -> dict:
     "What the report says about one world."
     heading, rows = table_rows(reports)
-    against = {f"recall@{k}": compare(reports["masked tuning"], reports["control"], k) for k in (1, 5, 10)}
+    against = {f"recall@{k}": compare(reports["masked tuning"], reports["control"], f"recall@{k}") for k in (1, 5, 10)}
     return {"table": {"heading": heading, "rows": rows}, "masked tuning against control": against, "sentences": [sentence_on(against[f"recall@{k}"], k) for k in (1, 10)],
             "halves": halves_line(reports["masked tuning"]["kinds"]["all"]["halves"]), "reports": reports}
 

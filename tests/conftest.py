@@ -1,8 +1,17 @@
 "Fixtures that several test files share."
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_cache_but_our_own():
+    "Stored picture features of whoever runs the tests are neither read nor written."
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["PLI_CACHE"] = folder
+        yield
 
 
 @pytest.fixture(scope="session")

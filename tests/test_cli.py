@@ -19,18 +19,19 @@ from pli import __version__, world
 from pli.backbones import load_backbone
 from pli.cli import TUNE_OPTIONS, make_parser, tune_settings, wanted_composers
 from pli.core import PliError, generator
-from pli.evaluate import every_composer, query_validator, ranks_of, read_queries, rows_of
+from pli.benchmarks import read_queries
+from pli.evaluate import every_composer, outcomes_from, query_validator, rows_of
 from pli.tuning import TuneSettings
 
 START = [sys.executable, "-c", "from pli.cli import main; import sys; sys.exit(main())"]
-COMMANDS = ("demo", "tune", "evaluate", "mask")
+COMMANDS = ("demo", "tune", "evaluate", "compare", "submit", "score", "cache", "mask")
 HEAVY = {"torch", "open_clip", "torchvision", "matplotlib", "numpy", "PIL", "fastprogress"}
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}          # beside that of the tests
 
 
 def pli(*words, cwd=None) -> subprocess.CompletedProcess:
     "One command in a process of its own."
-    return subprocess.run([*START, *map(str, words)], cwd=cwd, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    return subprocess.run([*START, *map(str, words)], cwd=cwd, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}, timeout=300)
 
 
 MANY = """
@@ -52,7 +53,7 @@ json.dump(done, sys.stdout)
 def many(cases: list[tuple[Path, list]]) -> list[tuple]:
     "Several commands one after the other in one process, each in its folder: `import torch` is paid once. Status, output, errors."
     words = json.dumps([(str(where), [str(word) for word in words]) for where, words in cases])
-    done = subprocess.run([sys.executable, "-c", MANY], input=words, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    done = subprocess.run([sys.executable, "-c", MANY], input=words, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -93,7 +94,10 @@ def test_answers_come_without_torch(words):
     (["tune", "pairs.csv", "--model", "ViT-B-32"], "pli tune: the following arguments are required: --out"),
     (["tune", "pairs.csv", "--model", "ViT-B-32", "--out", "run", "--steps", "many"], "pli tune: argument --steps: invalid int value: 'many'"),
     (["tune", "pairs.csv", "--model", "ViT-B-32", "--out", "run", "--learning-rate", "small"], "pli tune: argument --learning-rate: invalid float value: 'small'"),
-    (["evaluate", "--model", "ViT-B-32", "--queries", "q.json"], "pli evaluate: the following arguments are required: --gallery"),
+    (["evaluate", "--queries", "q.json", "--gallery", "g.json"], "pli evaluate: the following arguments are required: --model"),
+    (["evaluate", "--model", "ViT-B-32", "--benchmark", "cir"], "pli evaluate: argument --benchmark: invalid choice: 'cir'"),
+    (["submit", "fashioniq", "--model", "ViT-B-32", "--out", "x"], "pli submit: argument benchmark: invalid choice: 'fashioniq'"),
+    (["compare", "a.json"], "pli compare: the following arguments are required: B.json"),
     (["evaluate", "--model", "ViT-B-32", "--queries", "q.json", "--gallery", "g.json", "--workers", "-1"], "pli evaluate: argument --workers: '-1' is not a number"),
     (["mask", "a.png"], "pli mask: the following arguments are required: --out"),
     (["mask", "--out", "a.png"], "pli mask: the following arguments are required: PICTURE"),
@@ -249,7 +253,7 @@ LONG = [*TINY, "--steps", "20", "--batch-size", "16", "--learning-rate", "1e-3",
 
 def stopped_after(line: str, how: signal.Signals, *words, cwd: Path) -> tuple[int, str]:
     "Start a command and stop it as soon as a line is on the screen; its exit status and errors."
-    with subprocess.Popen([*START, *map(str, words)], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as running:
+    with subprocess.Popen([*START, *map(str, words)], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **ENVIRONMENT}) as running:
         for seen in running.stdout:                                       # lines come when they are printed, through a pipe too
             if seen.startswith(line): running.send_signal(how); break
         _, err = running.communicate()
@@ -301,7 +305,7 @@ def test_tuning_on_queries_keeps_the_best_and_open_clip_loads_it_alone(drawn, tm
     best = load_backbone(str(tmp_path / "run" / "best"))
     assert query_validator(read_queries(drawn / "queries.json", drawn / "gallery.json"))(best) == max(scores.values())
     picture = sorted((drawn / "images").iterdir())[0]
-    alone = subprocess.run([sys.executable, "-c", ALONE, tmp_path / "run" / "best", picture], capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT)
+    alone = subprocess.run([sys.executable, "-c", ALONE, tmp_path / "run" / "best", picture], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **ENVIRONMENT})
     assert alone.returncode == 0, alone.stderr
     image, text, has_pli = json.loads(alone.stdout)
     with torch.no_grad(): mine = best.encode_image(best.pixels(Image.open(picture))[None]), best.encode_text(["a red circle"])
@@ -344,10 +348,10 @@ def test_an_evaluation_can_be_read_back(drawn, tmp_path):
     for status, out, err in done: assert (status, err) == (0, "")
     one, other, every = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "deep/b.json", "all.json"))
     assert {key: value for key, value in one.items() if key != "command"} == {key: value for key, value in other.items() if key != "command"}
-    assert one["queries"] == 24 and one["gallery"] == 80 and one["chosen on"] == "colour" and one["model"] == "pli-tiny-48" and one["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert one["benchmark"]["queries"] == 24 and one["benchmark"]["gallery"] == {kind: "80" for kind in ("both", "colour", "keep", "shape")} and one["chosen on"] == "colour" and one["model"] == "pli-tiny-48" and one["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert list(one["specs"]) == ["image", "text", "sum", "product", "best"] and set(one["specs"]["sum"]) <= {"sum:0.25", "sum:1"}
     assert list(one["kinds"]) == ["all", "both", "colour", "keep", "shape"] and all(section["halves"] for section in one["kinds"].values())
-    assert len(ranks_of(one)) == 24 and ranks_of(one, "image").min() >= 1
+    assert len(outcomes_from(one)) == 24 and outcomes_from(one, "image").rank.min() >= 1
     for row in rows_of(one, "colour")[1]: assert all(cell in done[0][1] for cell in row)
     heading, *lines = done[0][1].splitlines()
     assert heading.split()[0] == "composer" and [line.split()[0] for line in lines[:5]] == ["image", "text", "sum:0.25", "product:1", "sum:1"]

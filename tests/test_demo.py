@@ -20,7 +20,7 @@ from pli.backbones import load_backbone
 from pli.cli import main
 from pli.demo import (ARMS, WORLDS, DemoSettings, arm_settings, command_of, measure_arms, on_weights, page, quick, sentence_on, set_stage, sums_by_weight,
                       table_rows)
-from pli.evaluate import compare, every_composer, halves_line, ranks_of
+from pli.evaluate import compare, every_composer, halves_line, outcomes_from
 from pli.metrics import recall_at
 from pli.tuning import TuneSettings
 
@@ -124,9 +124,9 @@ def test_every_number_follows_from_the_ranks(results):
         found = results["worlds"][name]
         assert table_rows(found["reports"]) == (found["table"]["heading"], found["table"]["rows"])
         for (arm, record), row in zip(found["reports"].items(), found["table"]["rows"]):
-            assert row[0] == arm and row[1] == record["specs"]["best"][0] and len(ranks_of(record)) == results["settings"]["queries"]
-            for k, cell in zip((1, 5, 10), row[2:]): assert float(cell.split()[0]) == pytest.approx(100 * recall_at(ranks_of(record), k).mean().item(), abs=0.051)
-        for k in (1, 5, 10): assert found["masked tuning against control"][f"recall@{k}"] == compare(found["reports"]["masked tuning"], found["reports"]["control"], k)
+            assert row[0] == arm and row[1] == record["specs"]["best"][0] and len(outcomes_from(record)) == results["settings"]["queries"]
+            for k, cell in zip((1, 5, 10), row[2:]): assert float(cell.split()[0]) == pytest.approx(100 * recall_at(outcomes_from(record).rank, k).mean().item(), abs=0.051)
+        for k in (1, 5, 10): assert found["masked tuning against control"][f"recall@{k}"] == compare(found["reports"]["masked tuning"], found["reports"]["control"], f"recall@{k}")
         assert found["sentences"] == [sentence_on(found["masked tuning against control"][f"recall@{k}"], k) for k in (1, 10)]
         assert found["halves"] == halves_line(found["reports"]["masked tuning"]["kinds"]["all"]["halves"])
 
@@ -169,7 +169,7 @@ def test_all_models_are_offered_the_same_composers(whole, results, monkeypatch):
     assert all(list(record["specs"]) == families and all(len(specs) == 1 for specs in record["specs"].values()) for record in reports.values())
     assert json.loads(json.dumps(reports)) == results["worlds"][SPARSE]["reports"]      # the saved models give the stored results again
     assert sums_by_weight(tables) == results["sums by weight"]
-    for arm, record in reports.items(): assert torch.equal(ranks_of(record), tables[arm][record["specs"]["best"][0]])
+    for arm, record in reports.items(): assert torch.equal(outcomes_from(record).rank, tables[arm][record["specs"]["best"][0]].rank)
 
 
 @pytest.mark.parametrize("name", WORLDS)

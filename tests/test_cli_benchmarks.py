@@ -1,0 +1,189 @@
+"evaluate, compare, submit, score and cache on the official layouts, as a person types them."
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from layouts import edit, make_circo, make_cirr, make_fashioniq, make_genecis
+from PIL import Image
+from test_cli import ENVIRONMENT, TINY, files, many
+
+from pli.benchmarks import READERS, read_benchmark
+from pli.cli import BENCHMARKS, with_weight
+from pli.core import PliError, generator, unit
+from pli.evaluate import outcomes_from
+from pli.predictions import write_features
+
+MAKERS = {"fashioniq": make_fashioniq, "cirr": make_cirr, "circo": make_circo, "genecis": make_genecis}
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory) -> Path:
+    "The four benchmarks, small, in their layouts; a cache of its own."
+    folder = tmp_path_factory.mktemp("official")
+    for name, make in MAKERS.items(): make(folder / name)
+    return folder
+
+
+def asked(official: Path, name: str, *more) -> list:
+    return ["evaluate", "--benchmark", name, "--root", official / name, *TINY, *more]
+
+
+def test_the_command_knows_the_benchmarks_that_there_are():
+    assert BENCHMARKS == tuple(READERS)
+
+
+def test_every_benchmark_from_pictures_to_four_files(official, tmp_path):
+    outs = [word for ending in ("json", "csv", "md", "tex") for word in ("--out", f"new/report.{ending}")]
+    done = many([(tmp_path / name, asked(official, name, *outs)) for name in MAKERS if not (tmp_path / name).mkdir()])
+    for name, (status, out, err) in zip(MAKERS, done):
+        assert (status, err) == (0, ""), name
+        found = {path.suffix: path.read_text() for path in (tmp_path / name / "new").iterdir()}
+        record = json.loads(found[".json"])
+        assert record["benchmark"]["name"] == name and record["model"] == "pli-tiny-48" and record["preprocess"] == "model" and len(record["weights"]) >= 16 and record["command"].startswith("pli evaluate")
+        assert list(record["specs"]) == ["image", "text", "sum:0.25"] and record["chosen on"] == "given"
+        for section in record["kinds"].values(): assert set(section["halves"]) == {"measure", "image only", "text only", "solved by one half", "composing adds"}
+        for text in (out, *(found[ending] for ending in (".csv", ".md", ".tex"))): assert record["benchmark"]["protocol"] in text.replace("\\_", "_") or ending == ".csv" and csv
+        measures = {row["measure"] for row in csv.DictReader(found[".csv"].splitlines())}
+        assert measures >= set(next(iter(record["kinds"].values()))["composers"]["image"])
+        assert "one half alone solves" in out and "composing adds" in found[".md"]
+    kinds = [list(json.loads((tmp_path / name / "new" / "report.json").read_text())["kinds"]) for name in MAKERS]
+    assert kinds == [["mean", "dress", "shirt", "toptee"], ["all"], ["all"], ["mean", "change_attribute", "change_object", "focus_attribute", "focus_object"]]
+    assert set(json.loads((tmp_path / "circo" / "new" / "report.json").read_text())["aspects"]) == {"cardinality", "addition", "negation", "viewpoint"}
+
+
+def test_protocols_and_weights_are_what_is_said(official, tmp_path):
+    cases = [asked(official, "fashioniq", "--protocol", "pli,gallery=val", "--composer", "sum", "--weight", "0.5", "--composer", "product:2", "--out", "a.json"),
+             asked(official, "cirr", "--composer", "sum", "--preprocess", "target-pad", "--no-cache", "--out", "b.json"),
+             asked(official, "cirr", "--composer", "sum", "--composer", "image", "--out", "c.json")]
+    for status, out, err in many([(tmp_path, case) for case in cases]): assert (status, err) == (0, "")
+    one, padded, plain = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json", "c.json"))
+    assert list(one["specs"]) == ["image", "text", "sum:0.5", "product:2"] and "gallery=val" in one["benchmark"]["protocol"] and "orders=both" in one["benchmark"]["protocol"]
+    assert one["benchmark"]["queries"] == 36 and len(outcomes_from(one, "sum:0.5")) == 36
+    assert list(padded["specs"]) == list(plain["specs"]) == ["image", "text", "sum:0.25"] and (padded["preprocess"], plain["preprocess"]) == ("target-pad", "model")
+    assert padded["weights"] == plain["weights"]
+
+
+def test_weights_are_chosen_on_development_splits_only(official, tmp_path):
+    cases = [asked(official, "cirr", "--sweep", "--composer", "sum", "--curve", "curve.png", "--out", "cirr.json"), asked(official, "fashioniq", "--split", "train", "--sweep", "--composer", "sum"),
+             asked(official, "fashioniq", "--sweep"), asked(official, "genecis", "--sweep"), asked(official, "cirr", "--curve", "no.png"), asked(official, "cirr", "--chosen-on", "all"),
+             asked(official, "cirr", "--sweep", "--composer", "sum:1", "--curve", "no.png")]
+    done = many([(tmp_path, case) for case in cases])
+    assert [status for status, _, _ in done] == [0, 0, 1, 1, 1, 1, 1]
+    record = json.loads((tmp_path / "cirr.json").read_text())
+    assert list(record["specs"]) == ["image", "text", "sum", "best"] and "sum:4" in done[0][1]
+    with Image.open(tmp_path / "curve.png") as image: assert image.width > 300
+    assert "fashioniq val is what papers report" in done[2][2] and "genecis is what papers report" in done[3][2].replace("genecis  ", "genecis ")
+    assert "--curve draws what --sweep tries" in done[4][2] and "--chosen-on needs --sweep" in done[5][2] and "--curve needs a composer without a weight" in done[6][2]
+    assert not (tmp_path / "no.png").exists() and all(err.count("\n") == (status != 0) for status, _, err in done)
+
+
+@pytest.mark.parametrize("specs, weight, found", [(["sum"], 0.5, ["sum:0.5"]), (["sum", "product:2"], 1, ["sum:1", "product:2"]), (["sum"], None, ["sum"]), ([], None, [])])
+def test_a_weight_finds_its_composer(specs, weight, found):
+    assert with_weight(specs, weight) == found
+
+
+@pytest.mark.parametrize("specs, weight", [([], 0.5), (["sum", "product"], 0.5), (["sum:1"], 0.5), (["sum"], -1), (["slerp"], 2), (["image"], 0.5), (["max"], 1)])
+def test_a_weight_without_its_composer(specs, weight):
+    with pytest.raises(PliError): with_weight(specs, weight)
+
+
+MISTAKES = [
+    (["--benchmark", "cirr", *TINY], "--benchmark cirr needs --root"),
+    (["--queries", "q.json", *TINY], "--queries and --gallery, which go together"),
+    ([*TINY], "give --benchmark and --root, or --queries and --gallery"),
+    (["--benchmark", "cirr", "--root", ".", "--queries", "q.json", *TINY], "leave out --queries and --gallery"),
+    (["--queries", "q.json", "--gallery", "g.json", "--split", "val", *TINY], "--split and --protocol belong to --benchmark"),
+    (["--benchmark", "cirr", "--root", "{cirr}", "--split", "test", *TINY], "val"),
+    (["--benchmark", "cirr", "--root", "{cirr}", "--split", "test1", *TINY], "pli submit cirr writes the files"),
+    (["--benchmark", "cirr", "--root", "{cirr}", "--protocol", "loose", *TINY], "loose"),
+    (["--benchmark", "cirr", "--root", "{cirr}", "--preprocess", "stretch", *TINY], "stretch"),
+    (["--benchmark", "cirr", "--root", "{circo}", *TINY], "cap.rc2.val.json"),
+    (["--benchmark", "cirr", "--root", "nowhere", *TINY], "nowhere"),
+    (["--benchmark", "cirr", "--root", "{cirr}", "--composer", "max", *TINY], "unknown composer 'max'"),
+    (["--benchmark", "cirr", "--root", "{cirr}", "--out", "report.txt", *TINY], "report.txt: a report is written as .json"),
+    (["--benchmark", "cirr", "--root", "{cirr}", "--out", ".", *TINY], "is a folder"),
+]
+
+
+def test_every_mistake_is_a_line(official, tmp_path):
+    done = many([(tmp_path, ["evaluate", *(str(word).format(cirr=official / "cirr", circo=official / "circo") for word in words)]) for words, _ in MISTAKES])
+    for (words, says), (status, out, err) in zip(MISTAKES, done):
+        assert status == 1 and out == "" and says in err and err.startswith("pli evaluate: ") and err.count("\n") == 1, words
+    assert not files(tmp_path)
+
+
+def test_missing_pictures_stop_before_any_work_or_are_said_everywhere(official, tmp_path):
+    shutil.copytree(official / "fashioniq", tmp_path / "fashioniq")
+    gone = sorted((tmp_path / "fashioniq" / "images").glob("Dva*"))[:3]
+    for path in gone[:2]: path.unlink()
+    gone[2].write_bytes(b"")
+    cases = [asked(tmp_path, "fashioniq", "--out", "a.json"), asked(tmp_path, "fashioniq", "--allow-missing", *(word for ending in ("json", "csv", "md", "tex") for word in ("--out", f"b.{ending}")))]
+    (status, out, err), (status2, out2, err2) = many([(tmp_path, case) for case in cases])
+    assert status == 1 and "--allow-missing" in err and all(path.name in err for path in gone) and err.count("\n") == 1 and not (tmp_path / "a.json").exists()
+    assert (status2, err2) == (0, "")
+    record = json.loads((tmp_path / "b.json").read_text())
+    assert record["benchmark"]["missing"]["pictures"] == 3 and record["benchmark"]["missing"]["queries left out"]["dress"] > 0
+    for text in (out2, (tmp_path / "b.md").read_text(), (tmp_path / "b.tex").read_text()): assert "INCOMPLETE: 3 pictures are missing" in text
+    assert "3 pictures missing" in (tmp_path / "b.csv").read_text()
+
+
+def test_comparisons_say_what_is_real(official, tmp_path):
+    cases = [asked(official, "cirr", "--composer", "sum:0.25", "--out", "a.json"), asked(official, "cirr", "--composer", "sum:4", "--out", "b.json"), asked(official, "fashioniq", "--out", "f.json"),
+             ["compare", "a.json", "b.json", "--out", "c.json"], ["compare", "a.json", "a.json", "--composer", "sum:0.25", "image"], ["compare", "a.json", "f.json"],
+             ["compare", "a.json", "c.json"], ["compare", "a.json", "gone.json"], ["compare", "a.json", "a.json", "--composer", "sum:1", "image"]]
+    done = many([(tmp_path, case) for case in cases])
+    assert [status for status, _, _ in done] == [0] * 5 + [1] * 4
+    heading = done[3][1].splitlines()
+    assert heading[0].startswith("cirr val") and "A: a.json (sum:0.25)" in heading and "B: b.json (sum:4)" in heading and "expect about 0.4 to stand out by luck alone" in done[3][1]
+    found = json.loads((tmp_path / "c.json").read_text())["comparison"]["all"]
+    assert set(found["recall@5"]) == {"difference", "ratio", "verdict"} and len(found) == 8
+    for err, says in zip((err for _, _, err in done[5:]), ("not over the same queries", "c.json: not a report", "gone.json: no such file", "no composer 'sum:1'; it has image, text, sum:0.25")): assert says in err and err.count("\n") == 1
+
+
+def test_submissions_and_scores_go_round(official, tmp_path):
+    "What is written for the server's val split scores as the evaluation does."
+    cases = [asked(official, name, "--composer", "sum:1", "--out", f"{name}.json") for name in ("cirr", "circo")]
+    cases += [["submit", name, "--root", official / name, *TINY, "--composer", "sum", "--weight", "1", "--out", f"{name}-{split}", "--split", split] for name, split in (("cirr", "val"), ("circo", "val"))]
+    cases += [["submit", name, "--root", official / name, *TINY, "--out", f"{name}-test"] for name in ("cirr", "circo")]
+    cases += [["score", "cirr", "--root", official / "cirr", "--predictions", "cirr-val/cirr_val_recall.json", "cirr-val/cirr_val_recall_subset.json", "--out", "scored.json"],
+              ["score", "circo", "--root", official / "circo", "--predictions", "circo-val/circo_val.json", "--out", "scored-circo.json"],
+              ["score", "cirr", "--root", official / "cirr", "--predictions", "cirr-val/cirr_val_recall.json"], ["compare", "scored.json", "cirr.json"]]
+    done = many([(tmp_path, case) for case in cases])
+    for (status, out, err), case in zip(done, cases): assert (status, err) == (0, ""), case
+    for one, other in (("cirr.json", "scored.json"), ("circo.json", "scored-circo.json")):
+        mine, theirs = (json.loads((tmp_path / name).read_text()) for name in (one, other))
+        assert mine["kinds"]["all"]["composers"]["sum:1"] == theirs["kinds"]["all"]["composers"]["predictions"] and mine["benchmark"] == theirs["benchmark"]
+    assert sorted(path.name for path in (tmp_path / "cirr-test").iterdir()) == ["cirr_test1_recall.json", "cirr_test1_recall_subset.json", "provenance.json"]
+    assert sorted(path.name for path in (tmp_path / "circo-test").iterdir()) == ["circo_test.json", "provenance.json"]
+    assert json.loads((tmp_path / "circo-test" / "provenance.json").read_text())["composer"] == "sum:0.25"
+    assert "Rs@1" in done[6][1] and "Rs@1" not in done[8][1]                              # without the subset file nothing is said of subsets
+    assert "not to be told apart" in done[9][1]
+
+
+def test_scoring_needs_annotations_and_nothing_else(tmp_path):
+    make_genecis(tmp_path / "genecis", pictures=False)
+    benchmark = read_benchmark("genecis", tmp_path / "genecis")
+    chance = generator(0, "features")
+    write_features(tmp_path / "q.npz", benchmark.ids, unit(torch.randn(len(benchmark), 8, generator=chance)))
+    write_features(tmp_path / "g.safetensors", benchmark.pictures, unit(torch.randn(len(benchmark.pictures), 8, generator=chance)))
+    score = ["score", "genecis", "--root", tmp_path / "genecis"]
+    cases = [[*score, "--query-features", "q.npz", "--gallery-features", "g.safetensors", "--out", "s.json"], [*score], [*score, "--query-features", "q.npz"],
+             [*score, "--predictions", "p.json", "--query-features", "q.npz", "--gallery-features", "g.safetensors"], ["score", "genecis", "--predictions", "p.json"], [*score, "--predictions", "q.npz"]]
+    done = many([(tmp_path, case) for case in cases])
+    assert [status for status, _, _ in done] == [0, 1, 1, 1, 1, 1] and done[0][2] == ""
+    assert json.loads((tmp_path / "s.json").read_text())["kinds"]["mean"]["queries"] == 20
+    for err, says in zip((err for _, _, err in done[1:]), ("give either --predictions", "go together", "give either --predictions", "--root is missing", "q.npz")): assert says in err and err.count("\n") == 1
+
+
+def test_features_are_kept_shown_and_cleared(official, tmp_path, monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "PLI_CACHE", str(tmp_path / "own"))
+    cases = [["cache"], asked(official, "cirr", "--out", "a.json"), ["cache"], asked(official, "cirr", "--out", "b.json"), asked(official, "cirr", "--no-cache", "--out", "c.json"),
+             ["cache", "--clear"], ["cache"], asked(official, "cirr", "--cache", "elsewhere", "--out", "d.json")]
+    done = many([(tmp_path, case) for case in cases])
+    for (status, out, err), case in zip(done, cases): assert (status, err) == (0, ""), case
+    assert "nothing" in done[0][1] and "nothing" in done[6][1] and "pli-tiny-48" in done[2][1] and "60" in done[2][1]
+    found = [json.loads((tmp_path / f"{name}.json").read_text())["outcomes"] for name in "abcd"]
+    assert found[0] == found[1] == found[2] == found[3] and files(tmp_path / "elsewhere")
