@@ -188,7 +188,7 @@ def spoiled(drawn: Path) -> dict[str, tuple[list, list[str]]]:
         "not json": (measure(q=pairs), ["pairs.csv: not valid JSON"]),
         "no list": (measure(q=drawn / "world.json"), ["world.json: queries are a list"]),
         "root of names": (measure("--root", drawn / "images"), ["80 of 80 pictures", "cannot be used"]),
-        "out is a folder": (measure("--out", "."), ["--out .: is a folder"]),
+        "out is a folder": (measure("--out", "."), [".: is a folder; name a file"]),
         "measure device": (measure("--device", "nope"), ["device 'nope'"]),
         "demo device": (["demo", "--quick", "--device", "nope"], ["device 'nope'"]),
         "demo out": (["demo", "--quick", "--device", "cpu", "--out", one], [str(one)]),

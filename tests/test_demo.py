@@ -180,7 +180,7 @@ def test_no_picture_of_a_gallery_is_learned_from(name):
     learned = as_set(stage.pairs.pixels)
     assert len(stage.pairs) == 4000 and len(learned) > 3000
     for part in ("dev", "test"):
-        assert len(stage.pixels[part]) == stage.queries[part].gallery == 800 and len(stage.queries[part]) == 100
+        assert len(stage.pixels[part]) == len(stage.queries[part].galleries[0]) == 800 and len(stage.queries[part]) == 100
         assert not learned & as_set(stage.pixels[part])
     asked = [{(tuple(stage.attributes[part][reference].tolist()), text) for reference, text in zip(stage.queries[part].references, stage.queries[part].texts)} for part in ("dev", "test")]
     assert len(asked[0] & asked[1]) <= 2                           # weights are chosen on other queries

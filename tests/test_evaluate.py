@@ -81,7 +81,7 @@ def test_a_reference_outside_the_gallery_is_encoded_and_not_searched(folder):
     assert queries.references.tolist() == [0, 4, 4]
     fake = Fake(lambda pixels: torch.nn.functional.one_hot(pixels[:, 0, 0, 0].long(), 12).float(), lambda text: torch.ones(12))
     features = encode(fake, queries)
-    assert fake.pictures == 5 and fake.texts == ["in red"]                  # each once
+    assert features.pictures.shape == (5, 12) and fake.texts == ["in red"]   # each once
     table = sweep(features, queries, ["image"])
     assert table["image"].rank.tolist() == [2, 3, 3]                             # ties count against: 2 strangers (of 3 without the reference, 4 with none left out), 2 answers
 
