@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ALIKE', 'RECIPE', 'SHARDS', 'SHARD', 'SECONDS', 'TILE', 'unusable', 'check_files', 'box_of', 'crop_around', 'filled',
            'encode_pixels', 'PictureFiles', 'stacked', 'encode_pictures', 'encode_texts', 'content_key',
-           'weights_digest', 'precision_of', 'features_of', 'checksum', 'read_shard', 'write_shard', 'warn', 'Shelf',
-           'remove', 'cache_folder', 'CacheEntry', 'keys_in', 'entry_of', 'FeatureCache', 'UnknownFiles', 'sorted_out',
+           'weights_digest', 'precision_of', 'features_of', 'checksum', 'read_shard', 'write_shard', 'warn', 'remove',
+           'Shelf', 'cache_folder', 'CacheEntry', 'keys_in', 'entry_of', 'FeatureCache', 'UnknownFiles', 'sorted_out',
            'Encoding', 'encode_files', 'top_k', 'tile_shape', 'check_search', 'tiles', 'search']
 
 # %% ../nbs/09_gallery.ipynb #e7be577a
@@ -237,6 +237,11 @@ def warn(text: str) -> None:
     "One line on the error stream."
     print(f"pli: {text}", file=sys.stderr, flush=True)
 
+def remove(path: Path) -> None:
+    "Delete a file, if that is possible."
+    with contextlib.suppress(OSError): path.unlink()
+
+# %% ../nbs/09_gallery.ipynb #300b49df
 class Shelf:
     "The stored features of one model with one transform: a folder of shards."
     def __init__(self, folder: Path, about: dict): self.folder, self.about = folder, about   # what `features_of` says
@@ -263,10 +268,6 @@ class Shelf:
             if not (self.folder / "model.json").exists(): write_json(self.folder / "model.json", self.about)
             write_shard(self.folder, keys, features)
         except (OSError, SafetensorError) as error: warn(f"{shown(self.folder)}: features cannot be stored ({first_line(error)}); going on without")
-
-def remove(path: Path) -> None:
-    "Delete a file, if that is possible."
-    with contextlib.suppress(OSError): path.unlink()
 
 # %% ../nbs/09_gallery.ipynb #db041b5f
 def cache_folder() -> Path:
@@ -486,6 +487,7 @@ def tiles(
         held = scores[: len(queries) * len(space)].view(len(queries), len(space))
         yield start, torch.matmul(queries, space.T, out=held)[:, : len(tile)]
 
+# %% ../nbs/09_gallery.ipynb #e6c78f18
 @torch.no_grad()
 def search(
     queries: Tensor,                  # `(queries, width)`
