@@ -155,6 +155,7 @@ def sweep(
 ) -> dict[str, Outcomes]:                     # spec -> where the right answers came
     "Rank what every query searches with every composer. Raises `PliError` for a split whose answers are secret."
     if not benchmark.answered: raise PliError(f"{benchmark.name} {benchmark.split}: the answers are kept by the test server, nothing can be measured here; pli submit writes the files for it")
+    if not benchmark.complete: raise PliError(f"{benchmark.name}: the list of the pictures that are searched is not there, and a number over fewer would be too good. Get {benchmark.source or 'it'}, or give the gallery to pli.benchmarks.with_gallery")
     pieces = {spec: [] for spec in (composers if composers is not None else every_composer())}
     for spec, rows, gallery, scores in scores_of(features, benchmark, pieces, most): pieces[spec].append((rows, outcomes_of_piece(scores, benchmark, rows, gallery)))
     return {spec: together(found) for spec, found in pieces.items()}
@@ -359,6 +360,7 @@ def at_length(stored: dict) -> tuple[str, ...]:
 
 def gallery_sizes(benchmark: Benchmark) -> dict[str, str]:   # kind -> size, or sizes from smallest to largest
     "How many pictures the queries of each kind search."
+    if not benchmark.complete: return dict.fromkeys(sorted(set(benchmark.kinds)), "unknown size")
     sizes = torch.tensor([len(gallery) for gallery in benchmark.galleries])[benchmark.searches]
     found = {}
     for kind in sorted(set(benchmark.kinds)):

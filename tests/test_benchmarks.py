@@ -824,6 +824,13 @@ def test_a_reference_outside_the_gallery(folder):
     assert "other.png" in says(lambda: check_benchmark(queries))
 
 
+def test_the_emoji_queries_have_the_same_shape(shared):
+    emoji = shared / "data" / "emoji"
+    benchmark = sound(read_queries(emoji / "queries.dev.json", emoji / "gallery.json"))
+    assert len(benchmark) == 800 and len(benchmark.galleries[0]) == 1630 and set(benchmark.kinds) == {"tone", "gender", "role"} and benchmark.development
+    assert len(check_benchmark(benchmark)) == 800
+
+
 def test_drawn_queries_keep_their_shape():
     drawn = world.make_queries(20, 200, generator(0, "drawn"))
     queries = sound(world_queries(drawn))

@@ -447,6 +447,11 @@ def test_secret_answers_are_not_measured():
     with pytest.raises(PliError, match="answers are kept by the test server"): sweep(features, replace(asked, answers=((),) * 40), ["sum:1"])
 
 
+def test_a_gallery_that_nobody_knows_is_not_searched():
+    features, asked = one_by_one()
+    with pytest.raises(PliError, match="a number over fewer would be too good. Get the list, or give the gallery"): sweep(features, replace(asked, complete=False, source="the list"), ["sum:1"])
+
+
 def test_a_mean_of_kinds_is_a_mean_of_means():
     rules = Rules(("recall@1",), "recall@1", "recall@1", mean_of_kinds=True)
     asked = replace(own_queries(("",) * 40, torch.arange(40), ((99,),) * 40, ("a",) * 10 + ("b",) * 30, 100), rules=rules)
