@@ -206,7 +206,7 @@ def features_for(args, benchmark, device):
     from pli.evaluate import encode
     from pli.gallery import FeatureCache
     backbone = load_backbone(args.model, args.pretrained, device, preprocess=args.preprocess)
-    return backbone, encode(backbone, benchmark, workers=args.workers, cache=None if args.no_cache else FeatureCache(args.cache))
+    return backbone, encode(backbone, benchmark, workers=args.workers, cache=None if args.no_cache else FeatureCache(args.cache), check=False)
 
 # %% ../nbs/14_cli.ipynb #af751e38
 def with_weight(specs: list[str], weight: float | None) -> list[str]:

@@ -59,13 +59,14 @@ def encode(
     pictures: Tensor | None = None,        # `uint8 (pictures, 3, height, width)` for drawn pictures; files are read
     workers: int = 0,
     cache: FeatureCache | None = None,     # where features of files are kept; without one nothing is stored
+    check: bool = True,                    # False where `check_benchmark` has looked at the files already
 ) -> Features:
     "All features that an evaluation needs."
     words = lambda: words_together(encode_texts(backbone, itertools.chain.from_iterable(benchmark.texts)), map(len, benchmark.texts))
     if pictures is not None: return Features(encode_pictures(backbone, pictures, workers=workers), words())
     part = takes_part(benchmark).nonzero().flatten()
     names, boxes = ([items[i] for i in part.tolist()] if items else () for items in (benchmark.files, benchmark.boxes))
-    found = encode_files(backbone, names, benchmark.root, boxes, cache, workers=workers)
+    found = encode_files(backbone, names, benchmark.root, boxes, cache, workers=workers, check=check)
     if len(part) < len(benchmark.pictures): found = torch.zeros(len(benchmark.pictures), found.shape[1]).index_copy_(0, part, found)
     return Features(found, words())
 
