@@ -300,8 +300,8 @@ def run_compare(args) -> None:
     one, other = map(read_report, (args.first, args.second))
     names = tuple(args.composer) if args.composer else tuple(main_family(record["specs"]) for record in (one, other))
     found = comparison(one, other, names)
-    print(title_of(one))
-    print(f"A: {args.first} ({names[0]})\nB: {args.second} ({names[1]})\n")
+    print(title_of({name: part for name, part in one.items() if name != "model"}))
+    print(*(f"{letter}: {path} ({name}; model {record.get('model', 'unknown')})" for letter, path, name, record in zip("AB", (args.first, args.second), names, (one, other))), sep="\n", end="\n\n")
     print(as_text(*comparison_rows(one, other, found, names)))
     count = sum(map(len, found.values()))
     print(f"\nPercent; A - B with 95 % bootstrap intervals over the same queries." + f" {count} comparisons: expect about {count * 0.05:.1f} to stand out by luck alone." * (count > 1))
@@ -375,7 +375,7 @@ def run_cache(args) -> None:
     cache = FeatureCache(args.cache)
     found = cache.clear(None if args.clear == "all" else args.clear) if args.clear else cache.entries()
     rows = [[one.name, one.model, one.transform, f"{one.pictures:,}", f"{one.bytes / 1e6:.1f} MB", one.used] for one in found]
-    print(f"{cache.folder}: {'cleared' if args.clear and found else 'nothing is stored' if not found else f'{len(found)} entries'}")
+    print(f"{cache.folder}: {'cleared' if args.clear and found else 'nothing is stored' if not found else f'models: {len(found)}'}")
     if rows: print(as_text(["name", "model", "transform", "pictures", "size", "last used"], rows))
 
 

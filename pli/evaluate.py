@@ -504,7 +504,8 @@ def side_by_side(
             for number, measure in enumerate(next(iter(section["composers"].values()))):
                 label = f"{name} ({section['queries']:,})" if number == 0 else ""
                 rows.append([label, short(measure), *(spread(section["composers"][family][measure]) for family in record["specs"])])
-    return ["queries", "measure", *record["specs"]], rows
+    heads = [name if specs == [name] else f"{name} ({'/'.join(spec if name == 'best' else spec.partition(':')[2] for spec in specs)})" for name, specs in record["specs"].items()]
+    return ["queries", "measure", *heads], rows
 
 def halves_line(halves: dict) -> str:
     "What each half of the queries does alone, and what composing adds, in a sentence."
@@ -516,7 +517,8 @@ def title_of(record: dict) -> str:
     "Which queries a report is about, and by which protocol."
     kept = record["benchmark"]
     sizes = list(dict.fromkeys(kept["gallery"].values()))
-    return f"{kept['name']} {kept['split']}".strip() + f" ({kept['protocol'] or 'one protocol'}): {kept['queries']:,} queries, gallery of {' / '.join(sizes)}"
+    model = f"; model {record['model']}" + f", preprocess {record['preprocess']}" * ("preprocess" in record) if "model" in record else ""
+    return f"{kept['name']} {kept['split']}".strip() + f" ({kept['protocol'] or 'one protocol'}): {kept['queries']:,} queries, gallery of {' / '.join(sizes)}{model}"
 
 def missing_lines(record: dict) -> list[str]:
     "What a report must say about pictures that were not there."

@@ -137,7 +137,7 @@ def test_comparisons_say_what_is_real(official, tmp_path):
     done = many([(tmp_path, case) for case in cases])
     assert [status for status, _, _ in done] == [0] * 5 + [1] * 4
     heading = done[3][1].splitlines()
-    assert heading[0].startswith("cirr val") and "A: a.json (sum:0.25)" in heading and "B: b.json (sum:4)" in heading and "expect about 0.4 to stand out by luck alone" in done[3][1]
+    assert heading[0].startswith("cirr val") and heading[1] == "A: a.json (sum:0.25; model pli-tiny-48)" and heading[2] == "B: b.json (sum:4; model pli-tiny-48)" and "expect about 0.4 to stand out by luck alone" in done[3][1]
     found = json.loads((tmp_path / "c.json").read_text())["comparison"]["all"]
     assert set(found["recall@5"]) == {"difference", "ratio", "verdict"} and len(found) == 8
     for err, says in zip((err for _, _, err in done[5:]), ("not over the same queries", "c.json: not a report", "gone.json: no such file", "no composer 'sum:1'; it has image, text, sum:0.25")): assert says in err and err.count("\n") == 1
