@@ -517,8 +517,8 @@ def title_of(record: dict) -> str:
     "Which queries a report is about, and by which protocol."
     kept = record["benchmark"]
     sizes = list(dict.fromkeys(kept["gallery"].values()))
-    model = f"; model {record['model']}" + f", preprocess {record['preprocess']}" * ("preprocess" in record) if "model" in record else ""
-    return f"{kept['name']} {kept['split']}".strip() + f" ({kept['protocol'] or 'one protocol'}): {kept['queries']:,} queries, gallery of {' / '.join(sizes)}{model}"
+    model = ", ".join(f"{name} {record[name]}" for name in ("model", "preprocess") if name in record)
+    return f"{kept['name']} {kept['split']}".strip() + f" ({kept['protocol'] or 'one protocol'}): {kept['queries']:,} queries, gallery of {' / '.join(sizes)}" + f"; {model}" * bool(model)
 
 def missing_lines(record: dict) -> list[str]:
     "What a report must say about pictures that were not there."
