@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['OWN_RULES', 'READERS', 'JOININGS', 'CATEGORIES', 'FASHIONIQ_RULES', 'FASHIONIQ_SOURCE', 'CIRR_FOLDERS', 'CIRR_RULES',
            'CIRR_SOURCE', 'CIRCO_RULES', 'CIRCO_SOURCE', 'COCO_BASES', 'CIRCO_PICTURES', 'TASKS', 'GENECIS_RULES',
-           'GENECIS_SOURCE', 'COCO_FOLDERS', 'GENOME_FOLDERS', 'Rules', 'Missing', 'Benchmark', 'picked', 'digest',
-           'own_queries', 'world_queries', 'namer', 'check_record', 'read_gallery', 'read_queries', 'rows_of', 'take',
-           'an_object', 'a_list', 'a_text', 'a_name', 'a_path', 'a_number', 'one_of', 'not_twice', 'names_of',
-           'contents', 'home_of', 'locate', 'Reader', 'parse_protocol', 'read_benchmark', 'protocol_text', 'wordings',
-           'fashioniq_records', 'fashioniq_folders', 'read_fashioniq', 'cirr_paths', 'cirr_base', 'read_cirr',
-           'coco_list', 'circo_gallery', 'circo_answers', 'read_circo', 'with_gallery', 'a_box', 'genecis_picture',
-           'genecis_files', 'read_genecis', 'takes_part', 'trimmed', 'without_pictures', 'complaint', 'check_benchmark']
+           'GENECIS_SOURCE', 'COCO_FOLDERS', 'GENOME_FOLDERS', 'Rules', 'Missing', 'Benchmark', 'check_answered',
+           'picked', 'digest', 'own_queries', 'world_queries', 'namer', 'check_record', 'read_gallery', 'read_queries',
+           'records_of', 'take', 'an_object', 'a_list', 'a_text', 'a_name', 'a_path', 'a_number', 'one_of', 'not_twice',
+           'names_of', 'contents', 'home_of', 'locate', 'Reader', 'parse_protocol', 'read_benchmark', 'protocol_text',
+           'wordings', 'fashioniq_records', 'fashioniq_folders', 'read_fashioniq', 'cirr_paths', 'cirr_base',
+           'read_cirr', 'coco_list', 'circo_gallery', 'circo_answers', 'read_circo', 'with_gallery', 'a_box',
+           'genecis_picture', 'genecis_files', 'read_genecis', 'takes_part', 'trimmed', 'without_pictures',
+           'without_files', 'complaint', 'check_benchmark']
 
 # %% ../nbs/10_benchmarks.ipynb #af8a8a42
 import hashlib
@@ -20,7 +21,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -83,9 +84,17 @@ class Benchmark:
     @property
     def answered(self) -> bool: return all(self.answers)   # can it be scored here?
 
+    @property
+    def title(self) -> str: return f"{self.name} {self.split}".strip()
+
     def pick(self, rows) -> "Benchmark": return picked(self, rows)   # some of the queries, over the same galleries
 
     def digest(self) -> str: return digest(self)                     # 16 hex digits that say what was asked
+
+# %% ../nbs/10_benchmarks.ipynb #614416e8
+def check_answered(benchmark: Benchmark) -> None:
+    "Raise a `PliError` for a split whose answers are secret."
+    if not benchmark.answered: raise PliError(f"{benchmark.title}: its answers are kept by the test server, so nothing can be measured here; pli submit {benchmark.name} writes the files for it")
 
 # %% ../nbs/10_benchmarks.ipynb #ea8b2532
 def picked(
@@ -104,16 +113,17 @@ def picked(
 def digest(
     benchmark: Benchmark,
 ) -> str:            # 16 hex digits; the same for the same queries, wherever the pictures lie and in whatever order they are numbered
-    "What was asked, in short: name, split, protocol, ids and words, and by name of picture references, answers, subsets and what is searched."
+    "What was asked and how it counts, in short, by names of pictures: in whatever order the pictures are numbered, and wherever they lie."
     sha, name = hashlib.sha256(), benchmark.pictures.__getitem__
     add = lambda *what: sha.update(json.dumps(what).encode() + b"\n")
-    names = lambda numbers: [name(i) for i in numbers]
-    searched = {g: hashlib.sha256(json.dumps(sorted(names(benchmark.galleries[g].tolist()))).encode()).hexdigest() for g in set(benchmark.searches.tolist())}
-    add(benchmark.name, benchmark.split, sorted(benchmark.protocol.items()))
-    subsets = benchmark.subsets or ((),) * len(benchmark)
-    for row in zip(benchmark.ids, benchmark.texts, benchmark.references.tolist(), benchmark.answers, subsets, benchmark.searches.tolist()):
-        asked, words, reference, right, subset, gallery = row
-        add(asked, words, name(reference), names(right), names(subset), searched[gallery])
+    searched = {g: hashlib.sha256(json.dumps(sorted(map(name, benchmark.galleries[g].tolist()))).encode()).hexdigest() for g in set(benchmark.searches.tolist())}
+    add(benchmark.name, benchmark.split, sorted(benchmark.protocol.items()), astuple(benchmark.rules), benchmark.without_reference)
+    each = lambda items, nothing: items or (nothing,) * len(benchmark)
+    first = 1 if benchmark.rules.main_only or benchmark.subsets else 0                     # does it matter which answer is the main one?
+    for row in zip(benchmark.ids, benchmark.texts, benchmark.kinds, benchmark.references.tolist(), benchmark.answers, each(benchmark.subsets, ()), each(benchmark.aspects, ()),
+                   benchmark.searches.tolist(), [0] * len(benchmark) if benchmark.groups is None else benchmark.groups.tolist()):
+        asked, words, kind, reference, right, subset, aspects, gallery, group = row
+        add(asked, words, kind, name(reference), list(map(name, right[:first])) + sorted(map(name, right[first:])), sorted(map(name, subset)), aspects, searched[gallery], group)
     return sha.hexdigest()[:16]
 
 # %% ../nbs/10_benchmarks.ipynb #77935830
@@ -222,7 +232,7 @@ def read_queries(
                        len(names), tuple(where), root, ids)
 
 # %% ../nbs/10_benchmarks.ipynb #04a5126e
-def rows_of(
+def records_of(
     path: str | Path,                # a JSON list of records
 ) -> Iterator[tuple[str, dict]]:     # the place in words, and what stands there
     "Walk through the records of a file. Raises `PliError` unless it is a list of at least one object."
@@ -421,7 +431,7 @@ def fashioniq_records(
 ) -> list[tuple[str, str | None, list[str]]]:     # reference, target, captions
     "The queries of one category. Raises `PliError` that names record and field."
     find, found = one_of({name: i for i, name in enumerate(names)}, listed), []
-    for place, record in rows_of(path):
+    for place, record in records_of(path):
         captions = [a_text(said, f"{place}, field 'captions', entry {i}") for i, said in enumerate(take(record, place, "captions", a_list))]
         if len(captions) != 2: raise PliError(f"{place}, field 'captions' holds {len(captions)} texts, expected 2")
         reference, target = (take(record, place, name, a_name) if targets or name == "candidate" else None for name in ("candidate", "target"))
@@ -499,7 +509,7 @@ def read_cirr(root: Path, split: str, protocol: dict) -> Benchmark:
     number, ids, queries = {name: i for i, name in enumerate(paths)}, {}, []
     find = one_of(number, listed)
     picture = lambda said, place: find(a_name(said, place), place)
-    for place, record in rows_of(home / "captions" / f"cap.rc2.{split}.json"):
+    for place, record in records_of(home / "captions" / f"cap.rc2.{split}.json"):
         not_twice(ids, take(record, place, "pairid", a_number), place, "pairid")
         reference = take(record, place, "reference", picture)
         right = (take(record, place, "target_hard", picture),) if split != "test1" else ()
@@ -562,7 +572,7 @@ def read_circo(root: Path, split: str, protocol: dict) -> Benchmark:
     names, listed = circo_gallery(home)
     number, ids, queries = {name: i for i, name in enumerate(names)}, {}, []
     find = one_of(number, listed) if listed and listed.is_file() else lambda name, place: number.setdefault(name, len(number))
-    for place, record in rows_of(home / "annotations" / f"{split}.json"):
+    for place, record in records_of(home / "annotations" / f"{split}.json"):
         not_twice(ids, take(record, place, "id", a_number), place, "id")
         reference = take(record, place, "reference_img_id", a_number)
         right = circo_answers(record, place) if split != "test" else ()
@@ -572,11 +582,11 @@ def read_circo(root: Path, split: str, protocol: dict) -> Benchmark:
         words = (take(record, place, "relative_caption", a_text),)
         queries.append((words, find(reference, f"{place}, field 'reference_img_id'"), tuple(find(name, f"{place}, field 'gt_img_ids'") for name in right), aspects))
     texts, references, answers, aspects = zip(*queries)
-    if listed and listed.is_dir() and len(number) != CIRCO_PICTURES: protocol = protocol | {"gallery": f"{len(number)} pictures found in the folder"}
+    complete = listed is not None and (listed.is_file() or len(number) == CIRCO_PICTURES)
     files = locate(home, (f"{int(name):012d}" for name in number), [f"{base}unlabeled2017" for base in COCO_BASES])
     return Benchmark("circo", split, protocol, CIRCO_RULES, tuple(ids), texts, torch.tensor(references), answers, ("all",) * len(texts), tuple(number),
                      (torch.arange(len(number)),), torch.zeros(len(texts), dtype=torch.int64), protocol["reference"] == "left-out", aspects=aspects if any(aspects) else (),
-                     development=split == "val", files=tuple(files), root=home, complete=listed is not None, source=CIRCO_SOURCE)
+                     development=split == "val", files=tuple(files), root=home, complete=complete, source=CIRCO_SOURCE)
 
 
 READERS["circo"] = Reader(("val", "test"), "val", {"reference": ("kept", "left-out")}, {"usual": {}, "searle": {}, "pli": {}}, read_circo)
@@ -647,7 +657,7 @@ def read_genecis(root: Path, split: str, protocol: dict) -> Benchmark:
 
     tasks = [task for task in TASKS if (home / f"{task}.json").is_file()]
     for task in tasks:
-        for row, (place, record) in enumerate(rows_of(home / f"{task}.json")):
+        for row, (place, record) in enumerate(records_of(home / f"{task}.json")):
             reference, target = take(record, place, "reference", find), take(record, place, "target", find)
             around = [find(said, f"{place}, field 'gallery', entry {i}") for i, said in enumerate(take(record, place, "gallery", a_list))]
             if not around: raise PliError(f"{place}: the gallery is empty: 'gallery' lists no picture")
@@ -696,10 +706,22 @@ def without_pictures(
     needed = zip(benchmark.references.tolist(), benchmark.answers, benchmark.subsets or ((),) * len(benchmark), benchmark.searches.tolist())
     left = benchmark.pick([row for row, (reference, right, subset, gallery) in enumerate(needed)
                            if len(galleries[gallery]) and not any(lost[i] for i in (reference, *right, *subset))])
-    whole, rest = Counter(benchmark.kinds), Counter(left.kinds)
-    missing = Missing(tuple(name for name, out in zip(benchmark.pictures, lost) if out), {kind: count - rest[kind] for kind, count in whole.items()}, dict(whole),
-                      tuple(int(gone[benchmark.galleries[i]].sum()) for i in left.searches.unique().tolist()))
+    before = benchmark.missing or Missing((), {}, dict(Counter(benchmark.kinds)), (0,) * len(galleries))       # some may have gone earlier
+    rest, names = Counter(left.kinds), tuple(name for name, out in zip(benchmark.pictures, lost) if out)
+    missing = Missing(before.pictures + names, {kind: count - rest[kind] for kind, count in before.of.items()}, before.of,
+                      tuple(before.absent[i] + int(gone[benchmark.galleries[i]].sum()) for i in left.searches.unique().tolist()))
     return trimmed(replace(left, galleries=tuple(galleries), missing=missing))
+
+# %% ../nbs/10_benchmarks.ipynb #12abd98f
+def without_files(
+    benchmark: Benchmark,
+    files: Iterable[str],     # as in `benchmark.files`
+) -> Benchmark:
+    "What is left without some files; see `without_pictures`. Raises `PliError` where that is nothing."
+    gone = set(files)
+    left = without_pictures(benchmark, torch.tensor([file in gone for file in benchmark.files]))
+    if not len(left): raise PliError(f"{shown(benchmark.root)}: no query is left without the {len(gone)} pictures that cannot be used. {benchmark.source}")
+    return left
 
 # %% ../nbs/10_benchmarks.ipynb #ef11993d
 def complaint(
@@ -728,7 +750,5 @@ def check_benchmark(
     files = tuple(dict.fromkeys(benchmark.files))
     found = {files[i]: error for i, error in unusable(files, benchmark.root).items()} if files else {}
     if not found: return benchmark
-    left = without_pictures(benchmark, torch.tensor([file in found for file in benchmark.files]))
-    if not allow_missing: raise PliError(complaint(benchmark, found, len(files), left.missing))
-    if not len(left): raise PliError(f"{shown(benchmark.root)}: no query is left without the {len(found)} of {len(files)} pictures that cannot be used. {benchmark.source}")
-    return left
+    if allow_missing: return without_files(benchmark, found)
+    raise PliError(complaint(benchmark, found, len(files), without_pictures(benchmark, torch.tensor([file in found for file in benchmark.files])).missing))

@@ -190,23 +190,30 @@ def add_evaluate(commands) -> None:
 
 # %% ../nbs/14_cli.ipynb #786690fd
 def asked(args):
-    "The queries that the options name, with all pictures looked at before any work starts."
-    from pli.benchmarks import check_benchmark, read_benchmark, read_queries
+    "The queries that the options name."
+    from pli.benchmarks import read_benchmark, read_queries
     from pli.core import PliError
     if args.benchmark and (args.queries or args.gallery): raise PliError("--benchmark brings its own queries and gallery: leave out --queries and --gallery")
     if args.benchmark and not args.root: raise PliError(f"--benchmark {args.benchmark} needs --root, the folder of its official files")
-    if args.benchmark: return check_benchmark(read_benchmark(args.benchmark, args.root, args.split, args.protocol), args.allow_missing)
+    if args.benchmark: return read_benchmark(args.benchmark, args.root, args.split, args.protocol)
     if not (args.queries and args.gallery): raise PliError("give --benchmark and --root, or --queries and --gallery, which go together")
     if args.split or args.protocol != "usual": raise PliError("--split and --protocol belong to --benchmark: your own queries have one of each")
-    return check_benchmark(read_queries(args.queries, args.gallery, args.root), args.allow_missing)
+    return read_queries(args.queries, args.gallery, args.root)
 
 def features_for(args, benchmark, device):
-    "The backbone that the options name, and its features."
+    "The backbone that the options name, the queries that can be asked, and their features; all pictures are looked at before any work starts."
     from pli.backbones import load_backbone
+    from pli.benchmarks import check_benchmark, without_files
     from pli.evaluate import encode
-    from pli.gallery import FeatureCache
+    from pli.gallery import BrokenPictures, FeatureCache
+    benchmark = check_benchmark(benchmark, args.allow_missing)
     backbone = load_backbone(args.model, args.pretrained, device, preprocess=args.preprocess)
-    return backbone, encode(backbone, benchmark, workers=args.workers, cache=None if args.no_cache else FeatureCache(args.cache), check=False)
+    cache = None if args.no_cache else FeatureCache(args.cache)
+    try: return backbone, benchmark, encode(backbone, benchmark, workers=args.workers, cache=cache, check=False)
+    except BrokenPictures as error:                                  # their headers are whole, the rest is not
+        if not args.allow_missing: raise
+        benchmark = without_files(benchmark, error.errors)
+    return backbone, benchmark, encode(backbone, benchmark, workers=args.workers, cache=cache, check=False)
 
 # %% ../nbs/14_cli.ipynb #af751e38
 def with_weight(specs: list[str], weight: float | None) -> list[str]:
@@ -232,13 +239,17 @@ def wanted_composers(specs: list[str] | None, sweep: bool = True) -> list[str]:
 # %% ../nbs/14_cli.ipynb #fc3fc5cb
 def check_choices(args, benchmark) -> None:
     "Raise a `PliError` for options that ask for a choice where none may be made."
+    from pli.benchmarks import check_answered
     from pli.core import PliError
+    from pli.viz import FORMATS
+    if args.curve and Path(args.curve).suffix.lower() not in FORMATS: raise PliError(f"--curve {args.curve}: a figure is written as {', '.join(FORMATS)}")
+    if args.curve and args.composer and all(":" in spec or spec in ("image", "text") for spec in args.composer): raise PliError("--curve needs a composer without a weight, such as --composer sum, to have something to draw")
     if args.chosen_on and args.chosen_on not in benchmark.kinds: raise PliError(f"--chosen-on {args.chosen_on}: the queries are of the kinds {', '.join(sorted(set(benchmark.kinds)))}")
     if args.chosen_on and args.benchmark and not args.sweep: raise PliError("--chosen-on needs --sweep: otherwise the weights are what you say, and nothing is chosen")
     if args.curve and not args.sweep: raise PliError("--curve draws what --sweep tries: give both")
     if args.sweep and not benchmark.development:
         raise PliError(f"--sweep: {benchmark.name} {benchmark.split} is what papers report, and a weight that was chosen on it is no result. Choose on a development split, then name it with --composer and --weight")
-    if not benchmark.answered: raise PliError(f"{benchmark.name} {benchmark.split}: its answers are kept by the test server; pli submit {benchmark.name} writes the files for it")
+    check_answered(benchmark)
 
 # %% ../nbs/14_cli.ipynb #0d45ff80
 def run_evaluate(args) -> None:
@@ -249,13 +260,15 @@ def run_evaluate(args) -> None:
     composers = wanted_composers(with_weight(args.composer or [], args.weight), choosing)
     benchmark = asked(args)
     check_choices(args, benchmark)
-    backbone, features = features_for(args, benchmark, device)
+    backbone, benchmark, features = features_for(args, benchmark, device)
     table = sweep(features, benchmark, composers)
     record = made_by(args, device, backbone) | report(table, benchmark, args.chosen_on, None if choosing else {spec: spec for spec in composers})
-    if args.sweep: print(as_text(*sweep_rows(table, benchmark)), end="\n\n")
-    if args.curve: draw_curve(table, benchmark, args.curve)
+    if args.sweep:
+        record["sweep"] = dict(zip(("heading", "rows"), sweep_rows(table, benchmark)))
+        print(as_text(*record["sweep"].values()), end="\n\n")
     print(as_page(record))
     for path in args.out: write_report(path, record)
+    if args.curve: draw_curve(table, benchmark, args.curve)
 
 def made_by(args, device, backbone) -> dict:
     "Where a report comes from."
@@ -266,16 +279,13 @@ def made_by(args, device, backbone) -> dict:
 # %% ../nbs/14_cli.ipynb #dc40502c
 def draw_curve(table, benchmark, path: str) -> None:
     "The headline measure against the weight of the picture, for composers that have one on a common scale."
-    from pli.core import PliError
-    from pli.evaluate import frame_of, interval, short, values
+    from pli.evaluate import frame_of, mean_of, short, values
     from pli.viz import save_figure, weight_curves
     measure, curves = benchmark.rules.headline, {}
     for spec, found in table.items():
         name, _, weight = spec.partition(":")
-        if weight and float(weight) > 0: curves.setdefault(name, {})[float(weight)] = 100 * interval(frame_of(benchmark), values(found, measure))[0]
-    curves = {name: curve for name, curve in curves.items() if len(curve) > 1}
-    if not curves: raise PliError("--curve needs a composer without a weight, such as --composer sum, to have something to draw")
-    save_figure(weight_curves(curves, f"{benchmark.name} {benchmark.split}, {short(measure)}, percent".strip()), path)
+        if weight and float(weight) > 0: curves.setdefault(name, {})[float(weight)] = 100 * mean_of(frame_of(benchmark), values(found, measure))
+    save_figure(weight_curves({name: curve for name, curve in curves.items() if len(curve) > 1}, f"{benchmark.title}, {short(measure)}, percent"), path)
 
 # %% ../nbs/14_cli.ipynb #39a66153
 def add_compare(commands) -> None:
@@ -291,17 +301,20 @@ def read_report(path: str) -> dict:
     "A report from its file; a `PliError` for another kind of file."
     from pli.core import PliError, read_json
     record = read_json(path)
-    if not isinstance(record, dict) or not {"benchmark", "specs", "kinds", "outcomes"} <= record.keys(): raise PliError(f"{path}: not a report; pli evaluate and pli score write them with --out FILE.json")
+    if not isinstance(record, dict) or any(not isinstance(record.get(part), dict) or not record[part] for part in ("benchmark", "specs", "kinds", "outcomes")): raise PliError(f"{path}: not a report; pli evaluate and pli score write them with --out FILE.json")
     return record
 
 def run_compare(args) -> None:
-    from pli.core import write_json
+    from pli.core import PliError, write_json
+    from pli.data import shown
     from pli.evaluate import as_text, comparison, comparison_rows, main_family, title_of
     one, other = map(read_report, (args.first, args.second))
     names = tuple(args.composer) if args.composer else tuple(main_family(record["specs"]) for record in (one, other))
-    found = comparison(one, other, names)
-    print(title_of({name: part for name, part in one.items() if name != "model"}))
-    print(*(f"{letter}: {path} ({name}; model {record.get('model', 'unknown')})" for letter, path, name, record in zip("AB", (args.first, args.second), names, (one, other))), sep="\n", end="\n\n")
+    try: found = comparison(one, other, names)
+    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error: raise PliError(f"{args.first} or {args.second} is not a whole report as pli evaluate writes it ({type(error).__name__}: {error})") from None
+    print(title_of({"benchmark": one["benchmark"]}))
+    about = lambda record: "; ".join(f"{name} {shown(record[name])[:16 if name == 'weights' else None]}" for name in ("model", "pretrained", "preprocess", "weights") if record.get(name))
+    print(*(f"{letter}: {shown(path)} ({'; '.join(filter(None, [name, about(record)]))})" for letter, path, name, record in zip("AB", (args.first, args.second), names, (one, other))), sep="\n", end="\n\n")
     print(as_text(*comparison_rows(one, other, found, names)))
     count = sum(map(len, found.values()))
     print(f"\nPercent; A - B with 95 % bootstrap intervals over the same queries." + f" {count} comparisons: expect about {count * 0.05:.1f} to stand out by luck alone." * (count > 1))
@@ -327,9 +340,9 @@ def run_submit(args) -> None:
     if args.allow_missing: raise PliError("--allow-missing: the server wants a ranking for every query over the whole gallery; nothing may be missing")
     args.split = args.split or {"cirr": "test1", "circo": "test"}[args.benchmark]
     benchmark = asked(args)
-    backbone, features = features_for(args, benchmark, device)
+    backbone, benchmark, features = features_for(args, benchmark, device)
     for path in write_submission(benchmark, rankings_of(features, benchmark, specs[0]), args.out): print(path)
-    write_json(Path(args.out) / "provenance.json", made_by(args, device, backbone) | {"benchmark": benchmark.name, "split": benchmark.split, "protocol": protocol_text(benchmark), "composer": specs[0]})
+    write_json(Path(args.out) / f"{benchmark.name}_{benchmark.split}_provenance.json", made_by(args, device, backbone) | {"benchmark": benchmark.name, "split": benchmark.split, "protocol": protocol_text(benchmark), "composer": specs[0]})
 
 # %% ../nbs/14_cli.ipynb #a76c6964
 def add_score(commands) -> None:
@@ -344,7 +357,7 @@ def add_score(commands) -> None:
     parser.set_defaults(run=run_score)
 
 def run_score(args) -> None:
-    from pli.benchmarks import read_benchmark
+    from pli.benchmarks import check_answered, protocol_text, read_benchmark
     from pli.core import PliError, provenance
     from pli.evaluate import as_page, check_outputs, outcomes, report, write_report
     from pli.predictions import named_features, outcomes_of, read_rankings
@@ -353,8 +366,11 @@ def run_score(args) -> None:
     if bool(args.predictions) == bool(args.query_features or args.gallery_features): raise PliError("give either --predictions, or --query-features and --gallery-features")
     if bool(args.query_features) != bool(args.gallery_features): raise PliError("--query-features and --gallery-features go together")
     benchmark = read_benchmark(args.benchmark, args.root, args.split, args.protocol)
-    if not benchmark.answered: raise PliError(f"{benchmark.name} {benchmark.split}: its answers are kept by the test server, nothing can be scored here")
-    if args.predictions: found = outcomes_of(read_rankings(args.predictions, benchmark), benchmark)
+    check_answered(benchmark)
+    if args.predictions:
+        rankings = read_rankings(args.predictions, benchmark)
+        found = outcomes_of(rankings, benchmark)
+        if not rankings.declared: print(f"note: the file names no protocol; that it was made by {protocol_text(benchmark)} is what you say")
     else:
         features, benchmark = named_features(benchmark, args.query_features, args.gallery_features)
         found = outcomes(features, benchmark, "text")

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['MEASURES', 'SHORT', 'UNSAFE', 'WRITERS', 'Features', 'words_together', 'encode', 'scores_of', 'Outcomes', 'of_ranks',
            'outcomes_of_piece', 'together', 'every_composer', 'sweep', 'outcomes', 'values', 'short', 'Frame',
-           'frame_of', 'drawn_together', 'interval', 'choose', 'halves', 'cross_chosen', 'choose_families', 'percent',
-           'halves_alone', 'bounds', 'families_of', 'main_family', 'section_of', 'in_short', 'at_length',
-           'gallery_sizes', 'described', 'stored', 'outcomes_from', 'frame_from', 'report', 'compare',
+           'frame_of', 'drawn_together', 'mean_of', 'interval', 'choose', 'halves', 'cross_chosen', 'choose_families',
+           'percent', 'halves_alone', 'bounds', 'families_of', 'main_family', 'section_of', 'in_short', 'at_length',
+           'gallery_sizes', 'described', 'stored', 'outcomes_from', 'frame_from', 'late', 'report', 'compare',
            'check_same_queries', 'verdict', 'comparison', 'comparison_rows', 'spread', 'rows_of', 'side_by_side',
            'halves_line', 'title_of', 'missing_lines', 'as_page', 'sweep_rows', 'as_text', 'as_markdown', 'long_rows',
-           'as_csv', 'as_latex', 'as_markdown_page', 'check_outputs', 'write_report', 'query_validator',
+           'as_csv', 'latex_table', 'as_latex', 'as_markdown_page', 'check_outputs', 'write_report', 'query_validator',
            'same_pictures', 'pair_validator']
 
 # %% ../nbs/11_evaluate.ipynb #2b2337cf
@@ -28,9 +28,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .backbones import Backbone
-from .benchmarks import Benchmark, protocol_text, takes_part
+from .benchmarks import Benchmark, check_answered, protocol_text, takes_part
 from .composition import COMPOSERS, mean_feature, parse_composer, score
 from .core import PliError, atomic, generator, unit, write_json
+from .data import shown
 from .gallery import FeatureCache, check_files, encode_files, encode_pictures, encode_texts
 from .masking import View, parse_hide
 from .metrics import average_precision_at, bootstrap, paired_bootstrap, paired_ratio, places, ranks, recall_at, subset_ranks
@@ -74,13 +75,14 @@ def encode(
 def scores_of(
     features: Features, benchmark: Benchmark,
     specs: Iterable[str],                # composers with weights, such as `sum:0.25`
-    most: int = 100_000_000,             # scores at a time (400 MB)
+    most: int = 30_000_000,              # scores at a time: 120 MB, and for late fusion some copies of that
     rows: Tensor | None = None,          # numbers of some queries; all if not given
 ) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
     "Pieces `(spec, rows, gallery, scores)`: scores `(rows, gallery)` of some queries over the pictures they search; `-inf` at a reference left out."
     composers, several = {spec: parse_composer(spec) for spec in specs}, len(benchmark.galleries) > 1
     text_mean = mean_feature(features.texts) if len(set(benchmark.texts)) > 1 else None          # of a single text, `score` says why it has none
-    image_mean = mean_feature(features.pictures[torch.cat(benchmark.galleries).unique()]) if several else None
+    searched = torch.cat([benchmark.galleries[number] for number in benchmark.searches.unique().tolist()]).unique()
+    image_mean = mean_feature(features.pictures[searched]) if several else None
     place, wanted = torch.full((len(features.pictures),), -1), torch.arange(len(benchmark)) if rows is None else torch.as_tensor(rows)
     for number, gallery in enumerate(benchmark.galleries):
         mine = wanted[benchmark.searches[wanted] == number] if several else wanted
@@ -152,10 +154,10 @@ def every_composer() -> list[str]:
 def sweep(
     features: Features, benchmark: Benchmark,
     composers: Iterable[str] | None = None,   # specs such as `sum:0.25`; every one if not given
-    most: int = 100_000_000,                  # scores at a time (400 MB)
+    most: int = 30_000_000,                   # scores at a time
 ) -> dict[str, Outcomes]:                     # spec -> where the right answers came
     "Rank what every query searches with every composer. Raises `PliError` for a split whose answers are secret."
-    if not benchmark.answered: raise PliError(f"{benchmark.name} {benchmark.split}: the answers are kept by the test server, nothing can be measured here; pli submit writes the files for it")
+    check_answered(benchmark)
     if not benchmark.complete: raise PliError(f"{benchmark.name}: the list of the pictures that are searched is not there, and a number over fewer would be too good. Get {benchmark.source or 'it'}, or give the gallery to pli.benchmarks.with_gallery")
     pieces = {spec: [] for spec in (composers if composers is not None else every_composer())}
     for spec, rows, gallery, scores in scores_of(features, benchmark, pieces, most): pieces[spec].append((rows, outcomes_of_piece(scores, benchmark, rows, gallery)))
@@ -235,6 +237,11 @@ def drawn_together(
     merged = torch.zeros(len(counts), dtype=found.dtype).index_add_(0, owner, found) / counts
     return merged, None if strata is None else torch.zeros_like(counts).index_copy_(0, owner, strata)
 
+def mean_of(frame: Frame, found: Tensor, rows: Tensor | None = None) -> float:
+    "The mean of what was measured over some queries."
+    merged, strata = drawn_together(frame, found, rows)
+    return (merged.mean() if strata is None else torch.stack([merged[strata == kind].mean() for kind in strata.unique()]).mean()).item()
+
 def interval(frame: Frame, found: Tensor, rows: Tensor | None = None) -> tuple[float, float, float]:   # mean, low, high
     "The mean of what was measured over some queries, with its 95 % bootstrap interval."
     merged, strata = drawn_together(frame, found, rows)
@@ -245,12 +252,11 @@ def choose(
     table: dict[str, Outcomes],   # from `sweep`
     rows: Tensor | None = None,   # `(queries,)` bool: the queries to choose on; all if not given
     measure: str = "recall@10",   # decides; ties go to the lower mean of log rank
+    frame: Frame | None = None,   # where the mean is one over kinds
 ) -> str:
     "The spec that is best on those queries."
-    def merit(spec):
-        found = table[spec] if rows is None else table[spec][rows]
-        return values(found, measure).mean().item(), -found.rank.double().log().mean().item()
-    return max(table, key=merit)
+    frame = frame or Frame(("all",) * len(next(iter(table.values()))))
+    return max(table, key=lambda spec: (mean_of(frame, values(table[spec], measure), rows), -mean_of(frame, table[spec].rank.double().log(), rows)))
 
 # %% ../nbs/11_evaluate.ipynb #a6a4a412
 def halves(
@@ -271,7 +277,7 @@ def cross_chosen(
     if len(table) > 1 and not all(side.any() for side in sides):
         raise PliError(f"{int(wanted.sum())} queries{f' of kind {kind}' if kind else ''} are too few to choose between {len(table)} composers: all have their reference in the same half. "
                        "Add queries, or choose on other ones and pass chosen=")
-    specs = [choose(table, side, benchmark.rules.headline) for side in reversed(sides)]
+    specs = [choose(table, side, benchmark.rules.headline, frame_of(benchmark)) for side in reversed(sides)]
     return table[specs[0]].where(first, table[specs[1]]), specs
 
 # %% ../nbs/11_evaluate.ipynb #64a90c64
@@ -293,13 +299,14 @@ def halves_alone(
     composed: Outcomes,
     measure: str = "recall@10",
     rows: Tensor | None = None,   # `(queries,)` bool: some of the queries
+    composer: str = "composing",  # what the composed query is called in sentences
 ) -> dict:
     "What one half of the query does alone, and what composing adds over the better half, in percent."
     image, text = (values(table[str(COMPOSERS[name]())], measure) for name in ("image", "text"))
     alone = [interval(frame, found, rows)[0] for found in (image, text)]
     merged, strata = drawn_together(frame, values(composed, measure) - (image if alone[0] >= alone[1] else text), rows)
     image_only, text_only, either = percent([*alone, interval(frame, torch.maximum(image, text), rows)[0]])
-    return {"measure": measure, "image only": image_only, "text only": text_only, "solved by one half": either, "composing adds": percent(bootstrap(merged, strata=strata))}
+    return {"measure": measure, "composer": composer, "image only": image_only, "text only": text_only, "solved by one half": either, "composing adds": percent(bootstrap(merged, strata=strata))}
 
 # %% ../nbs/11_evaluate.ipynb #47a70b44
 def bounds(
@@ -307,7 +314,7 @@ def bounds(
     found: Outcomes,
     measure: str,
 ) -> dict[str, list[float]]:  # section -> lowest, lowest if missing pictures disturb nobody, highest, in percent
-    "Between which limits a measure over the whole split must lie."
+    "Between which limits a measure over the whole split must lie, for a composer whose scores do not depend on the gallery."
     missing, gone = benchmark.missing, torch.tensor(benchmark.missing.absent)[benchmark.searches]
     later = replace(found, rank=found.rank + gone, places=torch.where(found.places > 0, found.places + gone[:, None], 0))
     worst, now, kinds = values(later, measure), values(found, measure), {}
@@ -346,7 +353,7 @@ def section_of(
     measures = list(measures)
     found = {"queries": int(rows.sum()), "composers": {name: {measure: percent(interval(frame, values(one, measure), rows)) for measure in measures} for name, (one, _) in families.items()}}
     both = {"image", "text"} <= table.keys()
-    return found | {"halves": halves_alone(frame, table, families[main_family(families)][0], benchmark.rules.halves_at, rows) if both else {}}
+    return found | {"halves": halves_alone(frame, table, families[main_family(families)][0], benchmark.rules.halves_at, rows, main_family(families)) if both else {}}
 
 # %% ../nbs/11_evaluate.ipynb #c70ecd5b
 def in_short(names: Iterable[str]) -> dict:
@@ -374,7 +381,7 @@ def described(benchmark: Benchmark) -> dict:
     kept = {"name": benchmark.name, "split": benchmark.split, "protocol": protocol_text(benchmark), "queries": len(benchmark), "gallery": gallery_sizes(benchmark), "digest": benchmark.digest(),
             "mean of kinds": benchmark.rules.mean_of_kinds, "kinds": in_short(benchmark.kinds)}
     if benchmark.groups is not None: kept["groups"] = " ".join(map(str, benchmark.groups.tolist()))
-    if benchmark.aspects: kept["aspects"] = in_short(" ".join(own) for own in benchmark.aspects)
+    if benchmark.aspects: kept["aspects"] = [list(own) for own in benchmark.aspects]
     if benchmark.missing: kept["missing"] = {"pictures": len(benchmark.missing.pictures), "queries left out": benchmark.missing.queries, "queries of the split": benchmark.missing.of}
     return kept
 
@@ -387,7 +394,7 @@ def stored(found: Outcomes, measures: Iterable[str]) -> dict[str, str]:
     return kept
 
 def outcomes_from(record: dict, name: str = "best") -> Outcomes:
-    "The outcomes that a report stores for a family of composers."
+    "The outcomes that a report stores for a family of composers. Raises `PliError` for one that it does not have."
     if name not in record["outcomes"]: raise PliError(f"the report has no composer {name!r}; it has {', '.join(record['outcomes'])}")
     kept = record["outcomes"][name]
     numbers = {part: torch.tensor([int(word) for word in kept[part].split()]) for part in ("rank", "subset") if part in kept}
@@ -400,9 +407,14 @@ def frame_from(record: dict) -> Frame:
     "Which queries of a report belong together."
     kept = record["benchmark"]
     groups = torch.tensor([int(word) for word in kept["groups"].split()]) if "groups" in kept else None
-    return Frame(at_length(kept["kinds"]), kept["mean of kinds"], groups, tuple(tuple(own.split()) for own in at_length(kept["aspects"])) if "aspects" in kept else ())
+    return Frame(at_length(kept["kinds"]), kept["mean of kinds"], groups, tuple(map(tuple, kept.get("aspects", ()))))
 
 # %% ../nbs/11_evaluate.ipynb #5b825686
+def late(spec: str) -> bool:
+    "Does a picture's score depend on what else is in the gallery (late fusion)?"
+    kind = COMPOSERS.get(spec.partition(":")[0])
+    return kind is not None and kind.centred
+
 def report(
     table: dict[str, Outcomes], benchmark: Benchmark,
     chosen_on: str | None = None,                 # kind whose queries choose the weights; all if not given
@@ -416,7 +428,7 @@ def report(
               "kinds": {name: section_of(rows, frame, benchmark, table, families, measures) for name, rows in frame.sections().items()}}
     if rules.aspects_measure and benchmark.aspects:
         record["aspects"] = {name: section_of(rows, frame, benchmark, table, families, [rules.aspects_measure]) for name, rows in frame.by_aspect().items()}
-    if benchmark.missing: record["bounds"] = {name: {measure: bounds(benchmark, one, measure) for measure in measures} for name, (one, _) in families.items()}
+    if benchmark.missing: record["bounds"] = {name: {measure: bounds(benchmark, one, measure) for measure in measures} for name, (one, specs) in families.items() if not any(map(late, specs))}
     return record | {"outcomes": {name: stored(one, measures) for name, (one, _) in families.items()}}
 
 # %% ../nbs/11_evaluate.ipynb #04ea6dd8
@@ -426,7 +438,7 @@ def compare(
     section: str | None = None,        # kind or aspect; all queries if not given
     names: tuple[str, str] | None = None,   # composer families to compare; the main one of each if not given
 ) -> dict:                             # difference in percent points and ratio, each with its interval
-    "Whether one model is better than another, by paired bootstrap over queries."
+    "Whether one model is better than another, by paired bootstrap over queries. Raises `PliError` for reports over other queries and for a kind or composer that they don't have."
     check_same_queries(one, other)
     frame, names = frame_from(one), names or tuple(main_family(record["specs"]) for record in (one, other))
     places = frame.sections() | frame.by_aspect()
@@ -451,12 +463,13 @@ def comparison(
     one: dict, other: dict,
     names: tuple[str, str] | None = None,   # composer families to compare; the main one of each if not given
 ) -> dict[str, dict[str, dict]]:            # section -> measure -> difference, ratio, verdict
-    "Every measure in every section of two reports, side by side."
+    "Every measure that two reports share, in every section, side by side. Raises `PliError` as `compare` does."
     check_same_queries(one, other)
     found = {}
-    for part, sections in (("kinds", one["kinds"]), ("aspects", one.get("aspects", {}))):
-        for name, section in sections.items():
-            measures = next(iter(section["composers"].values()))
+    for part in ("kinds", "aspects"):
+        for name in one.get(part, {}):
+            sections = [record[part][name]["composers"] for record in (one, other)]
+            measures = [measure for measure in next(iter(sections[0].values())) if measure in next(iter(sections[1].values()))]      # a ranking file may come without subsets
             found[name] = {measure: compare(one, other, measure, name, names) for measure in measures}
             for told in found[name].values(): told["verdict"] = verdict(told["difference"])
     return found
@@ -510,14 +523,14 @@ def side_by_side(
 def halves_line(halves: dict) -> str:
     "What each half of the queries does alone, and what composing adds, in a sentence."
     return (f"image only {halves['image only']:.1f}, text only {halves['text only']:.1f} at {halves['measure'].rpartition('@')[2]}; one half alone solves {halves['solved by one half']:.1f} % "
-            f"of the queries; composing adds {spread(halves['composing adds'])} points over the better half")
+            f"of the queries; {halves['composer']} adds {spread(halves['composing adds'])} points to the better half")
 
 # %% ../nbs/11_evaluate.ipynb #441a5880
 def title_of(record: dict) -> str:
     "Which queries a report is about, and by which protocol."
     kept = record["benchmark"]
     sizes = list(dict.fromkeys(kept["gallery"].values()))
-    model = ", ".join(f"{name} {record[name]}" for name in ("model", "preprocess") if name in record)
+    model = ", ".join(f"{name} {shown(record[name])}" for name in ("model", "preprocess") if name in record)
     return f"{kept['name']} {kept['split']}".strip() + f" ({kept['protocol'] or 'one protocol'}): {kept['queries']:,} queries, gallery of {' / '.join(sizes)}" + f"; {model}" * bool(model)
 
 def missing_lines(record: dict) -> list[str]:
@@ -528,18 +541,19 @@ def missing_lines(record: dict) -> list[str]:
     lines = [f"INCOMPLETE: {kept['pictures']:,} pictures are missing; queries left out: {lost}. {family} over the whole split, in percent, if no missing picture came before a right answer (and at worst):"]
     empty = [kind for kind, count in kept["queries left out"].items() if count == kept["queries of the split"][kind]]
     if empty: lines.append(f"  No query is left of: {', '.join(empty)}; means are over the others.")
+    if family not in record["bounds"]: return [f"INCOMPLETE: {kept['pictures']:,} pictures are missing; queries left out: {lost}. No limits can be told for {family}: with late fusion a picture's score depends on what else is searched.", *lines[1:]]
     limits = lambda found: ", ".join(f"{section} {low:.1f} to {high:.1f} ({worst:.1f})" for section, (worst, low, high) in found.items())
     return lines + [f"  {short(measure)}: {limits(found)}" for measure, found in record["bounds"][family].items()]
 
 def as_page(record: dict) -> str:
     "A whole report as text, narrow enough for a terminal."
     head, kinds = [title_of(record), *missing_lines(record), ""], record["kinds"]
-    told = {kind: halves_line(section["halves"]) for kind, section in kinds.items() if section["halves"]}
+    told = {kind: f"{shown(kind)}: {halves_line(section['halves'])}" for kind, section in kinds.items() if section["halves"]}
     if record["chosen on"] == "given" and "best" not in record["specs"]:
-        return "\n".join([*head, as_text(*side_by_side(record)), "", *(f"{kind}: {line}" for kind, line in told.items()), "In percent, with 95 % bootstrap intervals over queries.", ""])
+        return "\n".join([*head, as_text(*side_by_side(record)), "", *told.values(), "In percent, with 95 % bootstrap intervals over queries.", ""])
     parts = []
     for kind, section in kinds.items():
-        parts += [f"{kind} ({section['queries']} queries), recall in percent with 95 % intervals", as_text(*rows_of(record, kind)), *([told[kind]] if kind in told else []), ""]
+        parts += [f"{shown(kind)} ({section['queries']} queries), in percent with 95 % intervals", as_text(*rows_of(record, kind)), *([halves_line(section["halves"])] if section["halves"] else []), ""]
     return "\n".join(head + parts)
 
 # %% ../nbs/11_evaluate.ipynb #26287343
@@ -550,62 +564,77 @@ def sweep_rows(
     frame, rows = frame_of(benchmark), []
     measures = list(dict.fromkeys((benchmark.rules.measures[0], benchmark.rules.measures[-1])))
     sections = frame.sections()
-    mean = lambda found, own: (lambda merged, strata: merged.mean() if strata is None else torch.stack([merged[strata == i].mean() for i in strata.unique()]).mean())(*drawn_together(frame, found, own))
-    for spec, found in table.items(): rows.append([spec] + [f"{100 * mean(values(found, measure), own):.1f}" for own in sections.values() for measure in measures])
+    for spec, found in table.items(): rows.append([spec] + [f"{100 * mean_of(frame, values(found, measure), own):.1f}" for own in sections.values() for measure in measures])
     return ["composer"] + [f"{kind} {short(measure)}" for kind in sections for measure in measures], rows
 
 # %% ../nbs/11_evaluate.ipynb #f9ef7c63
 def as_text(heading: list[str], rows: list[list[str]]) -> str:
     "Columns that line up in a terminal."
+    heading, rows = [shown(cell) for cell in heading], [[shown(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(heading, *rows)]
     line = lambda cells: "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(cells, widths)))
     return "\n".join([line(heading), *map(line, rows)])
 
 def as_markdown(heading: list[str], rows: list[list[str]]) -> str:
     "The same table in Markdown."
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [heading, ["---"] + ["--:"] * (len(heading) - 1), *rows])
+    safe = lambda cells: [shown(cell).replace("|", "\\|") for cell in cells]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [safe(heading), ["---"] + ["--:"] * (len(heading) - 1), *map(safe, rows)])
 
 # %% ../nbs/11_evaluate.ipynb #e6a6aa21
 def long_rows(
     record: dict,
 ) -> tuple[list[str], list[list]]:   # heading, rows
     "A report with one number a row, for spreadsheets and data frames: what it is about, then value, low, high in percent."
-    kept, rows = record["benchmark"], []
+    kept, rows, told = record["benchmark"], [], ("image only", "text only", "solved by one half", "composing adds")
+    about = [kept["name"], kept["split"], kept["protocol"], record.get("model", ""), record.get("preprocess", "")]
     for part in (record["kinds"], record.get("aspects", {})):
         for name, section in part.items():
             for family, found in section["composers"].items():
                 for measure, numbers in found.items():
-                    rows.append([kept["name"], kept["split"], kept["protocol"], record.get("model", ""), name, section["queries"], family, "/".join(record["specs"][family]), measure, *numbers])
-    return ["benchmark", "split", "protocol", "model", "queries of", "count", "composer", "spec", "measure", "value", "low", "high"], rows
+                    rows.append([*about, name, section["queries"], family, "/".join(record["specs"][family]), measure, *numbers])
+            for what in told if section["halves"] else ():
+                found = section["halves"][what]
+                rows.append([*about, name, section["queries"], what, section["halves"]["composer"], section["halves"]["measure"], *(found if isinstance(found, list) else [found, "", ""])])
+    return ["benchmark", "split", "protocol", "model", "preprocess", "queries of", "count", "composer", "spec", "measure", "value", "low", "high"], rows
 
 def as_csv(record: dict) -> str:
     "A report as CSV."
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     heading, rows = long_rows(record)
-    writer.writerows([heading, *rows])
+    plain = lambda cell: cell if not isinstance(cell, str) else ("'" * cell.startswith(("=", "+", "-", "@"))) + shown(cell, 1000)    # no formula for a spreadsheet
+    writer.writerows([heading, *(list(map(plain, row)) for row in rows)])
     return text.getvalue()
 
 # %% ../nbs/11_evaluate.ipynb #2b933bc9
 UNSAFE = {"\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
-def as_latex(record: dict) -> str:
-    "A report as a booktabs table: a row per composer, a column per section and measure, half the interval's width beside each value."
-    safe, families = lambda text: "".join(UNSAFE.get(c, c) for c in text), list(record["specs"])
-    columns = [(name, measure) for name, section in record["kinds"].items() for measure in section["composers"][families[0]]]
+def latex_table(
+    record: dict,
+    sections: dict,    # `record["kinds"]` or `record["aspects"]`
+) -> list[str]:
+    "The lines of a booktabs table: a row per composer, a column per section and measure, half the interval's width beside each value."
+    safe, families = lambda text: "".join(UNSAFE.get(c, c) for c in shown(text)), list(record["specs"])
+    columns = [(name, measure) for name, section in sections.items() for measure in section["composers"][families[0]]]
     cell = lambda found: rf"{found[0]:.2f}{{\tiny\,$\pm${(found[2] - found[1]) / 2:.1f}}}"
-    spans = [(name, sum(1 for other, _ in columns if other == name)) for name in record["kinds"]]
-    body = [" & ".join([safe("/".join(record["specs"][family])), *(cell(record["kinds"][name]["composers"][family][measure]) for name, measure in columns)]) + r" \\" for family in families]
-    return "\n".join([
-        "% needs \\usepackage{booktabs}; made by " + record.get("command", "pli").replace("\n", " "), r"\begin{tabular}{l" + "r" * len(columns) + "}", r"\toprule",
-        " & ".join(["", *(rf"\multicolumn{{{count}}}{{c}}{{{safe(name)}}}" for name, count in spans)]) + r" \\", " & ".join(["", *(safe(short(measure)) for _, measure in columns)]) + r" \\",
-        r"\midrule", *body, r"\bottomrule", r"\end{tabular}", "% " + safe(title_of(record)) + r"; $\pm$: half of the 95\,\% bootstrap interval over queries", *("% " + safe(line) for line in missing_lines(record)), ""])
+    spans = [(name, sum(1 for other, _ in columns if other == name)) for name in sections]
+    body = [" & ".join([safe("/".join(record["specs"][family])), *(cell(sections[name]["composers"][family][measure]) for name, measure in columns)]) + r" \\" for family in families]
+    return [r"\begin{tabular}{l" + "r" * len(columns) + "}", r"\toprule", " & ".join(["", *(rf"\multicolumn{{{count}}}{{c}}{{{safe(name)}}}" for name, count in spans)]) + r" \\",
+            " & ".join(["", *(safe(short(measure)) for _, measure in columns)]) + r" \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+
+def as_latex(record: dict) -> str:
+    "A report as booktabs tables; what it is about, what each half does alone and what is missing stand below as comments."
+    aspects = ["", *latex_table(record, record["aspects"])] if record.get("aspects") else []
+    notes = [title_of(record) + "; +-: half of the 95 % bootstrap interval over queries", *missing_lines(record),
+             *(f"{shown(kind)}: {halves_line(section['halves'])}" for kind, section in record["kinds"].items() if section["halves"])]
+    made = r"% needs \usepackage{booktabs}; made by " + shown(record.get("command", "pli"), 1000)
+    return "\n".join([made, *latex_table(record, record["kinds"]), *aspects, *(f"% {shown(note, 1000)}" for note in notes), ""])
 
 # %% ../nbs/11_evaluate.ipynb #3cd72b7f
 def as_markdown_page(record: dict) -> str:
     "A whole report in Markdown, with what it is about, what each half does alone, and where the numbers come from."
-    told = [f"{kind}: {halves_line(section['halves'])}." for kind, section in record["kinds"].items() if section["halves"]]
-    made = [f"`{record['command']}`, {record['date']}, {record['machine']['processor']}, torch {record['versions']['torch']}, open_clip {record['versions']['open_clip_torch']}."] if "command" in record else []
+    told = [f"{shown(kind)}: {halves_line(section['halves'])}." for kind, section in record["kinds"].items() if section["halves"]]
+    made = [f"`{shown(record['command'], 1000)}`, {record['date']}, {record['machine']['processor']}, torch {record['versions']['torch']}, open_clip {record['versions']['open_clip_torch']}."] if "command" in record else []
     return "\n\n".join([f"**{title_of(record)}**", *missing_lines(record), as_markdown(*side_by_side(record)), *told, "In percent, with 95 % bootstrap intervals over queries.", *made]) + "\n"
 
 WRITERS: dict[str, Callable[[dict], str]] = {".csv": as_csv, ".md": as_markdown_page, ".tex": as_latex}   # a record as JSON goes through `write_json`
@@ -632,7 +661,7 @@ def query_validator(
 ) -> Callable[[Backbone], float]:
     "A function from backbone to a measure on composed queries; raises `PliError` at once for pictures that are missing."
     if pictures is None: check_files(benchmark.files, benchmark.root)
-    return lambda backbone: values(outcomes(encode(backbone, benchmark, pictures), benchmark, composer), measure).mean().item()
+    return lambda backbone: mean_of(frame_of(benchmark), values(outcomes(encode(backbone, benchmark, pictures, check=False), benchmark, composer), measure))
 
 # %% ../nbs/11_evaluate.ipynb #bc0c4f00
 def same_pictures(

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['ALIKE', 'RECIPE', 'SHARDS', 'SHARD', 'SECONDS', 'TILE', 'unusable', 'check_files', 'box_of', 'crop_around', 'filled',
            'encode_pixels', 'PictureFiles', 'stacked', 'encode_pictures', 'encode_texts', 'content_key',
-           'weights_digest', 'precision_of', 'features_of', 'checksum', 'read_shard', 'write_shard', 'warn', 'remove',
-           'Shelf', 'cache_folder', 'CacheEntry', 'keys_in', 'entry_of', 'FeatureCache', 'UnknownFiles', 'sorted_out',
-           'Encoding', 'encode_files', 'top_k', 'tile_shape', 'check_search', 'tiles', 'search']
+           'weights_digest', 'precision_of', 'step_text', 'features_of', 'checksum', 'read_shard', 'write_shard',
+           'warn', 'remove', 'Shelf', 'cache_folder', 'CacheEntry', 'keys_in', 'entry_of', 'FeatureCache',
+           'UnknownFiles', 'sorted_out', 'BrokenPictures', 'Encoding', 'encode_files', 'top_k', 'tile_shape',
+           'check_search', 'tiles', 'search']
 
 # %% ../nbs/09_gallery.ipynb #e7be577a
 import contextlib
@@ -137,7 +138,7 @@ def stacked(items: list) -> Tensor | PictureError:
 def encode_pictures(
     backbone: Backbone,
     pictures: Dataset | Tensor,   # items `uint8 (3, height, width)`
-    batch_size: int = 256,        # pictures read at a time; the model sees `ALIKE` of them at once
+    batch_size: int = ALIKE,      # pictures read at a time; the model sees `ALIKE` of them at once
     workers: int = 0,             # processes that read pictures
 ) -> Tensor:                      # `(pictures, width)` unit features on the CPU
     "Encode every picture once. Raises `PictureError` naming the first one that cannot be decoded."
@@ -189,15 +190,23 @@ RECIPE = 1   # raised when `pli` changes how a picture becomes a feature, so tha
 def precision_of(backbone: Backbone) -> str:
     "The arithmetic in which a model computes features, such as `float32`."
     dtype, kind = str(next(backbone.model.parameters()).dtype).removeprefix("torch."), backbone.device.type
-    if torch.is_autocast_enabled(kind): return f"{dtype}, autocast {str(torch.get_autocast_dtype(kind)).removeprefix('torch.')}"
-    faster = kind == "cuda" and torch.get_float32_matmul_precision() != "highest"
-    return f"{dtype}, matmul {torch.get_float32_matmul_precision()}" if faster else dtype
+    parts = [dtype] + [f"on {kind}"] * (kind != "cpu")
+    if torch.is_autocast_enabled(kind): parts.append(f"autocast {str(torch.get_autocast_dtype(kind)).removeprefix('torch.')}")
+    if kind == "cuda": parts.append(f"matmul {torch.get_float32_matmul_precision()}, convolution {'tf32' if torch.backends.cudnn.allow_tf32 else 'float32'}")
+    return ", ".join(parts)
+
+def step_text(step) -> str:
+    "A step of a transform, told from every other: a function by name and code, because it prints nothing but its address."
+    code = getattr(step, "__code__", None)
+    if code is None: return " ".join(str(step).split())
+    parts = re.sub(" at 0x[0-9a-f]+", "", repr((code.co_consts, code.co_names)))
+    return f"{step.__module__}.{step.__qualname__} {hashlib.sha256(code.co_code + parts.encode()).hexdigest()[:16]}"
 
 def features_of(
     backbone: Backbone,
 ) -> dict:
     "What decides the feature of a picture, as a record."
-    steps = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(str(backbone.pixels).split()))     # a function prints its address
+    steps = [step_text(step) for step in getattr(backbone.pixels, "transforms", [backbone.pixels])]
     transform = {"name": getattr(backbone, "preprocess", "model"), "settings": backbone.config.get("preprocess_cfg", {}), "steps": steps,
                  "mean": backbone.mean.flatten().tolist(), "std": backbone.std.flatten().tolist()}
     return {"weights": weights_digest(backbone), "precision": precision_of(backbone), "recipe": RECIPE, "transform": json.loads(json.dumps(transform, default=str))}
@@ -365,12 +374,21 @@ class UnknownFiles(Dataset):
         except FileNotFoundError: return PictureError(path, "missing picture", "no such file")
         except (OSError, ValueError) as error: return PictureError(path, "broken picture", first_line(error))
 
-def sorted_out(items: list) -> tuple[list[bytes], list[bytes], Tensor | None] | PictureError:
-    "A batch as all keys, the keys to encode and their pixels; or the first error in it."
-    wrong = next((item for item in items if isinstance(item, PictureError)), None)
-    if wrong is not None: return wrong
-    new = {key: pixels for key, pixels in items if pixels is not None}
-    return [key for key, _ in items], list(new), torch.stack(list(new.values())) if new else None
+def sorted_out(items: list) -> tuple[list[bytes | PictureError], list[bytes], Tensor | None]:
+    "A batch as all keys, an error where there is none, the keys to encode and their pixels."
+    found = [item if isinstance(item, PictureError) else item[0] for item in items]
+    new = {item[0]: item[1] for item in items if not isinstance(item, PictureError) and item[1] is not None}
+    return found, list(new), torch.stack(list(new.values())) if new else None
+
+class BrokenPictures(PliError):
+    "Pictures that could not be decoded, all of a pass: `errors` by name."
+    def __init__(self, errors: dict[str, PictureError]):
+        super().__init__(errors)
+        self.errors = errors
+
+    def __str__(self) -> str:
+        first = "; ".join(str(error) for error in list(self.errors.values())[:5])
+        return first if len(self.errors) == 1 else f"{len(self.errors)} pictures cannot be used: {first}" + f" and {len(self.errors) - 5} more" * (len(self.errors) > 5)
 
 # %% ../nbs/09_gallery.ipynb #ee3d880a
 SHARD, SECONDS = 4096, 30   # a shard is written after so many pictures, or so much time
@@ -406,22 +424,22 @@ def encode_files(
     names: Iterable[str], root: str | Path,
     boxes=(),                            # `(x, y, width, height)` or None for every picture; () for whole pictures
     cache: FeatureCache | None = None,   # where features are kept; without one nothing is stored
-    batch_size: int = 256,               # pictures read at a time; the model sees `ALIKE` of them at once
     workers: int = 0,                    # processes that read, digest and decode
     check: bool = True,                  # False where `unusable` or `check_files` has looked already
 ) -> Tensor:                             # `(names, width)` unit float32 features on the CPU
-    "Encode every different picture that the cache does not know. Raises `PliError` for pictures that are missing or broken; what was encoded until then is kept."
+    "Encode every different picture that the cache does not know. Raises `PliError` for pictures that are missing, `BrokenPictures` about all that cannot be decoded; the features of the others are kept."
     files = PictureFiles(names, root, backbone.pixels, boxes, check)
     if not len(files): raise PliError("there is no picture to encode")
     work, order = Encoding(backbone, cache.shelf(backbone) if cache else None), []
-    reader = DataLoader(UnknownFiles(files, frozenset(work.features)), batch_size=batch_size, num_workers=workers, collate_fn=sorted_out)
+    reader = DataLoader(UnknownFiles(files, frozenset(work.features)), batch_size=ALIKE, num_workers=workers, collate_fn=sorted_out)
     try:
         for batch in bar(reader):
-            if isinstance(batch, PictureError): raise batch
             order += batch[0]
             for key, pixels in zip(batch[1], () if batch[2] is None else batch[2]): work.take(key, pixels)
         work.encode()
     finally: work.store()
+    broken = {name: key for name, key in zip(files.names, order) if isinstance(key, PictureError)}
+    if broken: raise BrokenPictures(broken)
     return torch.stack([work.features[key] for key in order])
 
 # %% ../nbs/09_gallery.ipynb #7cb41e25

@@ -44,7 +44,7 @@ def test_every_benchmark_from_pictures_to_four_files(official, tmp_path):
         record = json.loads(found[".json"])
         assert record["benchmark"]["name"] == name and record["model"] == "pli-tiny-48" and record["preprocess"] == "model" and len(record["weights"]) >= 16 and record["command"].startswith("pli evaluate")
         assert list(record["specs"]) == ["image", "text", "sum:0.25"] and record["chosen on"] == "given"
-        for section in record["kinds"].values(): assert set(section["halves"]) == {"measure", "image only", "text only", "solved by one half", "composing adds"}
+        for section in record["kinds"].values(): assert set(section["halves"]) == {"measure", "composer", "image only", "text only", "solved by one half", "composing adds"}
         for text in (out, *(found[ending] for ending in (".csv", ".md", ".tex"))): assert record["benchmark"]["protocol"] in text.replace("\\_", "_") or ending == ".csv" and csv
         measures = {row["measure"] for row in csv.DictReader(found[".csv"].splitlines())}
         assert measures >= set(next(iter(record["kinds"].values()))["composers"]["image"])
@@ -97,7 +97,7 @@ MISTAKES = [
     (["--benchmark", "cirr", "--root", ".", "--queries", "q.json", *TINY], "leave out --queries and --gallery"),
     (["--queries", "q.json", "--gallery", "g.json", "--split", "val", *TINY], "--split and --protocol belong to --benchmark"),
     (["--benchmark", "cirr", "--root", "{cirr}", "--split", "test", *TINY], "val"),
-    (["--benchmark", "cirr", "--root", "{cirr}", "--split", "test1", *TINY], "pli submit cirr writes the files"),
+    (["--benchmark", "cirr", "--root", "{cirr}", "--split", "test1", *TINY], "pli submit cirr writes the files for it"),
     (["--benchmark", "cirr", "--root", "{cirr}", "--protocol", "loose", *TINY], "loose"),
     (["--benchmark", "cirr", "--root", "{cirr}", "--preprocess", "stretch", *TINY], "stretch"),
     (["--benchmark", "cirr", "--root", "{circo}", *TINY], "cap.rc2.val.json"),
@@ -130,17 +130,39 @@ def test_missing_pictures_stop_before_any_work_or_are_said_everywhere(official, 
     assert "3 pictures missing" in (tmp_path / "b.csv").read_text()
 
 
+def test_pictures_that_break_only_when_they_are_decoded(official, tmp_path):
+    shutil.copytree(official / "cirr", tmp_path / "cirr")
+    cut = sorted((tmp_path / "cirr" / "dev").iterdir())[:2]
+    for path in cut:
+        noise = torch.randint(0, 256, (64, 64, 3), generator=generator("noise", path.name)).byte().numpy()
+        Image.fromarray(noise).save(path)
+        path.write_bytes(path.read_bytes()[:6000])                                      # the header is whole
+    gone = sorted((tmp_path / "cirr" / "dev").iterdir())[2]
+    cases = [asked(tmp_path, "cirr"), asked(tmp_path, "cirr", "--allow-missing", "--out", "two.json"), asked(tmp_path, "cirr", "--allow-missing", "--no-cache", "--out", "three.json")]
+    (status, _, err), (status2, out, err2) = many([(tmp_path, case) for case in cases[:2]])
+    assert status == 1 and "2 pictures cannot be used" in err and all(path.name in err for path in cut) and err.count("\n") == 1
+    assert (status2, err2) == (0, "") and "INCOMPLETE: 2 pictures are missing" in out
+    gone.unlink()
+    status, out, err = many([(tmp_path, cases[2])])[0]
+    kept = json.loads((tmp_path / "three.json").read_text())["benchmark"]
+    assert (status, err) == (0, "") and kept["missing"]["pictures"] == 3 and kept["missing"]["queries of the split"] == {"all": 8} and kept["queries"] + kept["missing"]["queries left out"]["all"] == 8
+
+
 def test_comparisons_say_what_is_real(official, tmp_path):
     cases = [asked(official, "cirr", "--composer", "sum:0.25", "--out", "a.json"), asked(official, "cirr", "--composer", "sum:4", "--out", "b.json"), asked(official, "fashioniq", "--out", "f.json"),
              ["compare", "a.json", "b.json", "--out", "c.json"], ["compare", "a.json", "a.json", "--composer", "sum:0.25", "image"], ["compare", "a.json", "f.json"],
-             ["compare", "a.json", "c.json"], ["compare", "a.json", "gone.json"], ["compare", "a.json", "a.json", "--composer", "sum:1", "image"]]
-    done = many([(tmp_path, case) for case in cases])
-    assert [status for status, _, _ in done] == [0] * 5 + [1] * 4
+             ["compare", "half.json", "a.json"], ["compare", "a.json", "c.json"], ["compare", "a.json", "gone.json"], ["compare", "a.json", "a.json", "--composer", "sum:1", "image"]]
+    done = many([(tmp_path, case) for case in cases[:6]])
+    record = json.loads((tmp_path / "a.json").read_text())
+    record["benchmark"].pop("kinds")
+    (tmp_path / "half.json").write_text(json.dumps(record))
+    done += many([(tmp_path, case) for case in cases[6:]])
+    assert [status for status, _, _ in done] == [0] * 5 + [1] * 5
     heading = done[3][1].splitlines()
-    assert heading[0].startswith("cirr val") and heading[1] == "A: a.json (sum:0.25; model pli-tiny-48)" and heading[2] == "B: b.json (sum:4; model pli-tiny-48)" and "expect about 0.4 to stand out by luck alone" in done[3][1]
+    assert heading[0].startswith("cirr val") and heading[1].startswith("A: a.json (sum:0.25; model pli-tiny-48; preprocess model; weights ") and heading[2].startswith("B: b.json (sum:4; model pli-tiny-48; preprocess model; weights ") and "expect about 0.4 to stand out by luck alone" in done[3][1]
     found = json.loads((tmp_path / "c.json").read_text())["comparison"]["all"]
     assert set(found["recall@5"]) == {"difference", "ratio", "verdict"} and len(found) == 8
-    for err, says in zip((err for _, _, err in done[5:]), ("not over the same queries", "c.json: not a report", "gone.json: no such file", "no composer 'sum:1'; it has image, text, sum:0.25")): assert says in err and err.count("\n") == 1
+    for err, says in zip((err for _, _, err in done[5:]), ("not over the same queries", "is not a whole report", "c.json: not a report", "gone.json: no such file", "no composer 'sum:1'; it has image, text, sum:0.25")): assert says in err and err.count("\n") == 1
 
 
 def test_submissions_and_scores_go_round(official, tmp_path):
@@ -156,11 +178,11 @@ def test_submissions_and_scores_go_round(official, tmp_path):
     for one, other in (("cirr.json", "scored.json"), ("circo.json", "scored-circo.json")):
         mine, theirs = (json.loads((tmp_path / name).read_text()) for name in (one, other))
         assert mine["kinds"]["all"]["composers"]["sum:1"] == theirs["kinds"]["all"]["composers"]["predictions"] and mine["benchmark"] == theirs["benchmark"]
-    assert sorted(path.name for path in (tmp_path / "cirr-test").iterdir()) == ["cirr_test1_recall.json", "cirr_test1_recall_subset.json", "provenance.json"]
-    assert sorted(path.name for path in (tmp_path / "circo-test").iterdir()) == ["circo_test.json", "provenance.json"]
-    assert json.loads((tmp_path / "circo-test" / "provenance.json").read_text())["composer"] == "sum:0.25"
+    assert sorted(path.name for path in (tmp_path / "cirr-test").iterdir()) == ["cirr_test1_provenance.json", "cirr_test1_recall.json", "cirr_test1_recall_subset.json"]
+    assert sorted(path.name for path in (tmp_path / "circo-test").iterdir()) == ["circo_test.json", "circo_test_provenance.json"]
+    assert json.loads((tmp_path / "circo-test" / "circo_test_provenance.json").read_text())["composer"] == "sum:0.25"
     assert "Rs@1" in done[6][1] and "Rs@1" not in done[8][1]                              # without the subset file nothing is said of subsets
-    assert "not to be told apart" in done[9][1]
+    assert "not to be told apart" in done[9][1] and "names no protocol" in done[6][1]
 
 
 def test_scoring_needs_annotations_and_nothing_else(tmp_path):

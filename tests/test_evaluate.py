@@ -207,7 +207,7 @@ def test_a_perfect_model_scores_100(perfect):
     found = record["kinds"]["ink"]["composers"]
     for family in ("sum", "product", "harris", "best"): assert found[family]["recall@1"] == found[family]["recall@10"] == [100, 100, 100], family
     alone = record["kinds"]["ink"]["halves"]
-    assert alone == {"image only": 0, "text only": 0, "solved by one half": 0, "composing adds": [100, 100, 100], "measure": "recall@10"}
+    assert alone == {"image only": 0, "text only": 0, "solved by one half": 0, "composing adds": [100, 100, 100], "measure": "recall@10", "composer": "best"}
     assert query_validator(queries, composer="sum:1", measure="recall@1")(backbone) == 1
 
 
@@ -382,7 +382,7 @@ def test_tables_say_what_the_report_says(measured):
     lines = as_text(heading, rows).splitlines()
     assert len({len(line) for line in lines}) == 1 and len(lines) == len(rows) + 1
     assert as_markdown(heading, rows).splitlines()[1] == "| --- | --: | --: | --: | --: |"
-    assert max(map(len, as_page(record).splitlines())) <= 160 and as_page(record).count("recall in percent") == 3
+    assert max(map(len, as_page(record).splitlines())) <= 160 and as_page(record).count("in percent with") == 3
     heading, rows = sweep_rows(table, queries)
     assert heading[:5] == ["composer", "all R@1", "all R@10", "colour R@1", "colour R@10"] and [row[0] for row in rows] == list(table)
     assert rows[3][2] == f"{100 * recall_at(table[rows[3][0]].rank, 10).mean():.1f}"
@@ -516,17 +516,69 @@ def test_the_whole_split_is_between_the_bounds(seed, lost):
         assert not gone or "INCOMPLETE" in as_page(some) and "INCOMPLETE" in as_markdown_page(some) and "INCOMPLETE" in as_latex(some)
 
 
+def test_names_from_strangers_do_no_harm():
+    kinds = ("\x1b[31mred\nnext", "a|b", "=1+1", "50% & more_")
+    asked = own_queries(("",) * 8, torch.arange(8), ((99,),) * 8, kinds * 2, 100)
+    record = report(ranked({"image": [5] * 8, "text": [6] * 8, "sum:1": [1] * 8}), asked, chosen={"sum:1": "sum:1"}) | {"model": "evil\n\\input{x}", "command": "pli x\ny", "date": "", "machine": {"processor": ""}, "versions": {"torch": "", "open_clip_torch": ""}}
+    for text in (as_page(record), as_markdown_page(record), as_latex(record), as_csv(record)): assert "\x1b" not in text and "red\nnext" not in text and "evil\n" not in text
+    table = [line for line in as_markdown_page(record).splitlines() if line.startswith("|")]
+    assert len({line.replace("\\|", "").count("|") for line in table}) == 1
+    assert all(line.startswith("%") or not line or "&" in line or line.startswith("\\") for line in as_latex(record).splitlines())
+    assert any(row[5] == "'=1+1" for row in csv.reader(io.StringIO(as_csv(record)))) and r"50\% \& more\_" in as_latex(record)
+
+
+def test_aspects_may_be_any_text():
+    rules = Rules(("mAP@5",), "mAP@5", "recall@1", aspects_measure="mAP@5")
+    asked = replace(own_queries(("",) * 3, torch.arange(3), ((9,),) * 3, ("all",) * 3, 10), rules=rules, aspects=(("two words",), ("two words", "x"), ()))
+    record = json.loads(json.dumps(report(ranked({"sum:1": [1, 2, 3]}), asked, chosen={"sum:1": "sum:1"})))
+    assert set(comparison(record, record)) == {"all", "two words", "x"} and r"\begin{tabular}" in as_latex(record) and as_latex(record).count(r"\begin{tabular}") == 2
+
+
+def test_a_report_without_subsets_is_compared_by_the_rest():
+    rules = Rules(("recall@1", "subset recall@1"), "recall@1", "recall@1")
+    asked = replace(own_queries(("",) * 3, torch.arange(3), ((9,),) * 3, ("all",) * 3, 10), rules=rules)
+    with_subset = {"sum:1": Outcomes(torch.tensor([1, 2, 3]), torch.tensor([[1], [2], [3]]), torch.tensor([1, 1, 2]))}
+    one, other = (report(table, asked, chosen={"sum:1": "sum:1"}) for table in (with_subset, ranked({"sum:1": [1, 2, 3]})))
+    assert set(comparison(one, one)["all"]) == {"recall@1", "subset recall@1"} and set(comparison(one, other)["all"]) == set(comparison(other, one)["all"]) == {"recall@1"}
+
+
+def test_no_limits_are_told_for_late_fusion():
+    features, asked = one_by_one()
+    left = replace(asked, missing=Missing(("x",), {"dress": 1, "shirt": 0}, {"dress": 21, "shirt": 20}, (1, 0)))
+    record = report(sweep(features, left, ["image", "text", "product:1"]), left, chosen={spec: spec for spec in ("image", "text", "product:1")})
+    assert set(record["bounds"]) == {"image", "text"} and "No limits can be told for product:1" in as_page(record)
+
+
+def test_a_part_of_a_benchmark_is_centred_on_what_it_searches():
+    features, asked = one_by_one()
+    rows = [row for row in range(40) if row % 2]
+    whole = Features(features.pictures, features.texts[rows])
+    alone = Features(torch.zeros_like(features.pictures).index_copy_(0, asked.galleries[1], features.pictures[asked.galleries[1]]), features.texts[rows])      # as `encode` fills it
+    alone.pictures[asked.references[rows]] = features.pictures[asked.references[rows]]
+    assert torch.equal(outcomes(whole, asked.pick(rows), "product:1").rank, outcomes(alone, asked.pick(rows), "product:1").rank)
+
+
+def test_weights_are_chosen_by_the_mean_that_is_reported():
+    table = ranked({"sum:1": [1] * 10 + [50] * 30, "sum:2": [50] * 10 + [1] * 12 + [50] * 18})
+    frame = Frame(("a",) * 10 + ("b",) * 30, mean_of_kinds=True)
+    assert choose(table, None, "recall@1", frame) == "sum:1" and choose(table, None, "recall@1") == "sum:2"
+
+
 def test_tables_in_other_formats(measured, tmp_path):
     table, queries, record = measured
     record = record | {"command": "pli evaluate", "date": "2026-11-25", "machine": {"processor": "x"}, "versions": {"torch": "2", "open_clip_torch": "3"}, "model": "a_model,b"}
     rows = list(csv.DictReader(io.StringIO(as_csv(record))))
-    assert len(rows) == 3 * len(record["specs"]) * 3 and {row["model"] for row in rows} == {"a_model,b"} and {row["protocol"] for row in rows} == {"reference=left-out"}
+    assert len(rows) == 3 * (len(record["specs"]) * 3 + 4) and {row["model"] for row in rows} == {"a_model,b"} and {row["protocol"] for row in rows} == {"reference=left-out"}
     one = next(row for row in rows if (row["queries of"], row["composer"], row["measure"]) == ("shape", "sum", "recall@5"))
     assert [float(one[name]) for name in ("value", "low", "high")] == record["kinds"]["shape"]["composers"]["sum"]["recall@5"]
     lines = as_latex(record).splitlines()
     body = [line for line in lines if line.endswith(r"\\") and "pm" in line]
     assert len(body) == len(record["specs"]) and {line.count("&") for line in body} == {9}
     assert "reference=left-out" in as_latex(record) and "reference=left-out" in as_markdown_page(record) and "reference=left-out" in as_page(record)
+    halves = record["kinds"]["shape"]["halves"]
+    one = next(row for row in rows if (row["queries of"], row["composer"]) == ("shape", "composing adds"))
+    assert [float(one[name]) for name in ("value", "low", "high")] == halves["composing adds"] and one["spec"] == "best" and one["measure"] == "recall@10"
+    assert halves["image only"] == float(next(row for row in rows if (row["queries of"], row["composer"]) == ("shape", "image only"))["value"])
     for name in ("a.json", "b.CSV", "new/c.md", "d.tex"): write_report(tmp_path / name, record)
     assert json.loads((tmp_path / "a.json").read_text()) == record and (tmp_path / "b.CSV").read_text() == as_csv(record)
     for name in ("e.txt", "f", "new"):

@@ -21,7 +21,7 @@ from pli import gallery
 from pli.backbones import load_backbone
 from pli.core import PliError, generator, unit
 from pli.data import PictureError
-from pli.gallery import (ALIKE, FeatureCache, PictureFiles, box_of, cache_folder, check_files, content_key, crop_around, encode_files, encode_pictures, encode_pixels,
+from pli.gallery import (ALIKE, BrokenPictures, FeatureCache, PictureFiles, box_of, cache_folder, check_files, content_key, crop_around, encode_files, encode_pictures, encode_pixels,
                          encode_texts, features_of, read_shard, search, tile_shape, top_k, unusable, weights_digest, write_shard)
 
 NAMES = [f"{number:03}.png" for number in range(100)]
@@ -151,7 +151,7 @@ def test_parts_of_pictures(root, tiny, features):
     assert torch.equal(files[1], tiny.pixels(crop_around(Image.open(root / NAMES[1]), box))) and torch.equal(files[0], tiny.pixels(Image.open(root / NAMES[0])))
     found = encode_files(tiny, [NAMES[0]] * 4, root, [None, box, list(box), (2, 2, 4, 5)])
     assert torch.equal(found[0], features[0]) and torch.equal(found[1], found[2]) and len(found.unique(dim=0)) == 3
-    with pytest.raises(PictureError, match="000.png: unusable box .box .99, 0, 1, 1. lies outside"): encode_files(tiny, NAMES[:1], root, [(99, 0, 1, 1)])
+    with pytest.raises(BrokenPictures, match="000.png: unusable box .box .99, 0, 1, 1. lies outside"): encode_files(tiny, NAMES[:1], root, [(99, 0, 1, 1)])
 
 
 # --- one feature a picture
@@ -162,7 +162,7 @@ def test_a_picture_has_one_feature(root, tiny, features):
     assert torch.allclose(features, unit(tiny.encode_image(pixels)).detach(), atol=1e-6) and torch.allclose(features.norm(dim=1), torch.ones(100), atol=1e-6)
     for size in (3, 31, 33):
         assert torch.equal(encode_pictures(tiny, PictureFiles(NAMES[:36], root, tiny.pixels, check=False), batch_size=size), features[:36])
-        assert torch.equal(encode_files(tiny, NAMES[:36], root, batch_size=size), features[:36])
+    assert torch.equal(encode_files(tiny, NAMES[:36], root), features[:36])
     order = torch.randperm(100, generator=generator(0, "order"))
     assert torch.equal(encode_files(tiny, [NAMES[i] for i in order], root), features[order])
     for number in (0, 57, 99): assert torch.equal(encode_pixels(tiny, pixels[number : number + 1])[0], features[number])
@@ -180,7 +180,7 @@ def test_threads_change_nothing(root, tiny, features):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_with_and_without_a_cache(root, tiny, features, cache, workers):
-    found = [encode_files(tiny, NAMES, root, cache=cache, workers=workers, batch_size=9) for _ in range(2)]
+    found = [encode_files(tiny, NAMES, root, cache=cache, workers=workers) for _ in range(2)]
     assert torch.equal(found[0], features) and torch.equal(found[1], features) and found[0].dtype == torch.float32
     assert stored(cache) == 100
 
@@ -282,7 +282,8 @@ def test_what_else_decides_a_feature(root, tiny, cache):
         said.append(features_of(tiny))
         return said[-1] not in said[:-1]
     assert not new()
-    for name, value in (("preprocess", "by hand"), ("pixels", lambda picture: pil_to_tensor(picture.resize((48, 48), Image.Resampling.BOX))), ("mean", tiny.mean + 0.01)):
+    small = [lambda picture: pil_to_tensor(picture.resize((48, 48), Image.Resampling.BOX)), lambda picture: pil_to_tensor(picture.resize((48, 48), Image.Resampling.NEAREST))]
+    for name, value in (("preprocess", "by hand"), ("pixels", small[0]), ("pixels", small[1]), ("mean", tiny.mean + 0.01)):
         setattr(tiny, name, value)
         assert new()
     tiny.config["preprocess_cfg"]["interpolation"] = "nearest"
@@ -318,20 +319,23 @@ def test_a_broken_picture_costs_nothing_that_was_done(root, tiny, tmp_path, cach
     for name in NAMES: (tmp_path / name).write_bytes((root / name).read_bytes())
     whole = (tmp_path / "090.png").read_bytes()
     (tmp_path / "090.png").write_bytes(whole[:-60])                   # its header is whole
-    with pytest.raises(PictureError, match="090.png: broken picture"): encode_files(tiny, NAMES, tmp_path, cache=cache, batch_size=8)
-    assert stored(cache) == 64
+    with pytest.raises(BrokenPictures, match="^[^;]*090.png: broken picture[^;]*$") as caught: encode_files(tiny, NAMES, tmp_path, cache=cache)
+    assert list(caught.value.errors) == ["090.png"] and stored(cache) == 99                         # all others are kept
+    (tmp_path / "010.png").write_bytes(whole[:-60])
+    with pytest.raises(BrokenPictures, match="^2 pictures cannot be used: .*010.png: .*; .*090.png: ") as caught: encode_files(tiny, NAMES, tmp_path, cache=cache, workers=1)
+    (tmp_path / "010.png").write_bytes((root / "010.png").read_bytes())
     (tmp_path / "090.png").write_bytes(whole)
     assert torch.equal(encode_files(tiny, NAMES, tmp_path, cache=cache), features)
 
 
 def test_files_that_go_away_or_change(root, tiny, cache, monkeypatch):
-    with pytest.raises(PictureError, match="gone.png: missing picture"): encode_files(tiny, ["000.png", "gone.png"], root, cache=cache, check=False)
-    with pytest.raises(PictureError, match="broken picture"): encode_files(tiny, ["."], root, cache=cache, check=False)
+    with pytest.raises(BrokenPictures, match="gone.png: missing picture"): encode_files(tiny, ["000.png", "gone.png"], root, cache=cache, check=False)
+    with pytest.raises(BrokenPictures, match="broken picture"): encode_files(tiny, ["."], root, cache=cache, check=False)
     with pytest.raises(PliError, match="1 of 2 pictures"): encode_files(tiny, ["000.png", "gone.png"], root, cache=cache)
     keys = iter([b"1" * 32, b"2" * 32])
     monkeypatch.setattr(gallery, "content_key", lambda path, box: next(keys))
-    with pytest.raises(PictureError, match="001.png: changing picture"): encode_files(tiny, ["001.png"], root, cache=cache)
-    assert stored(cache) == 0
+    with pytest.raises(BrokenPictures, match="001.png: changing picture"): encode_files(tiny, ["001.png"], root, cache=cache)
+    assert stored(cache) == 1                                                              # only 000.png is as it was
 
 
 @pytest.mark.parametrize("setting, value, count", [("SHARD", 32, 4), ("SHARD", 60, 2), ("SECONDS", 0, 4), ("SHARD", 5000, 1)])

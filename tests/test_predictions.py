@@ -411,7 +411,7 @@ def test_a_gallery_that_nobody_knows(circo, tmp_path):
 
 def test_secret_answers(cirr):
     secret = replace(cirr, answers=((),) * QUERIES)
-    with pytest.raises(PliError, match="cirr val: the answers are kept by the test server"): outcomes_of(rankings_of(drawn_features(cirr), secret, "text"), secret)
+    with pytest.raises(PliError, match="cirr val: its answers are kept by the test server"): outcomes_of(rankings_of(drawn_features(cirr), secret, "text"), secret)
 
 
 # --- feature files ------------------------------------------------------------------------------------------------------
@@ -620,3 +620,24 @@ def test_official_round_trip(shared, tmp_path, name, split):
     found = outcomes_of(read_rankings(tmp_path / "plain.json", benchmark), benchmark)
     for measure in benchmark.rules.measures:
         assert torch.equal(values(found, measure), values(direct, measure)), measure
+
+
+def test_a_ranking_may_say_its_protocol(tmp_path):
+    benchmark = read_benchmark("fashioniq", make_fashioniq(tmp_path / "f", pictures=False), protocol="val")
+    write_rankings(tmp_path / "r.json", benchmark, rankings_of(drawn_features(benchmark), benchmark, "text"))
+    assert read_rankings(tmp_path / "r.json", benchmark).declared
+    with pytest.raises(PliError, match="made by another protocol, gallery=val,.* here it is gallery=split,"): read_rankings(tmp_path / "r.json", read_benchmark("fashioniq", tmp_path / "f"))
+    record = json.loads((tmp_path / "r.json").read_text())
+    for protocol in ("usual", 7, {"gallery": "val"}, None):
+        (tmp_path / "r.json").write_text(json.dumps(record | {"protocol": protocol}))
+        with pytest.raises(PliError, match="r.json: its rankings were made by another protocol"): read_rankings(tmp_path / "r.json", benchmark)
+    del record["protocol"]
+    (tmp_path / "r.json").write_text(json.dumps(record))
+    assert not read_rankings(tmp_path / "r.json", benchmark).declared
+
+
+def test_a_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("pli.predictions.MOST_UNPACKED", 1_000_000)
+    np.savez_compressed(tmp_path / "bomb.npz", features=np.zeros((10_000, 100), dtype=np.float32), names=np.array(["a"]))
+    assert (tmp_path / "bomb.npz").stat().st_size < 100_000
+    with pytest.raises(PliError, match="bomb.npz: it unpacks to"): read_features(tmp_path / "bomb.npz")
