@@ -48,7 +48,7 @@ def test_every_benchmark_from_pictures_to_four_files(official, tmp_path):
         for text in (out, *(found[ending] for ending in (".csv", ".md", ".tex"))): assert record["benchmark"]["protocol"] in text.replace("\\_", "_") or ending == ".csv" and csv
         measures = {row["measure"] for row in csv.DictReader(found[".csv"].splitlines())}
         assert measures >= set(next(iter(record["kinds"].values()))["composers"]["image"])
-        assert "one half alone solves" in out and "composing adds" in found[".md"]
+        assert "one half alone solves" in out and "points to the better half" in found[".md"]
     kinds = [list(json.loads((tmp_path / name / "new" / "report.json").read_text())["kinds"]) for name in MAKERS]
     assert kinds == [["mean", "dress", "shirt", "toptee"], ["all"], ["all"], ["mean", "change_attribute", "change_object", "focus_attribute", "focus_object"]]
     assert set(json.loads((tmp_path / "circo" / "new" / "report.json").read_text())["aspects"]) == {"cardinality", "addition", "negation", "viewpoint"}
