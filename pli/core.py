@@ -73,7 +73,7 @@ def read_json(
 ):                     # what it holds
     "Read a JSON file; a `PliError` names the file and the place where it breaks."
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))   # some editors begin a file with a mark
     except FileNotFoundError:
         raise PliError(f"{path}: no such file") from None
     except (ValueError, RecursionError) as error:   # broken text, broken JSON, numbers or nesting without end

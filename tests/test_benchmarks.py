@@ -813,6 +813,11 @@ def test_a_root_elsewhere(folder, tmp_path_factory):
     assert queries.root == folder and queries.digest() == read(folder, RECORD).digest() and check_benchmark(queries) is queries
 
 
+def test_a_file_from_an_editor_that_marks_its_encoding(folder):
+    (folder / "queries.json").write_bytes(b"\xef\xbb\xbf" + (folder / "queries.json").read_bytes())
+    assert len(read_queries(folder / "queries.json", folder / "gallery.json")) == 1
+
+
 def test_links_that_stay(folder):
     (folder / "link.png").symlink_to("a.png")
     write(folder / "gallery.json", GALLERY + ["link.png"])
