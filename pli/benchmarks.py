@@ -6,13 +6,13 @@
 __all__ = ['OWN_RULES', 'READERS', 'JOININGS', 'CATEGORIES', 'FASHIONIQ_RULES', 'FASHIONIQ_SOURCE', 'CIRR_FOLDERS', 'CIRR_RULES',
            'CIRR_SOURCE', 'CIRCO_RULES', 'CIRCO_SOURCE', 'COCO_BASES', 'CIRCO_PICTURES', 'TASKS', 'GENECIS_RULES',
            'GENECIS_SOURCE', 'COCO_FOLDERS', 'GENOME_FOLDERS', 'Rules', 'Missing', 'Benchmark', 'check_answered',
-           'picked', 'digest', 'own_queries', 'world_queries', 'namer', 'check_record', 'read_gallery', 'read_queries',
-           'records_of', 'take', 'an_object', 'a_list', 'a_text', 'a_name', 'a_path', 'a_number', 'one_of', 'not_twice',
-           'names_of', 'contents', 'home_of', 'locate', 'Reader', 'parse_protocol', 'read_benchmark', 'protocol_text',
-           'wordings', 'fashioniq_records', 'fashioniq_folders', 'read_fashioniq', 'cirr_paths', 'cirr_base',
-           'read_cirr', 'coco_list', 'circo_gallery', 'circo_answers', 'read_circo', 'with_gallery', 'a_box',
-           'genecis_picture', 'genecis_files', 'read_genecis', 'takes_part', 'trimmed', 'without_pictures',
-           'without_files', 'complaint', 'check_benchmark']
+           'check_complete', 'picked', 'digest', 'own_queries', 'world_queries', 'namer', 'check_record',
+           'read_gallery', 'read_queries', 'records_of', 'take', 'an_object', 'a_list', 'a_text', 'a_name', 'a_path',
+           'a_number', 'one_of', 'not_twice', 'names_of', 'contents', 'home_of', 'locate', 'Reader', 'parse_protocol',
+           'read_benchmark', 'protocol_text', 'wordings', 'fashioniq_records', 'fashioniq_folders', 'read_fashioniq',
+           'cirr_paths', 'cirr_base', 'read_cirr', 'coco_list', 'other_gallery', 'circo_gallery', 'circo_answers',
+           'read_circo', 'with_gallery', 'a_box', 'genecis_picture', 'genecis_files', 'read_genecis', 'takes_part',
+           'trimmed', 'without_pictures', 'without_files', 'complaint', 'MissingPictures', 'check_benchmark']
 
 # %% ../nbs/10_benchmarks.ipynb #af8a8a42
 import hashlib
@@ -94,7 +94,14 @@ class Benchmark:
 # %% ../nbs/10_benchmarks.ipynb #614416e8
 def check_answered(benchmark: Benchmark) -> None:
     "Raise a `PliError` for a split whose answers are secret."
-    if not benchmark.answered: raise PliError(f"{benchmark.title}: its answers are kept by the test server, so nothing can be measured here; pli submit {benchmark.name} writes the files for it")
+    if benchmark.answered: return
+    files = f"; pli submit {benchmark.name} writes the files for it" * (benchmark.name in ("cirr", "circo"))
+    raise PliError(f"{benchmark.title}: its answers are kept by the test server, so nothing can be measured here{files}")
+
+def check_complete(benchmark: Benchmark) -> None:
+    "Raise a `PliError` where nobody knows what is searched."
+    if not benchmark.complete:
+        raise PliError(f"{benchmark.title}: the list of the pictures that are searched is not there, and a number over fewer would be too good. Get {benchmark.source or 'it'}, or, in Python, give the gallery to pli.benchmarks.with_gallery")
 
 # %% ../nbs/10_benchmarks.ipynb #ea8b2532
 def picked(
@@ -401,7 +408,7 @@ def protocol_text(
     "What must stand beside every number: the choices that were made, and what was not there."
     parts = [f"{option}={value}" for option, value in benchmark.protocol.items()]
     if not benchmark.complete: parts.append("the list of the gallery is not there")
-    if lost := benchmark.missing: parts.append(f"{len(lost.pictures)} pictures missing, {sum(lost.queries.values())} of {sum(lost.of.values())} queries left out")
+    if lost := benchmark.missing: parts.append(f"{len(lost.pictures)} picture{'s' * (len(lost.pictures) != 1)} missing, {sum(lost.queries.values())} of {sum(lost.of.values())} queries left out")
     return ", ".join(parts)
 
 # %% ../nbs/10_benchmarks.ipynb #a52308a9
@@ -545,6 +552,11 @@ def coco_list(path: Path) -> list[str]:
     return list(seen)
 
 
+def other_gallery(name: str, size: int) -> dict[str, str]:
+    "What the protocol must say of a gallery that is not CIRCO's official one."
+    return {} if name != "circo" or size == CIRCO_PICTURES else {"gallery": f"{size} pictures instead of {CIRCO_PICTURES}"}
+
+
 def circo_gallery(home: Path) -> tuple[list[str], Path | None]:   # names, and what lists them
     "What CIRCO searches: from COCO's list, else from the folder of pictures, else nothing."
     for base in COCO_BASES:
@@ -583,6 +595,7 @@ def read_circo(root: Path, split: str, protocol: dict) -> Benchmark:
         queries.append((words, find(reference, f"{place}, field 'reference_img_id'"), tuple(find(name, f"{place}, field 'gt_img_ids'") for name in right), aspects))
     texts, references, answers, aspects = zip(*queries)
     complete = listed is not None and (listed.is_file() or len(number) == CIRCO_PICTURES)
+    protocol = protocol | other_gallery("circo", len(number) if complete else CIRCO_PICTURES)
     files = locate(home, (f"{int(name):012d}" for name in number), [f"{base}unlabeled2017" for base in COCO_BASES])
     return Benchmark("circo", split, protocol, CIRCO_RULES, tuple(ids), texts, torch.tensor(references), answers, ("all",) * len(texts), tuple(number),
                      (torch.arange(len(number)),), torch.zeros(len(texts), dtype=torch.int64), protocol["reference"] == "left-out", aspects=aspects if any(aspects) else (),
@@ -606,7 +619,7 @@ def with_gallery(
     lacking = [name for name in benchmark.pictures if name not in number]
     if lacking: raise PliError(f"the gallery of {len(names)} pictures lacks {len(lacking)} that {benchmark.name} names as reference or right answer, such as {shown(repr(lacking[0]))}")
     new = [number[name] for name in benchmark.pictures]
-    return replace(benchmark, pictures=tuple(names), references=torch.tensor(new)[benchmark.references], answers=tuple(tuple(new[i] for i in right) for right in benchmark.answers),
+    return replace(benchmark, pictures=tuple(names), protocol=benchmark.protocol | other_gallery(benchmark.name, len(names)), references=torch.tensor(new)[benchmark.references], answers=tuple(tuple(new[i] for i in right) for right in benchmark.answers),
                    galleries=(torch.arange(len(names)),), files=(), boxes=(), root=None, complete=True)
 
 # %% ../nbs/10_benchmarks.ipynb #6f639a92
@@ -728,6 +741,7 @@ def complaint(
     benchmark: Benchmark,
     wrong: dict[str, Exception],   # file -> `PictureError`
     looked: int,                   # how many files were looked at
+    advice: str,                   # what to do if they cannot be had
     missing: Missing,              # what it costs
     most: int = 10,                # how many to name
 ) -> str:
@@ -736,14 +750,21 @@ def complaint(
     named = ", ".join(f"{shown(file, 80)} ({error.cause})" for file, error in list(wrong.items())[:most]) + f" and {len(wrong) - most} more" * (len(wrong) > most)
     folders = Counter(os.path.dirname(file) or "." for file in wrong).most_common()
     where = ", ".join(f"{count} in {shown(folder, 60)}" for folder, count in folders[:4]) + f" and {len(folders) - 4} more folders" * (len(folders) > 4)
-    costs = ", ".join(f"{shown(kind, 40)} {count} of {missing.of[kind]}" for kind, count in missing.queries.items())
-    return (f"{shown(benchmark.root)}: {len(wrong)} of {looked} pictures cannot be used ({causes}; {where}): {named}. Without them these queries are lost: {costs}. "
-            f"{f'What to get: {benchmark.source}. ' if benchmark.source else ''}--allow-missing scores what is there, and says so beside every number")
+    costs = ", ".join(f"{shown(kind, 40)} {count:,} of {missing.of[kind]:,}".removeprefix("all ") for kind, count in missing.queries.items())
+    return (f"{shown(benchmark.root)}: {len(wrong):,} of {looked:,} pictures cannot be used ({causes}; {where}): {named}. Without them these queries are lost: {costs}. "
+            f"{f'What to get: {benchmark.source}. ' if benchmark.source else ''}{advice}")
+
+class MissingPictures(PliError):
+    "Pictures that are missing or broken: `errors` by file, all of them."
+    def __init__(self, errors: dict[str, Exception], text: str):
+        super().__init__(text)
+        self.errors = errors
 
 # %% ../nbs/10_benchmarks.ipynb #01cb3c33
 def check_benchmark(
     benchmark: Benchmark,
     allow_missing: bool = False,   # go on with what is there
+    advice: str = "--allow-missing scores what is there, and says so beside every number",
 ) -> Benchmark:                    # every picture that takes part, and only those: all of `files` can be used
     "Look at every picture that takes part. Raises one `PliError` about all that are missing or broken, unless what is left shall be scored; see `without_pictures`."
     benchmark = trimmed(benchmark)
@@ -751,4 +772,4 @@ def check_benchmark(
     found = {files[i]: error for i, error in unusable(files, benchmark.root).items()} if files else {}
     if not found: return benchmark
     if allow_missing: return without_files(benchmark, found)
-    raise PliError(complaint(benchmark, found, len(files), without_pictures(benchmark, torch.tensor([file in found for file in benchmark.files])).missing))
+    raise MissingPictures(found, complaint(benchmark, found, len(files), advice, without_pictures(benchmark, torch.tensor([file in found for file in benchmark.files])).missing))

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['TUNE_OPTIONS', 'BENCHMARKS', 'Parser', 'natural', 'model_options', 'make_parser', 'add_demo', 'run_demo', 'add_tune',
            'tune_settings', 'run_tune', 'write_problems', 'command_line', 'benchmark_options', 'picture_options',
-           'composer_options', 'add_evaluate', 'asked', 'features_for', 'with_weight', 'wanted_composers',
-           'check_choices', 'run_evaluate', 'made_by', 'draw_curve', 'add_compare', 'read_report', 'run_compare',
-           'add_submit', 'run_submit', 'add_score', 'run_score', 'add_cache', 'run_cache', 'add_mask', 'run_mask',
-           'fitted', 'main']
+           'composer_options', 'add_evaluate', 'asked', 'features_for', 'list_missing', 'with_weight',
+           'wanted_composers', 'check_choices', 'run_evaluate', 'made_by', 'named', 'draw_curve', 'add_compare',
+           'read_report', 'run_compare', 'add_submit', 'run_submit', 'add_score', 'run_score', 'add_cache', 'run_cache',
+           'add_mask', 'run_mask', 'fitted', 'main']
 
 # %% ../nbs/14_cli.ipynb #97f1f5ba
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -152,10 +153,10 @@ def command_line(argv: list[str] | None) -> str:
 # %% ../nbs/14_cli.ipynb #7d54f04e
 BENCHMARKS = ("fashioniq", "cirr", "circo", "genecis")
 
-def benchmark_options(parser: argparse.ArgumentParser) -> None:
+def benchmark_options(parser: argparse.ArgumentParser, usual: str = "the one that is usually reported", own: str = "") -> None:
     "Options that say which part of a benchmark, and by which protocol."
-    parser.add_argument("--root", metavar="DIR", help="the benchmark's official folder; with --queries, the folder that picture names start from (default: that of the gallery file)")
-    parser.add_argument("--split", help="part of the benchmark, such as val or test1 (default: the one that is usually reported)")
+    parser.add_argument("--root", metavar="DIR", help=f"the benchmark's official folder{own}")
+    parser.add_argument("--split", help=f"part of the benchmark, such as val or test1 (default: {usual})")
     parser.add_argument("--protocol", default="usual", metavar="NAME", help="usual, pli, or choices such as gallery=val,reference=left-out; a wrong one lists all (default: usual)")
 
 def picture_options(parser: argparse.ArgumentParser) -> None:
@@ -163,7 +164,7 @@ def picture_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preprocess", default="model", metavar="NAME", help="model (the backbone's own transform) or target-pad, which many published figures use (default: model)")
     parser.add_argument("--cache", metavar="DIR", help="folder where picture features are kept (default: PLI_CACHE, or the user's cache folder)")
     parser.add_argument("--no-cache", action="store_true", help="encode all pictures anew, keep nothing")
-    parser.add_argument("--allow-missing", action="store_true", help="measure what can be measured when pictures are missing, and say so in every output")
+    parser.add_argument("--list-missing", metavar="FILE", help="write the names of all missing or broken pictures to a file, one a line")
 
 def composer_options(parser: argparse.ArgumentParser) -> None:
     "Options for composing."
@@ -178,10 +179,11 @@ def add_evaluate(commands) -> None:
     parser.add_argument("--benchmark", choices=BENCHMARKS, help="which benchmark; needs --root")
     parser.add_argument("--queries", metavar="JSON", help="your own queries instead: list of records in CIRCO's field names, with an optional 'kind'")
     parser.add_argument("--gallery", metavar="JSON", help="list of picture names that your queries search")
-    benchmark_options(parser)
+    benchmark_options(parser, own="; with --queries, the folder that picture names start from (default: that of the gallery file)")
     composer_options(parser)
     parser.add_argument("--chosen-on", metavar="KIND", help="choose weights on the queries of this kind only")
     parser.add_argument("--sweep", action="store_true", help="every weight of the composers, printed; of a benchmark, on a development split only")
+    parser.add_argument("--allow-missing", action="store_true", help="measure what can be measured when pictures are missing, and say so in every output")
     parser.add_argument("--curve", metavar="FILE", help="with --sweep: draw the measure against the weight, as .png, .svg or .pdf")
     parser.add_argument("--out", action="append", default=[], metavar="FILE", help="write the report as .json (everything), .csv, .md or .tex; may be repeated")
     model_options(parser)
@@ -194,7 +196,7 @@ def asked(args):
     from pli.benchmarks import read_benchmark, read_queries
     from pli.core import PliError
     if args.benchmark and (args.queries or args.gallery): raise PliError("--benchmark brings its own queries and gallery: leave out --queries and --gallery")
-    if args.benchmark and not args.root: raise PliError(f"--benchmark {args.benchmark} needs --root, the folder of its official files")
+    if args.benchmark and not args.root: raise PliError(f"--root is missing: the folder of {args.benchmark}'s official files")
     if args.benchmark: return read_benchmark(args.benchmark, args.root, args.split, args.protocol)
     if not (args.queries and args.gallery): raise PliError("give --benchmark and --root, or --queries and --gallery, which go together")
     if args.split or args.protocol != "usual": raise PliError("--split and --protocol belong to --benchmark: your own queries have one of each")
@@ -203,17 +205,31 @@ def asked(args):
 def features_for(args, benchmark, device):
     "The backbone that the options name, the queries that can be asked, and their features; all pictures are looked at before any work starts."
     from pli.backbones import load_backbone
-    from pli.benchmarks import check_benchmark, without_files
+    from pli.benchmarks import MissingPictures, check_benchmark, check_complete, without_files
+    from pli.core import PliError
     from pli.evaluate import encode
     from pli.gallery import BrokenPictures, FeatureCache
-    benchmark = check_benchmark(benchmark, args.allow_missing)
+    check_complete(benchmark)
+    advice = "The server wants every query over every picture" if args.command == "submit" else "--allow-missing scores what is there, and says so beside every number"
+    try: whole = check_benchmark(benchmark, False, advice)
+    except MissingPictures as error:
+        if args.list_missing: list_missing(args.list_missing, error.errors)
+        if not args.allow_missing: raise
+        whole = without_files(benchmark, error.errors)
+    benchmark = whole
     backbone = load_backbone(args.model, args.pretrained, device, preprocess=args.preprocess)
     cache = None if args.no_cache else FeatureCache(args.cache)
     try: return backbone, benchmark, encode(backbone, benchmark, workers=args.workers, cache=cache, check=False)
     except BrokenPictures as error:                                  # their headers are whole, the rest is not
-        if not args.allow_missing: raise
+        if args.list_missing: list_missing(args.list_missing, error.errors)
+        if not args.allow_missing: raise PliError(f"{error}. {advice}") from None
         benchmark = without_files(benchmark, error.errors)
     return backbone, benchmark, encode(backbone, benchmark, workers=args.workers, cache=cache, check=False)
+
+# %% ../nbs/14_cli.ipynb #33b0eeff
+def list_missing(path: str, names) -> None:
+    "Write names to a file, one a line, after those that it has."
+    with open(path, "a", encoding="utf-8") as file: file.writelines(f"{name}\n" for name in names)
 
 # %% ../nbs/14_cli.ipynb #af751e38
 def with_weight(specs: list[str], weight: float | None) -> list[str]:
@@ -248,7 +264,7 @@ def check_choices(args, benchmark) -> None:
     if args.chosen_on and args.benchmark and not args.sweep: raise PliError("--chosen-on needs --sweep: otherwise the weights are what you say, and nothing is chosen")
     if args.curve and not args.sweep: raise PliError("--curve draws what --sweep tries: give both")
     if args.sweep and not benchmark.development:
-        raise PliError(f"--sweep: {benchmark.name} {benchmark.split} is what papers report, and a weight that was chosen on it is no result. Choose on a development split, then name it with --composer and --weight")
+        raise PliError(f"--sweep: {benchmark.title} is what papers report, and a weight that was chosen on it is no result. Choose on a development split, here or of another benchmark, then name it with --composer and --weight")
     check_answered(benchmark)
 
 # %% ../nbs/14_cli.ipynb #0d45ff80
@@ -265,16 +281,21 @@ def run_evaluate(args) -> None:
     record = made_by(args, device, backbone) | report(table, benchmark, args.chosen_on, None if choosing else {spec: spec for spec in composers})
     if args.sweep:
         record["sweep"] = dict(zip(("heading", "rows"), sweep_rows(table, benchmark)))
-        print(as_text(*record["sweep"].values()), end="\n\n")
+    for path in args.out: write_report(path, record)                 # before anything is printed: a closed pipe must cost nothing
+    if args.sweep: print(as_text(*record["sweep"].values()), end="\n\n")
     print(as_page(record))
-    for path in args.out: write_report(path, record)
     if args.curve: draw_curve(table, benchmark, args.curve)
 
 def made_by(args, device, backbone) -> dict:
     "Where a report comes from."
     from pli.core import provenance
     from pli.gallery import weights_digest
-    return provenance(args.typed, 0, device) | {"model": args.model, "pretrained": args.pretrained, "weights": weights_digest(backbone), "preprocess": backbone.preprocess}
+    return provenance(args.typed, 0, device) | {"model": args.model, "pretrained": args.pretrained or ("none, random weights" if named(args.model) else None), "weights": weights_digest(backbone), "preprocess": backbone.preprocess}
+
+
+def named(model: str) -> bool:
+    "Is it the name of an architecture, which has no weights of its own?"
+    return not Path(model).is_dir() and ":" not in model
 
 # %% ../nbs/14_cli.ipynb #dc40502c
 def draw_curve(table, benchmark, path: str) -> None:
@@ -294,42 +315,51 @@ def add_compare(commands) -> None:
     parser.add_argument("first", metavar="A.json")
     parser.add_argument("second", metavar="B.json")
     parser.add_argument("--composer", nargs=2, metavar=("A", "B"), help="which composer of each report (default: the best, or the first that composes)")
-    parser.add_argument("--out", metavar="FILE", help="write the comparison as .json")
+    parser.add_argument("--out", action="append", default=[], metavar="FILE", help="write the comparison as .json or .md; may be repeated")
     parser.set_defaults(run=run_compare)
 
 def read_report(path: str) -> dict:
     "A report from its file; a `PliError` for another kind of file."
     from pli.core import PliError, read_json
+    if not Path(path).is_file(): raise PliError(f"{path}: no such file")
     record = read_json(path)
     if not isinstance(record, dict) or any(not isinstance(record.get(part), dict) or not record[part] for part in ("benchmark", "specs", "kinds", "outcomes")): raise PliError(f"{path}: not a report; pli evaluate and pli score write them with --out FILE.json")
     return record
 
 def run_compare(args) -> None:
-    from pli.core import PliError, write_json
+    from pli.core import PliError, atomic, write_json
     from pli.data import shown
-    from pli.evaluate import as_text, comparison, comparison_rows, main_family, title_of
+    from pli.evaluate import as_markdown, as_text, comparison, comparison_rows, main_family, missing_lines, title_of
+    wrong = [path for path in args.out if Path(path).suffix.lower() not in (".json", ".md") or Path(path).is_dir()]
+    if wrong: raise PliError(f"--out {wrong[0]}: a comparison is written as .json or .md")
     one, other = map(read_report, (args.first, args.second))
     names = tuple(args.composer) if args.composer else tuple(main_family(record["specs"]) for record in (one, other))
     try: found = comparison(one, other, names)
-    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error: raise PliError(f"{args.first} or {args.second} is not a whole report as pli evaluate writes it ({type(error).__name__}: {error})") from None
-    print(title_of({"benchmark": one["benchmark"]}))
+    except PliError: raise
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error: raise PliError(f"{args.first} or {args.second} is not a whole report as pli evaluate writes it ({type(error).__name__}: {error})") from None
+    head = [title_of({"benchmark": one["benchmark"]}), *(line for record in (one, other) for line in missing_lines(record)[:1])]
+    weights = lambda record, name: name if record["specs"].get(name, [name]) == [name] else f"{name} = {'/'.join(record['specs'][name])}" + ", chosen by halves" * (record["chosen on"] != "given")
     about = lambda record: "; ".join(f"{name} {shown(record[name])[:16 if name == 'weights' else None]}" for name in ("model", "pretrained", "preprocess", "weights") if record.get(name))
-    print(*(f"{letter}: {shown(path)} ({'; '.join(filter(None, [name, about(record)]))})" for letter, path, name, record in zip("AB", (args.first, args.second), names, (one, other))), sep="\n", end="\n\n")
-    print(as_text(*comparison_rows(one, other, found, names)))
-    count = sum(map(len, found.values()))
-    print(f"\nPercent; A - B with 95 % bootstrap intervals over the same queries." + f" {count} comparisons: expect about {count * 0.05:.1f} to stand out by luck alone." * (count > 1))
-    if args.out: write_json(args.out, {"command": args.typed, "first": args.first, "second": args.second, "composers": names, "comparison": found})
+    head += [f"{letter}: {shown(path)} ({'; '.join(filter(None, [weights(record, name), about(record)]))})" for letter, path, name, record in zip("AB", (args.first, args.second), names, (one, other))]
+    if len({record["chosen on"] == "given" for record in (one, other)}) == 2: head.append("note: one report has its weight named, the other chosen by halves of these queries; compare like with like")
+    count, table = sum(map(len, found.values())), comparison_rows(found)
+    foot = "Percent; A - B with 95 % bootstrap intervals over the same queries." + f" {count} comparisons: expect about {count * 0.05:.1f} to stand out by luck alone." * (count > 1)
+    for path in args.out:
+        if Path(path).suffix.lower() == ".json": write_json(path, {"command": args.typed, "about": head, "composers": names, "comparison": found, "note": foot})
+        else:
+            with atomic(path) as temporary: temporary.write_text("\n\n".join([*head, as_markdown(*table), foot]) + "\n", encoding="utf-8")
+    print(*head, "", as_text(*table), "", foot, sep="\n")
 
 # %% ../nbs/14_cli.ipynb #b5db29d5
 def add_submit(commands) -> None:
     parser = commands.add_parser("submit", help="write the files that the CIRR and CIRCO test servers take")
     parser.add_argument("benchmark", choices=("cirr", "circo"))
-    benchmark_options(parser)
+    benchmark_options(parser, "test1 of CIRR, test of CIRCO")
     composer_options(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the files")
     model_options(parser)
     picture_options(parser)
-    parser.set_defaults(run=run_submit, queries=None, gallery=None)
+    parser.set_defaults(run=run_submit, queries=None, gallery=None, allow_missing=False)
 
 def run_submit(args) -> None:
     from pli.benchmarks import protocol_text
@@ -337,12 +367,13 @@ def run_submit(args) -> None:
     from pli.predictions import rankings_of, write_submission
     device, specs = pick_device(args.device), wanted_composers(with_weight(args.composer or [], args.weight), False)[2:]
     if len(specs) != 1: raise PliError(f"a submission is made with one --composer, got {', '.join(specs)}")
-    if args.allow_missing: raise PliError("--allow-missing: the server wants a ranking for every query over the whole gallery; nothing may be missing")
     args.split = args.split or {"cirr": "test1", "circo": "test"}[args.benchmark]
     benchmark = asked(args)
     backbone, benchmark, features = features_for(args, benchmark, device)
-    for path in write_submission(benchmark, rankings_of(features, benchmark, specs[0]), args.out): print(path)
-    write_json(Path(args.out) / f"{benchmark.name}_{benchmark.split}_provenance.json", made_by(args, device, backbone) | {"benchmark": benchmark.name, "split": benchmark.split, "protocol": protocol_text(benchmark), "composer": specs[0]})
+    made = Path(args.out) / f"{benchmark.name}_{benchmark.split}_provenance.json"
+    print(f"{benchmark.title} ({protocol_text(benchmark)}): {len(benchmark):,} queries, gallery of {len(benchmark.galleries[0]):,}; composer {specs[0]}")
+    print(*write_submission(benchmark, rankings_of(features, benchmark, specs[0]), args.out), made, sep="\n")
+    write_json(made, made_by(args, device, backbone) | {"benchmark": benchmark.name, "split": benchmark.split, "protocol": protocol_text(benchmark), "composer": specs[0]})
 
 # %% ../nbs/14_cli.ipynb #a76c6964
 def add_score(commands) -> None:
@@ -357,7 +388,7 @@ def add_score(commands) -> None:
     parser.set_defaults(run=run_score)
 
 def run_score(args) -> None:
-    from pli.benchmarks import check_answered, protocol_text, read_benchmark
+    from pli.benchmarks import check_answered, read_benchmark
     from pli.core import PliError, provenance
     from pli.evaluate import as_page, check_outputs, outcomes, report, write_report
     from pli.predictions import named_features, outcomes_of, read_rankings
@@ -370,13 +401,14 @@ def run_score(args) -> None:
     if args.predictions:
         rankings = read_rankings(args.predictions, benchmark)
         found = outcomes_of(rankings, benchmark)
-        if not rankings.declared: print(f"note: the file names no protocol; that it was made by {protocol_text(benchmark)} is what you say")
+        stated = not rankings.declared
     else:
         features, benchmark = named_features(benchmark, args.query_features, args.gallery_features)
-        found = outcomes(features, benchmark, "text")
+        found, stated = outcomes(features, benchmark, "text"), True
     record = provenance(args.typed, 0) | {"model": " ".join(args.predictions or [args.query_features, args.gallery_features])} | report({"predictions": found}, benchmark, chosen={"predictions": "predictions"})
-    print(as_page(record))
+    record["benchmark"]["stated"] = stated                           # nobody can see in a list of names by which protocol it was made
     for path in args.out: write_report(path, record)
+    print(as_page(record))
 
 # %% ../nbs/14_cli.ipynb #fabb5783
 def add_cache(commands) -> None:
@@ -386,10 +418,13 @@ def add_cache(commands) -> None:
     parser.set_defaults(run=run_cache)
 
 def run_cache(args) -> None:
+    from pli.core import PliError
     from pli.evaluate import as_text
     from pli.gallery import FeatureCache
     cache = FeatureCache(args.cache)
     found = cache.clear(None if args.clear == "all" else args.clear) if args.clear else cache.entries()
+    stay = {one.name for one in cache.entries()} & {one.name for one in found} if args.clear else set()
+    if stay: raise PliError(f"{cache.folder}: {', '.join(sorted(stay))} cannot be deleted; is the folder yours to write to?")
     rows = [[one.name, one.model, one.transform, f"{one.pictures:,}", f"{one.bytes / 1e6:.1f} MB", one.used] for one in found]
     print(f"{cache.folder}: {'cleared' if args.clear and found else 'nothing is stored' if not found else f'models: {len(found)}'}")
     if rows: print(as_text(["name", "model", "transform", "pictures", "size", "last used"], rows))
@@ -449,6 +484,9 @@ def main(argv: list[str] | None = None) -> int:   # exit status
         onward = "; the same command continues where the last checkpoint is" * (args.command in ("demo", "tune"))
         print(f"\npli {args.command}: stopped{onward}", file=sys.stderr)
         return 130
+    except BrokenPipeError:                                           # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (PliError, OSError) as error:
         print(f"pli {args.command}: {error}", file=sys.stderr)
         return 1

@@ -8,10 +8,10 @@ __all__ = ['MEASURES', 'SHORT', 'UNSAFE', 'WRITERS', 'Features', 'words_together
            'frame_of', 'drawn_together', 'mean_of', 'interval', 'choose', 'halves', 'cross_chosen', 'choose_families',
            'percent', 'halves_alone', 'bounds', 'families_of', 'main_family', 'section_of', 'in_short', 'at_length',
            'gallery_sizes', 'described', 'stored', 'outcomes_from', 'frame_from', 'late', 'report', 'compare',
-           'check_same_queries', 'verdict', 'comparison', 'comparison_rows', 'spread', 'rows_of', 'side_by_side',
-           'halves_line', 'title_of', 'missing_lines', 'as_page', 'sweep_rows', 'as_text', 'as_markdown', 'long_rows',
-           'as_csv', 'latex_table', 'as_latex', 'as_markdown_page', 'check_outputs', 'write_report', 'query_validator',
-           'same_pictures', 'pair_validator']
+           'check_same_queries', 'verdict', 'means_of', 'comparison', 'comparison_rows', 'spread', 'rows_of',
+           'side_by_side', 'halves_line', 'protocol_of', 'choice_line', 'title_of', 'missing_lines', 'as_page',
+           'sweep_rows', 'as_text', 'as_markdown', 'long_rows', 'as_csv', 'latex_table', 'as_latex', 'as_markdown_page',
+           'check_outputs', 'write_report', 'query_validator', 'same_pictures', 'pair_validator']
 
 # %% ../nbs/11_evaluate.ipynb #2b2337cf
 import csv
@@ -19,6 +19,7 @@ import hashlib
 import io
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .backbones import Backbone
-from .benchmarks import Benchmark, check_answered, protocol_text, takes_part
+from .benchmarks import Benchmark, check_answered, check_complete, protocol_text, takes_part
 from .composition import COMPOSERS, mean_feature, parse_composer, score
 from .core import PliError, atomic, generator, unit, write_json
 from .data import shown
@@ -158,7 +159,7 @@ def sweep(
 ) -> dict[str, Outcomes]:                     # spec -> where the right answers came
     "Rank what every query searches with every composer. Raises `PliError` for a split whose answers are secret."
     check_answered(benchmark)
-    if not benchmark.complete: raise PliError(f"{benchmark.name}: the list of the pictures that are searched is not there, and a number over fewer would be too good. Get {benchmark.source or 'it'}, or give the gallery to pli.benchmarks.with_gallery")
+    check_complete(benchmark)
     pieces = {spec: [] for spec in (composers if composers is not None else every_composer())}
     for spec, rows, gallery, scores in scores_of(features, benchmark, pieces, most): pieces[spec].append((rows, outcomes_of_piece(scores, benchmark, rows, gallery)))
     return {spec: together(found) for spec, found in pieces.items()}
@@ -382,7 +383,7 @@ def described(benchmark: Benchmark) -> dict:
             "mean of kinds": benchmark.rules.mean_of_kinds, "kinds": in_short(benchmark.kinds)}
     if benchmark.groups is not None: kept["groups"] = " ".join(map(str, benchmark.groups.tolist()))
     if benchmark.aspects: kept["aspects"] = [list(own) for own in benchmark.aspects]
-    if benchmark.missing: kept["missing"] = {"pictures": len(benchmark.missing.pictures), "queries left out": benchmark.missing.queries, "queries of the split": benchmark.missing.of}
+    if benchmark.missing: kept["missing"] = {"pictures": len(benchmark.missing.pictures), "names": list(benchmark.missing.pictures), "queries left out": benchmark.missing.queries, "queries of the split": benchmark.missing.of}
     return kept
 
 # %% ../nbs/11_evaluate.ipynb #438053fa
@@ -398,6 +399,7 @@ def outcomes_from(record: dict, name: str = "best") -> Outcomes:
     if name not in record["outcomes"]: raise PliError(f"the report has no composer {name!r}; it has {', '.join(record['outcomes'])}")
     kept = record["outcomes"][name]
     numbers = {part: torch.tensor([int(word) for word in kept[part].split()]) for part in ("rank", "subset") if part in kept}
+    if any((found < 1).any() or len(found) != record["benchmark"]["queries"] for found in numbers.values()): raise PliError(f"the stored ranks of {name!r} are not one whole number above 0 a query: the report was changed or cut off")
     if "places" not in kept: return Outcomes(places=numbers["rank"][:, None], **numbers)
     lists = [[int(word) for word in row.split()] for row in kept["places"].split(";")]
     wide = max(map(len, lists))
@@ -459,10 +461,17 @@ def verdict(difference: list[float]) -> str:
     "What an interval of a difference allows to say."
     return "better" if difference[1] > 0 else "worse" if difference[2] < 0 else "not to be told apart"
 
+def means_of(one: dict, other: dict, names: tuple[str, str] | None, section: str, measures: Iterable[str]) -> list[dict[str, float]]:
+    "What two reports measure in a section, from their stored ranks, in percent."
+    frame = frame_from(one)
+    rows = (frame.sections() | frame.by_aspect())[section]
+    found = [outcomes_from(record, name) for record, name in zip((one, other), names or tuple(main_family(record["specs"]) for record in (one, other)))]
+    return [{measure: percent([mean_of(frame, values(outcome, measure), rows)])[0] for measure in measures} for outcome in found]
+
 def comparison(
     one: dict, other: dict,
     names: tuple[str, str] | None = None,   # composer families to compare; the main one of each if not given
-) -> dict[str, dict[str, dict]]:            # section -> measure -> difference, ratio, verdict
+) -> dict[str, dict[str, dict]]:            # section -> measure -> difference, ratio, verdict, and both values
     "Every measure that two reports share, in every section, side by side. Raises `PliError` as `compare` does."
     check_same_queries(one, other)
     found = {}
@@ -471,22 +480,18 @@ def comparison(
             sections = [record[part][name]["composers"] for record in (one, other)]
             measures = [measure for measure in next(iter(sections[0].values())) if measure in next(iter(sections[1].values()))]      # a ranking file may come without subsets
             found[name] = {measure: compare(one, other, measure, name, names) for measure in measures}
-            for told in found[name].values(): told["verdict"] = verdict(told["difference"])
+            for measure, told in found[name].items(): told |= {"verdict": verdict(told["difference"])} | dict(zip("AB", (means[measure] for means in means_of(one, other, names, name, measures))))
     return found
 
 # %% ../nbs/11_evaluate.ipynb #eee81ddf
 def comparison_rows(
-    one: dict, other: dict,
     found: dict[str, dict[str, dict]],   # from `comparison`
-    names: tuple[str, str],              # the composer families that were compared
 ) -> tuple[list[str], list[list[str]]]:  # heading, rows
     "A comparison as a table: both values, their difference with its interval, and what may be said."
     rows = []
     for section, measures in found.items():
-        parts = [(record["kinds"] | record.get("aspects", {}))[section] for record in (one, other)]
         for number, (measure, told) in enumerate(measures.items()):
-            both = [f"{part['composers'][name][measure][0]:.1f}" for part, name in zip(parts, names)]
-            rows.append([section if number == 0 else "", short(measure), *both, "{:+.1f} [{:+.1f}, {:+.1f}]".format(*told["difference"]), told["verdict"]])
+            rows.append([section if number == 0 else "", short(measure), f"{told['A']:.1f}", f"{told['B']:.1f}", "{:+.1f} [{:+.1f}, {:+.1f}]".format(*told["difference"]), told["verdict"]])
     return ["queries", "measure", "A", "B", "A - B", "A is"], rows
 
 # %% ../nbs/11_evaluate.ipynb #be01e052
@@ -522,34 +527,47 @@ def side_by_side(
 
 def halves_line(halves: dict) -> str:
     "What each half of the queries does alone, and what composing adds, in a sentence."
-    return (f"image only {halves['image only']:.1f}, text only {halves['text only']:.1f} at {halves['measure'].rpartition('@')[2]}; one half alone solves {halves['solved by one half']:.1f} % "
+    return (f"image only {halves['image only']:.1f}, text only {halves['text only']:.1f} ({short(halves['measure'])}); one half alone solves {halves['solved by one half']:.1f} % "
             f"of the queries; {halves['composer']} adds {spread(halves['composing adds'])} points to the better half")
 
 # %% ../nbs/11_evaluate.ipynb #441a5880
+def protocol_of(record: dict) -> str:
+    "The protocol of a report, and whether somebody only says so."
+    kept = record["benchmark"]
+    return (kept["protocol"] or "one protocol") + ", as stated by whoever scored the file" * bool(kept.get("stated"))
+
+def choice_line(record: dict) -> list[str]:
+    "How weights were chosen, where they were."
+    if record["chosen on"] == "given": return []
+    kind = f" of kind {shown(record['chosen on'])}" if record["chosen on"] != "all" else ""
+    return [f"Each query is scored with the weight that is best on the other half of the queries{kind}: two weights are the choices of the two halves."]
+
 def title_of(record: dict) -> str:
     "Which queries a report is about, and by which protocol."
     kept = record["benchmark"]
     sizes = list(dict.fromkeys(kept["gallery"].values()))
-    model = ", ".join(f"{name} {shown(record[name])}" for name in ("model", "preprocess") if name in record)
-    return f"{kept['name']} {kept['split']}".strip() + f" ({kept['protocol'] or 'one protocol'}): {kept['queries']:,} queries, gallery of {' / '.join(sizes)}" + f"; {model}" * bool(model)
+    model = ", ".join(f"{name} {shown(record[name])}" for name in ("model", "pretrained", "preprocess") if record.get(name))
+    return f"{kept['name']} {kept['split']}".strip() + f" ({protocol_of(record)}): {kept['queries']:,} queries, gallery of {' / '.join(sizes)}" + f"; {model}" * bool(model)
 
 def missing_lines(record: dict) -> list[str]:
     "What a report must say about pictures that were not there."
     if "missing" not in record["benchmark"]: return []
     kept, family = record["benchmark"]["missing"], main_family(record["specs"])
     lost = ", ".join(f"{count:,} of {kept['queries of the split'][kind]:,}" + f" ({kind})" * (kind != "all") for kind, count in kept["queries left out"].items())
-    lines = [f"INCOMPLETE: {kept['pictures']:,} pictures are missing; queries left out: {lost}. {family} over the whole split, in percent, if no missing picture came before a right answer (and at worst):"]
+    count = f"{kept['pictures']:,} picture{'s are' if kept['pictures'] != 1 else ' is'} missing"
+    lines = [f"INCOMPLETE: {count}; queries left out: {lost}. {family} over the whole split, in percent, if no missing picture came before a right answer (and at worst):"]
     empty = [kind for kind, count in kept["queries left out"].items() if count == kept["queries of the split"][kind]]
     if empty: lines.append(f"  No query is left of: {', '.join(empty)}; means are over the others.")
-    if family not in record["bounds"]: return [f"INCOMPLETE: {kept['pictures']:,} pictures are missing; queries left out: {lost}. No limits can be told for {family}: with late fusion a picture's score depends on what else is searched.", *lines[1:]]
+    if family not in record["bounds"]: return [f"INCOMPLETE: {count}; queries left out: {lost}. No limits can be told for {family}: with late fusion a picture's score depends on what else is searched.", *lines[1:]]
     limits = lambda found: ", ".join(f"{section} {low:.1f} to {high:.1f} ({worst:.1f})" for section, (worst, low, high) in found.items())
     return lines + [f"  {short(measure)}: {limits(found)}" for measure, found in record["bounds"][family].items()]
 
 def as_page(record: dict) -> str:
     "A whole report as text, narrow enough for a terminal."
-    head, kinds = [title_of(record), *missing_lines(record), ""], record["kinds"]
+    head, kinds = [title_of(record), *choice_line(record), *missing_lines(record), ""], record["kinds"]
+    tall = len(next(iter(next(iter(kinds.values()))["composers"].values()))) > 4              # many measures go below each other
     told = {kind: f"{shown(kind)}: {halves_line(section['halves'])}" for kind, section in kinds.items() if section["halves"]}
-    if record["chosen on"] == "given" and "best" not in record["specs"]:
+    if tall or record["chosen on"] == "given" and "best" not in record["specs"]:
         return "\n".join([*head, as_text(*side_by_side(record)), "", *told.values(), "In percent, with 95 % bootstrap intervals over queries.", ""])
     parts = []
     for kind, section in kinds.items():
@@ -586,7 +604,7 @@ def long_rows(
 ) -> tuple[list[str], list[list]]:   # heading, rows
     "A report with one number a row, for spreadsheets and data frames: what it is about, then value, low, high in percent."
     kept, rows, told = record["benchmark"], [], ("image only", "text only", "solved by one half", "composing adds")
-    about = [kept["name"], kept["split"], kept["protocol"], record.get("model", ""), record.get("preprocess", "")]
+    about = [kept["name"], kept["split"], protocol_of(record), *(record.get(name) or "" for name in ("model", "pretrained", "preprocess")), " / ".join(dict.fromkeys(kept["gallery"].values()))]
     for part in (record["kinds"], record.get("aspects", {})):
         for name, section in part.items():
             for family, found in section["composers"].items():
@@ -595,7 +613,7 @@ def long_rows(
             for what in told if section["halves"] else ():
                 found = section["halves"][what]
                 rows.append([*about, name, section["queries"], what, section["halves"]["composer"], section["halves"]["measure"], *(found if isinstance(found, list) else [found, "", ""])])
-    return ["benchmark", "split", "protocol", "model", "preprocess", "queries of", "count", "composer", "spec", "measure", "value", "low", "high"], rows
+    return ["benchmark", "split", "protocol", "model", "pretrained", "preprocess", "gallery", "queries of", "count", "composer", "spec", "measure", "value", "low", "high"], rows
 
 def as_csv(record: dict) -> str:
     "A report as CSV."
@@ -612,30 +630,33 @@ UNSAFE = {"\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"
 def latex_table(
     record: dict,
     sections: dict,    # `record["kinds"]` or `record["aspects"]`
+    notes: Iterable[str] = (),   # stand below, in the table itself
 ) -> list[str]:
     "The lines of a booktabs table: a row per composer, a column per section and measure, half the interval's width beside each value."
     safe, families = lambda text: "".join(UNSAFE.get(c, c) for c in shown(text)), list(record["specs"])
     columns = [(name, measure) for name, section in sections.items() for measure in section["composers"][families[0]]]
     cell = lambda found: rf"{found[0]:.2f}{{\tiny\,$\pm${(found[2] - found[1]) / 2:.1f}}}"
     spans = [(name, sum(1 for other, _ in columns if other == name)) for name in sections]
-    body = [" & ".join([safe("/".join(record["specs"][family])), *(cell(sections[name]["composers"][family][measure]) for name, measure in columns)]) + r" \\" for family in families]
+    name_of = lambda family: f"best ({'/'.join(record['specs'][family])})" if family == "best" else "/".join(record["specs"][family])
+    below = [rf"\multicolumn{{{len(columns) + 1}}}{{p{{0.95\linewidth}}}}{{\footnotesize {safe(note)}}} \\" for note in notes]
+    body = [" & ".join([safe(name_of(family)), *(cell(sections[name]["composers"][family][measure]) for name, measure in columns)]) + r" \\" for family in families]
     return [r"\begin{tabular}{l" + "r" * len(columns) + "}", r"\toprule", " & ".join(["", *(rf"\multicolumn{{{count}}}{{c}}{{{safe(name)}}}" for name, count in spans)]) + r" \\",
-            " & ".join(["", *(safe(short(measure)) for _, measure in columns)]) + r" \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+            " & ".join(["", *(safe(short(measure)) for _, measure in columns)]) + r" \\", r"\midrule", *body, r"\bottomrule", *below, r"\end{tabular}"]
 
 def as_latex(record: dict) -> str:
-    "A report as booktabs tables; what it is about, what each half does alone and what is missing stand below as comments."
+    "A report as booktabs tables, with what it is about and what is missing below; what each half does alone is in the rows `image` and `text`, and in words in comments."
     aspects = ["", *latex_table(record, record["aspects"])] if record.get("aspects") else []
-    notes = [title_of(record) + "; +-: half of the 95 % bootstrap interval over queries", *missing_lines(record),
-             *(f"{shown(kind)}: {halves_line(section['halves'])}" for kind, section in record["kinds"].items() if section["halves"])]
+    below = [title_of(record) + "; small figures: half the width of the 95 % bootstrap interval over queries", *choice_line(record), *missing_lines(record)]
+    notes = [f"{shown(kind)}: {halves_line(section['halves'])}" for kind, section in record["kinds"].items() if section["halves"]]
     made = r"% needs \usepackage{booktabs}; made by " + shown(record.get("command", "pli"), 1000)
-    return "\n".join([made, *latex_table(record, record["kinds"]), *aspects, *(f"% {shown(note, 1000)}" for note in notes), ""])
+    return "\n".join([made, *latex_table(record, record["kinds"], below), *aspects, *(f"% {shown(note, 1000)}" for note in notes), ""])
 
 # %% ../nbs/11_evaluate.ipynb #3cd72b7f
 def as_markdown_page(record: dict) -> str:
     "A whole report in Markdown, with what it is about, what each half does alone, and where the numbers come from."
     told = [f"{shown(kind)}: {halves_line(section['halves'])}." for kind, section in record["kinds"].items() if section["halves"]]
     made = [f"`{shown(record['command'], 1000)}`, {record['date']}, {record['machine']['processor']}, torch {record['versions']['torch']}, open_clip {record['versions']['open_clip_torch']}."] if "command" in record else []
-    return "\n\n".join([f"**{title_of(record)}**", *missing_lines(record), as_markdown(*side_by_side(record)), *told, "In percent, with 95 % bootstrap intervals over queries.", *made]) + "\n"
+    return "\n\n".join([f"**{title_of(record)}**", *choice_line(record), *missing_lines(record), as_markdown(*side_by_side(record)), *told, "In percent, with 95 % bootstrap intervals over queries.", *made]) + "\n"
 
 WRITERS: dict[str, Callable[[dict], str]] = {".csv": as_csv, ".md": as_markdown_page, ".tex": as_latex}   # a record as JSON goes through `write_json`
 
@@ -643,6 +664,8 @@ def check_outputs(paths: Iterable[str | Path]) -> None:
     "Raise a `PliError` for a file that a report cannot be written to, before any work is done."
     for path in map(Path, paths):
         if path.is_dir(): raise PliError(f"{path}: is a folder; name a file")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK): raise PliError(f"{path}: the folder {folder} cannot be written to")
         if path.suffix.lower() not in (".json", *WRITERS): raise PliError(f"{path}: a report is written as .json, {', '.join(WRITERS)}; the end of the name says which")
 
 def write_report(path: str | Path, record: dict) -> None:

@@ -18,6 +18,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -240,6 +241,7 @@ def write_shard(
     said = checksum(table, features)
     with atomic(folder / f"{time.time_ns()}-{said[:12]}.safetensors") as temporary:
         save_file({"keys": table, "features": features.contiguous()}, temporary, metadata={"sha256": said})
+        with contextlib.suppress(OSError): shutil.copymode(folder / "model.json", temporary)   # safetensors lets nobody else read; a shared folder wants it
 
 # %% ../nbs/09_gallery.ipynb #57b16204
 def warn(text: str) -> None:

@@ -6,9 +6,9 @@
 __all__ = ['SERVERS', 'NUMBER', 'FORMAT', 'MOST_UNPACKED', 'FEATURE_FILES', 'Rankings', 'padded', 'among', 'rankings_of', 'Form',
            'named', 'submission', 'seen', 'misspelt', 'list_faults', 'first_few', 'faults', 'once', 'load_record',
            'server_forms', 'form_of', 'check_submission', 'write_submission', 'write_rankings', 'as_choices',
-           'parts_of', 'form_for_reading', 'read_rankings', 'place_in', 'outcomes_of', 'from_safetensors', 'from_npz',
-           'to_safetensors', 'to_npz', 'check_features', 'suffix_of', 'read_features', 'write_features', 'rows_for',
-           'named_features', 'features_outcomes']
+           'check_protocol', 'parts_of', 'form_for_reading', 'read_rankings', 'place_in', 'outcomes_of',
+           'from_safetensors', 'from_npz', 'to_safetensors', 'to_npz', 'check_features', 'suffix_of', 'read_features',
+           'write_features', 'rows_for', 'named_features', 'features_outcomes']
 
 # %% ../nbs/17_predictions.ipynb #dfd6af79
 import json
@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .benchmarks import Benchmark, check_answered, with_gallery
+from .benchmarks import READERS, Benchmark, check_answered, check_complete, parse_protocol, with_gallery
 from .core import PliError, atomic, unit
 from .data import first_line, shown
 from .evaluate import Features, Outcomes, outcomes, scores_of
@@ -68,7 +68,7 @@ def rankings_of(
     k: int = 50,              # pictures a query
 ) -> Rankings:
     "The `k` best pictures of every query, and its look-alikes in order. Raises `PliError` where the gallery is not known."
-    if not benchmark.complete: raise PliError(f"{benchmark.title}: the list of the gallery is missing, so there is nothing to rank; {benchmark.source or 'give the gallery'}")
+    check_complete(benchmark)
     few = padded(benchmark.subsets) if benchmark.subsets else None
     lists, subset = torch.full((len(benchmark), k), -1), None if few is None else torch.full_like(few, -1)
     for _, rows, gallery, scores in scores_of(features, benchmark, [spec]):
@@ -267,6 +267,18 @@ def as_choices(protocol: dict) -> str:
     "A protocol as `--protocol` takes it."
     return ",".join(f"{option}={value}" for option, value in protocol.items())
 
+def check_protocol(
+    said,                    # a name, choices as text, or an object of choices; what is not said is as usual
+    benchmark: Benchmark,
+) -> None:
+    "Raise a `PliError` unless rankings were made by the protocol that they are scored by."
+    reader = READERS.get(benchmark.name)
+    if isinstance(said, dict): said = ",".join(f"{option}={value}" for option, value in said.items() if reader is None or option in reader.choices)
+    if not isinstance(said, str): raise PliError(f"the entry 'protocol' has to be text such as gallery=val, or an object of such choices, not {seen(said)}")
+    made = parse_protocol(reader, said) if reader else dict(part.split("=", 1) for part in said.split(",") if "=" in part)
+    here = {option: benchmark.protocol.get(option, values[0]) for option, values in reader.choices.items()} if reader else benchmark.protocol
+    if made != here: raise PliError(f"its rankings were made by another protocol, {shown(as_choices(made))}; here it is {as_choices(here)}")
+
 def parts_of(
     record: dict, benchmark: Benchmark,
 ) -> dict[str, dict]:    # `lists` or `subset` or both -> query id -> list
@@ -276,8 +288,7 @@ def parts_of(
         return {form.part: {query: names for query, names in record.items() if query not in form.header}}
     for entry, wanted in {"format": FORMAT, "benchmark": benchmark.name, "split": benchmark.split}.items():
         if record.get(entry, "") != wanted: raise PliError(f"the entry {entry!r} has to be {wanted!r}; here it is {seen(record.get(entry))}")
-    if record.get("protocol", benchmark.protocol) != benchmark.protocol:
-        raise PliError(f"its rankings were made by another protocol, {seen(record['protocol']) if not isinstance(record['protocol'], dict) else shown(as_choices(record['protocol']))}; here it is {as_choices(benchmark.protocol)}")
+    if "protocol" in record: check_protocol(record["protocol"], benchmark)
     strange = record.keys() - {"format", "benchmark", "split", "protocol", "rankings", "subset", "about"}
     if strange: raise PliError(f"unknown entries: {first_few(sorted(strange))}; a remark may stand in 'about'")
     if "subset" in record and not benchmark.subsets: raise PliError(f"{benchmark.title} has no subsets, and the file ranks some")

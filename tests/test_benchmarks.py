@@ -178,7 +178,7 @@ def test_circo_without_its_list(tmp_path):
     (folder / "COCO2017_unlabeled/unlabeled2017/readme.txt").write_text("no picture")
     full, found, named = (read_benchmark("circo", root) for root in (listed, folder, bare))
     assert by_name(found) == by_name(full) and not found.complete           # not the official 123,403
-    assert protocol_text(full) == "reference=kept" and protocol_text(found) == "reference=kept, the list of the gallery is not there"
+    assert protocol_text(full) == "reference=kept, gallery=60 pictures instead of 123403" and protocol_text(found) == "reference=kept, the list of the gallery is not there"
     assert not sound(named).complete and protocol_text(named) == "reference=kept, the list of the gallery is not there"
     assert set(named.pictures) == {name for _, _, reference, right, _ in by_name(full) for name in (reference, *right)}
     lost = folder / "COCO2017_unlabeled/unlabeled2017" / f"{int(full.pictures[full.answers[0][0]]):012d}.jpg"
@@ -665,7 +665,7 @@ def test_what_each_kind_of_loss_costs(tmp_path):
     lose(benchmark, queries[row][3][1])                                                      # a right answer, not the main one: the query leaves
     left = check_benchmark(benchmark, allow_missing=True)
     assert queries[row][0] not in left.ids and len(left.galleries[0]) == 58 and left.missing.absent == (2,) and left.digest() != benchmark.digest()
-    assert protocol_text(left).startswith("reference=kept, 2 pictures missing, ") and f"{8 - len(left)} of 8 queries left out" in protocol_text(left)
+    assert protocol_text(left).startswith("reference=kept, gallery=60 pictures instead of 123403, 2 pictures missing, ") and f"{8 - len(left)} of 8 queries left out" in protocol_text(left)
 
 
 def test_a_member_of_a_subset_takes_its_query_along(tmp_path):

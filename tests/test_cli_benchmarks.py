@@ -1,7 +1,10 @@
 "evaluate, compare, submit, score and cache on the official layouts, as a person types them."
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,7 +94,7 @@ def test_a_weight_without_its_composer(specs, weight):
 
 
 MISTAKES = [
-    (["--benchmark", "cirr", *TINY], "--benchmark cirr needs --root"),
+    (["--benchmark", "cirr", *TINY], "--root is missing: the folder of cirr's official files"),
     (["--queries", "q.json", *TINY], "--queries and --gallery, which go together"),
     ([*TINY], "give --benchmark and --root, or --queries and --gallery"),
     (["--benchmark", "cirr", "--root", ".", "--queries", "q.json", *TINY], "leave out --queries and --gallery"),
@@ -125,9 +128,33 @@ def test_missing_pictures_stop_before_any_work_or_are_said_everywhere(official, 
     assert status == 1 and "--allow-missing" in err and all(path.name in err for path in gone) and err.count("\n") == 1 and not (tmp_path / "a.json").exists()
     assert (status2, err2) == (0, "")
     record = json.loads((tmp_path / "b.json").read_text())
-    assert record["benchmark"]["missing"]["pictures"] == 3 and record["benchmark"]["missing"]["queries left out"]["dress"] > 0
+    assert record["benchmark"]["missing"]["pictures"] == 3 == len(record["benchmark"]["missing"]["names"]) and record["benchmark"]["missing"]["queries left out"]["dress"] > 0
     for text in (out2, (tmp_path / "b.md").read_text(), (tmp_path / "b.tex").read_text()): assert "INCOMPLETE: 3 pictures are missing" in text
     assert "3 pictures missing" in (tmp_path / "b.csv").read_text()
+
+
+def test_what_is_missing_can_be_listed(official, tmp_path):
+    shutil.copytree(official / "cirr", tmp_path / "cirr")
+    gone = sorted((tmp_path / "cirr" / "dev").iterdir())[:12]
+    for path in gone: path.unlink()
+    status, out, err = many([(tmp_path, asked(tmp_path, "cirr", "--list-missing", "gone.txt"))])[0]
+    assert status == 1 and sorted((tmp_path / "gone.txt").read_text().splitlines()) == sorted(f"dev/{path.name}" for path in gone) and "12 of 60 pictures cannot be used" in err
+    status, out, err = many([(tmp_path, ["submit", "cirr", "--root", "cirr", "--split", "val", *TINY, "--out", "sub"])])[0]
+    assert status == 1 and "The server wants every query" in err and "--allow-missing" not in err
+
+
+def test_a_closed_pipe_costs_nothing(official, tmp_path):
+    words = " ".join(map(str, asked(official, "cirr", "--out", "x.json")))
+    code = f"{sys.executable} -c 'from pli.cli import main; import sys; sys.exit(main(sys.argv[1:]))' {words} | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", code], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}, timeout=300)
+    assert done.stdout.count("\n") == 1 and "Errno" not in done.stderr and (tmp_path / "x.json").exists()
+
+
+def test_an_unknown_gallery_stops_before_any_work(tmp_path):
+    make_circo(tmp_path / "circo", info=False)
+    for words in (asked(tmp_path, "circo"), asked(tmp_path, "circo", "--allow-missing"), ["submit", "circo", "--root", "circo", *TINY, "--out", "sub"]):
+        status, out, err = many([(tmp_path, words)])[0]
+        assert status == 1 and "the list of the pictures that are searched is not there" in err and "image_info_unlabeled2017" in err and not (tmp_path / "sub").exists()
 
 
 def test_pictures_that_break_only_when_they_are_decoded(official, tmp_path):
@@ -150,7 +177,7 @@ def test_pictures_that_break_only_when_they_are_decoded(official, tmp_path):
 
 def test_comparisons_say_what_is_real(official, tmp_path):
     cases = [asked(official, "cirr", "--composer", "sum:0.25", "--out", "a.json"), asked(official, "cirr", "--composer", "sum:4", "--out", "b.json"), asked(official, "fashioniq", "--out", "f.json"),
-             ["compare", "a.json", "b.json", "--out", "c.json"], ["compare", "a.json", "a.json", "--composer", "sum:0.25", "image"], ["compare", "a.json", "f.json"],
+             ["compare", "a.json", "b.json", "--out", "c.json", "--out", "c.md"], ["compare", "a.json", "a.json", "--composer", "sum:0.25", "image"], ["compare", "a.json", "f.json"],
              ["compare", "half.json", "a.json"], ["compare", "a.json", "c.json"], ["compare", "a.json", "gone.json"], ["compare", "a.json", "a.json", "--composer", "sum:1", "image"]]
     done = many([(tmp_path, case) for case in cases[:6]])
     record = json.loads((tmp_path / "a.json").read_text())
@@ -159,9 +186,9 @@ def test_comparisons_say_what_is_real(official, tmp_path):
     done += many([(tmp_path, case) for case in cases[6:]])
     assert [status for status, _, _ in done] == [0] * 5 + [1] * 5
     heading = done[3][1].splitlines()
-    assert heading[0].startswith("cirr val") and heading[1].startswith("A: a.json (sum:0.25; model pli-tiny-48; preprocess model; weights ") and heading[2].startswith("B: b.json (sum:4; model pli-tiny-48; preprocess model; weights ") and "expect about 0.4 to stand out by luck alone" in done[3][1]
+    assert heading[0].startswith("cirr val") and heading[1].startswith("A: a.json (sum:0.25; model pli-tiny-48; pretrained none, random weights; preprocess model; weights ") and heading[2].startswith("B: b.json (sum:4; model pli-tiny-48; ") and "expect about 0.4 to stand out by luck alone" in done[3][1]
     found = json.loads((tmp_path / "c.json").read_text())["comparison"]["all"]
-    assert set(found["recall@5"]) == {"difference", "ratio", "verdict"} and len(found) == 8
+    assert set(found["recall@5"]) == {"difference", "ratio", "verdict", "A", "B"} and len(found) == 8 and "| all | R@1 |" in (tmp_path / "c.md").read_text()
     for err, says in zip((err for _, _, err in done[5:]), ("not over the same queries", "is not a whole report", "c.json: not a report", "gone.json: no such file", "no composer 'sum:1'; it has image, text, sum:0.25")): assert says in err and err.count("\n") == 1
 
 
@@ -177,12 +204,12 @@ def test_submissions_and_scores_go_round(official, tmp_path):
     for (status, out, err), case in zip(done, cases): assert (status, err) == (0, ""), case
     for one, other in (("cirr.json", "scored.json"), ("circo.json", "scored-circo.json")):
         mine, theirs = (json.loads((tmp_path / name).read_text()) for name in (one, other))
-        assert mine["kinds"]["all"]["composers"]["sum:1"] == theirs["kinds"]["all"]["composers"]["predictions"] and mine["benchmark"] == theirs["benchmark"]
+        assert mine["kinds"]["all"]["composers"]["sum:1"] == theirs["kinds"]["all"]["composers"]["predictions"] and mine["benchmark"] | {"stated": True} == theirs["benchmark"]
     assert sorted(path.name for path in (tmp_path / "cirr-test").iterdir()) == ["cirr_test1_provenance.json", "cirr_test1_recall.json", "cirr_test1_recall_subset.json"]
     assert sorted(path.name for path in (tmp_path / "circo-test").iterdir()) == ["circo_test.json", "circo_test_provenance.json"]
     assert json.loads((tmp_path / "circo-test" / "circo_test_provenance.json").read_text())["composer"] == "sum:0.25"
     assert "Rs@1" in done[6][1] and "Rs@1" not in done[8][1]                              # without the subset file nothing is said of subsets
-    assert "not to be told apart" in done[9][1] and "names no protocol" in done[6][1]
+    assert "not to be told apart" in done[9][1] and "as stated by whoever scored the file" in done[6][1]
 
 
 def test_scoring_needs_annotations_and_nothing_else(tmp_path):

@@ -449,7 +449,7 @@ def test_secret_answers_are_not_measured():
 
 def test_a_gallery_that_nobody_knows_is_not_searched():
     features, asked = one_by_one()
-    with pytest.raises(PliError, match="a number over fewer would be too good. Get the list, or give the gallery"): sweep(features, replace(asked, complete=False, source="the list"), ["sum:1"])
+    with pytest.raises(PliError, match="a number over fewer would be too good. Get the list, or, in Python, give the gallery"): sweep(features, replace(asked, complete=False, source="the list"), ["sum:1"])
 
 
 def test_a_mean_of_kinds_is_a_mean_of_means():
@@ -524,7 +524,7 @@ def test_names_from_strangers_do_no_harm():
     table = [line for line in as_markdown_page(record).splitlines() if line.startswith("|")]
     assert len({line.replace("\\|", "").count("|") for line in table}) == 1
     assert all(line.startswith("%") or not line or "&" in line or line.startswith("\\") for line in as_latex(record).splitlines())
-    assert any(row[5] == "'=1+1" for row in csv.reader(io.StringIO(as_csv(record)))) and r"50\% \& more\_" in as_latex(record)
+    assert any("'=1+1" in row for row in csv.reader(io.StringIO(as_csv(record)))) and r"50\% \& more\_" in as_latex(record)
 
 
 def test_aspects_may_be_any_text():

@@ -115,7 +115,7 @@ def test_among_leaves_gaps_at_the_end():
 
 
 def test_no_gallery_no_ranking(circo):
-    with pytest.raises(PliError, match="circo val: the list of the gallery is missing.*unlabeled list"):
+    with pytest.raises(PliError, match="circo val: the list of the pictures that are searched is not there.*unlabeled list"):
         rankings_of(drawn_features(circo), replace(circo, complete=False, source="download the unlabeled list"), "text")
 
 
@@ -628,9 +628,12 @@ def test_a_ranking_may_say_its_protocol(tmp_path):
     assert read_rankings(tmp_path / "r.json", benchmark).declared
     with pytest.raises(PliError, match="made by another protocol, gallery=val,.* here it is gallery=split,"): read_rankings(tmp_path / "r.json", read_benchmark("fashioniq", tmp_path / "f"))
     record = json.loads((tmp_path / "r.json").read_text())
-    for protocol in ("usual", 7, {"gallery": "val"}, None):
+    for protocol in ("usual", 7, {"gallery": "split"}, {}, None, "gallery=none", "loose"):
         (tmp_path / "r.json").write_text(json.dumps(record | {"protocol": protocol}))
-        with pytest.raises(PliError, match="r.json: its rankings were made by another protocol"): read_rankings(tmp_path / "r.json", benchmark)
+        with pytest.raises(PliError, match="r.json: (its rankings were made by another protocol|the entry 'protocol' has to be|protocol )"): read_rankings(tmp_path / "r.json", benchmark)
+    for protocol in ("val", "gallery=val", "usual,gallery=val", {"gallery": "val"}, benchmark.protocol | {"tasks": "all"}):                  # as it is typed, or as it is stored
+        (tmp_path / "r.json").write_text(json.dumps(record | {"protocol": protocol}))
+        assert read_rankings(tmp_path / "r.json", benchmark).declared
     del record["protocol"]
     (tmp_path / "r.json").write_text(json.dumps(record))
     assert not read_rankings(tmp_path / "r.json", benchmark).declared
