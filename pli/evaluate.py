@@ -353,8 +353,9 @@ def section_of(
     "What a report says about some queries."
     measures = list(measures)
     found = {"queries": int(rows.sum()), "composers": {name: {measure: percent(interval(frame, values(one, measure), rows)) for measure in measures} for name, (one, _) in families.items()}}
-    both = {"image", "text"} <= table.keys()
-    return found | {"halves": halves_alone(frame, table, families[main_family(families)][0], benchmark.rules.halves_at, rows, main_family(families)) if both else {}}
+    if not {"image", "text"} <= table.keys(): return found | {"halves": {}}
+    name = main_family(families)
+    return found | {"halves": halves_alone(frame, table, families[name][0], benchmark.rules.halves_at, rows, "the best composer" if name == "best" else name)}
 
 # %% ../nbs/11_evaluate.ipynb #c70ecd5b
 def in_short(names: Iterable[str]) -> dict:

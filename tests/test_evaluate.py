@@ -207,7 +207,7 @@ def test_a_perfect_model_scores_100(perfect):
     found = record["kinds"]["ink"]["composers"]
     for family in ("sum", "product", "harris", "best"): assert found[family]["recall@1"] == found[family]["recall@10"] == [100, 100, 100], family
     alone = record["kinds"]["ink"]["halves"]
-    assert alone == {"image only": 0, "text only": 0, "solved by one half": 0, "composing adds": [100, 100, 100], "measure": "recall@10", "composer": "best"}
+    assert alone == {"image only": 0, "text only": 0, "solved by one half": 0, "composing adds": [100, 100, 100], "measure": "recall@10", "composer": "the best composer"}
     assert query_validator(queries, composer="sum:1", measure="recall@1")(backbone) == 1
 
 
@@ -577,7 +577,7 @@ def test_tables_in_other_formats(measured, tmp_path):
     assert "reference=left-out" in as_latex(record) and "reference=left-out" in as_markdown_page(record) and "reference=left-out" in as_page(record)
     halves = record["kinds"]["shape"]["halves"]
     one = next(row for row in rows if (row["queries of"], row["composer"]) == ("shape", "composing adds"))
-    assert [float(one[name]) for name in ("value", "low", "high")] == halves["composing adds"] and one["spec"] == "best" and one["measure"] == "recall@10"
+    assert [float(one[name]) for name in ("value", "low", "high")] == halves["composing adds"] and one["spec"] == "the best composer" and one["measure"] == "recall@10"
     assert halves["image only"] == float(next(row for row in rows if (row["queries of"], row["composer"]) == ("shape", "image only"))["value"])
     for name in ("a.json", "b.CSV", "new/c.md", "d.tex"): write_report(tmp_path / name, record)
     assert json.loads((tmp_path / "a.json").read_text()) == record and (tmp_path / "b.CSV").read_text() == as_csv(record)
