@@ -211,25 +211,28 @@ def features_for(args, benchmark, device):
     from pli.gallery import BrokenPictures, FeatureCache
     check_complete(benchmark)
     advice = "The server wants every query over every picture" if args.command == "submit" else "--allow-missing scores what is there, and says so beside every number"
-    try: whole = check_benchmark(benchmark, False, advice)
+    gone = {}
+    try: benchmark = check_benchmark(benchmark, False, advice)
     except MissingPictures as error:
-        if args.list_missing: list_missing(args.list_missing, error.errors)
+        gone = error.errors
+        list_missing(args.list_missing, gone)
         if not args.allow_missing: raise
-        whole = without_files(benchmark, error.errors)
-    benchmark = whole
+        benchmark = without_files(benchmark, gone)
     backbone = load_backbone(args.model, args.pretrained, device, preprocess=args.preprocess)
     cache = None if args.no_cache else FeatureCache(args.cache)
     try: return backbone, benchmark, encode(backbone, benchmark, workers=args.workers, cache=cache, check=False)
     except BrokenPictures as error:                                  # their headers are whole, the rest is not
-        if args.list_missing: list_missing(args.list_missing, error.errors)
+        list_missing(args.list_missing, gone | error.errors)
         if not args.allow_missing: raise PliError(f"{error}. {advice}") from None
         benchmark = without_files(benchmark, error.errors)
     return backbone, benchmark, encode(backbone, benchmark, workers=args.workers, cache=cache, check=False)
 
 # %% ../nbs/14_cli.ipynb #33b0eeff
-def list_missing(path: str, names) -> None:
-    "Write names to a file, one a line, after those that it has."
-    with open(path, "a", encoding="utf-8") as file: file.writelines(f"{name}\n" for name in names)
+def list_missing(path: str | None, names) -> None:
+    "Write names to a file, one a line, where one is wanted."
+    from pli.core import atomic
+    if path:
+        with atomic(path) as temporary: temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
 # %% ../nbs/14_cli.ipynb #af751e38
 def with_weight(specs: list[str], weight: float | None) -> list[str]:

@@ -165,13 +165,14 @@ def test_pictures_that_break_only_when_they_are_decoded(official, tmp_path):
         Image.fromarray(noise).save(path)
         path.write_bytes(path.read_bytes()[:6000])                                      # the header is whole
     gone = sorted((tmp_path / "cirr" / "dev").iterdir())[2]
-    cases = [asked(tmp_path, "cirr"), asked(tmp_path, "cirr", "--allow-missing", "--out", "two.json"), asked(tmp_path, "cirr", "--allow-missing", "--no-cache", "--out", "three.json")]
+    cases = [asked(tmp_path, "cirr"), asked(tmp_path, "cirr", "--allow-missing", "--out", "two.json"), asked(tmp_path, "cirr", "--allow-missing", "--no-cache", "--out", "three.json", "--list-missing", "three.txt")]
     (status, _, err), (status2, out, err2) = many([(tmp_path, case) for case in cases[:2]])
     assert status == 1 and "2 pictures cannot be used" in err and all(path.name in err for path in cut) and err.count("\n") == 1
     assert (status2, err2) == (0, "") and "INCOMPLETE: 2 pictures are missing" in out
     gone.unlink()
     status, out, err = many([(tmp_path, cases[2])])[0]
     kept = json.loads((tmp_path / "three.json").read_text())["benchmark"]
+    assert sorted((tmp_path / "three.txt").read_text().splitlines()) == sorted(f"dev/{path.name}" for path in (*cut, gone))
     assert (status, err) == (0, "") and kept["missing"]["pictures"] == 3 and kept["missing"]["queries of the split"] == {"all": 8} and kept["queries"] + kept["missing"]["queries left out"]["all"] == 8
 
 
