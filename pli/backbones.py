@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PREPROCESS', 'register_tiny', 'PatchGate', 'find_gate', 'patch_grid', 'pixel_transform', 'TargetPad',
-           'model_transform', 'target_pad_transform', 'Backbone', 'check_mask', 'encode_image', 'encode_text',
-           'read_config', 'random_weights_wanted', 'load_backbone', 'save_backbone']
+           'model_transform', 'target_pad_transform', 'Backbone', 'check_mask', 'encode_visible', 'encode_image',
+           'encode_text', 'read_config', 'random_weights_wanted', 'load_backbone', 'save_backbone']
 
 # %% ../nbs/02_backbones.ipynb #0a004108
 import logging
@@ -158,19 +158,24 @@ class Backbone(nn.Module):
 
 # %% ../nbs/02_backbones.ipynb #9b9ef651
 def check_mask(backbone: Backbone, pixels: Tensor, hidden: Tensor) -> None:
-    "Raise a `PliError` unless `hidden` fits the pictures and hides the same number everywhere."
+    "Raise a `PliError` unless `hidden` fits the pictures and leaves something of each."
     wanted = (len(pixels), backbone.patches)
     if hidden.dtype != torch.bool or tuple(hidden.shape) != wanted:
         raise PliError(f"a mask for {wanted[0]} pictures of {wanted[1]} patches is bool {wanted}, got {hidden.dtype} {tuple(hidden.shape)}")
-    counts = hidden.sum(1)
-    if (counts != counts[0]).any(): raise PliError(f"a mask hides the same number of patches in every row, got {counts.min()} to {counts.max()}")
-    if counts[0] == backbone.patches: raise PliError("the mask hides every patch: nothing is left to see")
+    if hidden.all(1).any(): raise PliError(f"the mask hides every patch of row {int(hidden.all(1).nonzero()[0])}: nothing is left to see")
 
 # %% ../nbs/02_backbones.ipynb #6f283475
+def encode_visible(backbone: Backbone, encode: Callable[[Tensor], Tensor], inputs: Tensor, hidden: Tensor) -> Tensor:
+    "Features of the visible patches; the same number is hidden in every row."
+    backbone.gate.hidden = hidden if hidden.any() else None
+    try: return encode(inputs)
+    finally: backbone.gate.hidden = None
+
+# %% ../nbs/02_backbones.ipynb #0546c0d8
 def encode_image(
     backbone: Backbone,            # the model
     pixels: Tensor,                # `(batch, 3, height, width)`, bytes or floats in [0, 1]
-    hidden: Tensor | None = None,  # `(batch, patches)` bool, True = hidden, the same count in every row
+    hidden: Tensor | None = None,  # `(batch, patches)` bool, True = hidden; rows of one count are encoded together
 ) -> Tensor:                       # `(batch, width)`, not normalised
     "Picture features, from the patches that are not hidden. Raises `PliError` for pictures or a mask that do not fit."
     if tuple(pixels.shape[1:]) != (3, *backbone.size):
@@ -187,9 +192,11 @@ def encode_image(
         over = hidden.reshape(-1, 1, *backbone.grid).float()
         over = nn.functional.interpolate(over, size=inputs.shape[-2:], mode="nearest").bool()
         return encode(inputs.masked_fill(over, 0.0))
-    backbone.gate.hidden = hidden
-    try: return encode(inputs)
-    finally: backbone.gate.hidden = None
+    counts = hidden.sum(1)
+    groups = [(counts == count).nonzero()[:, 0] for count in counts.unique()]
+    if len(groups) == 1: return encode_visible(backbone, encode, inputs, hidden)
+    features = torch.cat([encode_visible(backbone, encode, inputs[rows], hidden[rows]) for rows in groups])
+    return features[torch.cat(groups).argsort()]      # back in the order of the batch
 
 # %% ../nbs/02_backbones.ipynb #71dc0d40
 def encode_text(

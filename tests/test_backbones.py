@@ -486,12 +486,12 @@ def test_gate_keeps_the_visible_in_order(batch, prefix, patches, seed, indices, 
 # ---- masks that do not fit
 
 def wrong_masks(n):
-    uneven = torch.zeros(2, n, dtype=torch.bool); uneven[0, 0] = True
+    second = torch.zeros(2, n, dtype=torch.bool); second[1] = True
     return {
-        "uneven": (uneven, "same number"), "narrow": (torch.zeros(2, n - 1, dtype=torch.bool), "2 pictures of"), "wide": (torch.zeros(2, n + 1, dtype=torch.bool), "2 pictures of"),
+        "second": (second, "every patch of row 1: nothing is left"), "narrow": (torch.zeros(2, n - 1, dtype=torch.bool), "2 pictures of"), "wide": (torch.zeros(2, n + 1, dtype=torch.bool), "2 pictures of"),
         "short": (torch.zeros(1, n, dtype=torch.bool), "2 pictures of"), "flat": (torch.zeros(n, dtype=torch.bool), "2 pictures of"),
         "square": (torch.zeros(2, 1, n, dtype=torch.bool), "2 pictures of"), "float": (torch.zeros(2, n), "bool"), "bytes": (torch.zeros(2, n, dtype=torch.uint8), "bool"),
-        "all": (torch.ones(2, n, dtype=torch.bool), "nothing is left"),
+        "all": (torch.ones(2, n, dtype=torch.bool), "every patch of row 0: nothing is left"),
     }
 
 
@@ -502,6 +502,47 @@ def test_masks_that_do_not_fit(get, name, fault):
     mask, words = wrong_masks(backbone.patches)[fault]
     with pytest.raises(PliError, match=words): backbone.encode_image(chance_pixels(backbone, 2), mask)
     if backbone.gate is not None: assert backbone.gate.hidden is None
+
+
+# ---- rows that hide different numbers of patches
+
+def ragged_mask(backbone, counts, seed=0):
+    rank = torch.rand(len(counts), backbone.patches, generator=torch.Generator().manual_seed(seed)).argsort(1).argsort(1)
+    return rank < torch.tensor(counts)[:, None]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_rows_may_hide_different_numbers(get, name):
+    "Every row gets the feature that it has alone, in its place; rows with nothing hidden, two of a kind and out of order among them."
+    backbone = get(name)
+    n = backbone.patches
+    pixels, hidden = chance_pixels(backbone, 6), ragged_mask(backbone, [n - 1, 0, n // 2, n - 1, 1, 0])
+    with torch.no_grad():
+        together = backbone.encode_image(pixels, hidden)
+        alone = torch.cat([backbone.encode_image(pixels[i:i + 1], hidden[i:i + 1]) for i in range(6)])
+        assert torch.allclose(together, alone, atol=1e-5, rtol=1e-4)
+        assert torch.allclose(together[[1, 5]], backbone.encode_image(pixels[[1, 5]]), atol=1e-5, rtol=1e-4)
+        order = torch.tensor([3, 1, 0, 5, 4, 2])
+        assert torch.allclose(backbone.encode_image(pixels[order], hidden[order]), together[order], atol=1e-5, rtol=1e-4)
+    if backbone.gate is not None: assert backbone.gate.hidden is None
+
+
+def test_gradients_pass_through_groups(get):
+    backbone = get("tok")
+    pixels, hidden = (chance_pixels(backbone, 4) / 255).requires_grad_(), ragged_mask(backbone, [2, 0, 2, 3])
+    target = torch.rand(4, backbone.encode_image(pixels, hidden).shape[1], generator=torch.Generator().manual_seed(1))
+    together, = torch.autograd.grad((backbone.encode_image(pixels, hidden) * target).sum(), pixels)
+    alone, = torch.autograd.grad(sum((backbone.encode_image(pixels[i:i + 1], hidden[i:i + 1]) * target[i]).sum() for i in range(4)), pixels)
+    assert torch.allclose(together, alone, atol=1e-6) and together.flatten(1).any(1).all()
+
+
+def test_groups_cost_what_their_rows_cost():
+    "A mixture of whole and masked rows does not pay for whole ones everywhere."
+    base = load_backbone("ViT-B-16")
+    masks = {"whole": [0], "masked": [147]}
+    cost = {name: flops(base, ragged_mask(base, counts)) for name, counts in masks.items()}
+    with FlopCounterMode(display=False) as counter: base.encode_image(torch.zeros(2, 3, *base.size), ragged_mask(base, [0, 147]))
+    assert counter.get_total_flops() == sum(cost.values())
 
 
 @pytest.mark.parametrize("name", ["tok", "timm-registers", "resnet"])
