@@ -32,18 +32,34 @@ def _matching(**features: Tensor) -> None:
     raise PliError(f"a loss needs features of one shape (batch, width), row i of each from the same pair; got {told}")
 
 # %% ../nbs/05_losses.ipynb #78ec0d10
+def _avoided(
+    query: Tensor, avoid: Tensor,   # `(batch, width)` unit features
+    scale, barred: Tensor | None, own: bool,
+) -> Tensor:                        # `(batch, 1)` or `(batch, batch)` float32; `-inf` is no answer at all
+    "Logits of the further wrong answers."
+    with torch.autocast(query.device.type, enabled=False):
+        logits = scale * (query * avoid).sum(1, keepdim=True) if own else _logits(query, avoid, scale)
+    if barred is None: return logits
+    if barred.dtype != torch.bool or barred.shape != query.shape[:1]: raise PliError(f"barred must be bool ({len(query)},), one for each query, got {barred.dtype} {tuple(barred.shape)}")
+    return logits.masked_fill(barred[:, None] if own else barred, float("-inf"))
+
 def contrastive(
-    query: Tensor,            # `(batch, width)` features of any length
-    target: Tensor,           # `(batch, width)`, row i is the answer to query i
-    scale: float | Tensor,    # factor on the cosines, CLIP's `logit_scale.exp()`; 100 at most in CLIP
-    symmetric: bool = True,   # ask also which query belongs to a target, and take the mean
-) -> Tensor:                  # a number: 0 = certain and right, `log(batch)` = guessing
+    query: Tensor,                 # `(batch, width)` features of any length
+    target: Tensor,                # `(batch, width)`, row i is the answer to query i
+    scale: float | Tensor,         # factor on the cosines, CLIP's `logit_scale.exp()`; 100 at most in CLIP
+    symmetric: bool = True,        # ask also which query belongs to a target, and take the mean
+    avoid: Tensor | None = None,   # `(batch, width)`, row i is what the user of query i has already: a further wrong answer
+    barred: Tensor | None = None,  # `(batch,)` bool, True = this row of `avoid` is no wrong answer (it shows the target itself)
+    own: bool = True,              # each query meets its own row of `avoid` only, not everybody's
+) -> Tensor:                       # a number: 0 = certain and right, `log(batch)` = guessing without `avoid`
     "InfoNCE on unit features: each query must find its own target in the batch. `PliError` for shapes that do not match."
-    _matching(query=query, target=target)
-    logits = _logits(unit(query.float()), unit(target.float()), scale)
-    own = torch.arange(len(logits), device=logits.device)
-    loss = cross_entropy(logits, own)
-    return (loss + cross_entropy(logits.T, own)) / 2 if symmetric else loss
+    _matching(query=query, target=target, **({} if avoid is None else {"avoid": avoid}))
+    query, target = unit(query.float()), unit(target.float())
+    logits = _logits(query, target, scale)
+    right = torch.arange(len(logits), device=logits.device)
+    asked = logits if avoid is None else torch.cat([logits, _avoided(query, unit(avoid.float()), scale, barred, own)], 1)
+    loss = cross_entropy(asked, right)
+    return (loss + cross_entropy(logits.T, right)) / 2 if symmetric else loss
 
 # %% ../nbs/05_losses.ipynb #ce8ecf72
 def composed(

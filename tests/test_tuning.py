@@ -464,8 +464,8 @@ def test_gradients_are_clipped_and_their_norm_is_told(fresh):
 
 def sick_after(good, steps, how):
     count = iter(range(10**6))
-    def objective(backbone, pixels, captions, settings, random):
-        loss = OBJECTIVES["masked"](backbone, pixels, captions, settings, random)
+    def objective(backbone, pixels, captions, settings, random, progress):
+        loss = OBJECTIVES["masked"](backbone, pixels, captions, settings, random, progress)
         return loss if next(count) + good < steps else how(loss)
     return objective
 
@@ -577,7 +577,7 @@ def test_fingerprints(fresh):
 GOOD = {field.name: field.default for field in dataclasses.fields(TuneSettings)}
 BAD = {
     "hide": ["random:2", "", "grey+nothing", None, 0.5], "objective": ["magic", "", None, ["masked"]], "symmetric": ["yes", None, 1], "weight": [-1.0, math.nan, math.inf, "1", None, True],
-    "clip_weight": [-0.1, math.nan, "0"], "tune": ["all", None, True], "steps": [0, -1, 1.5, "10", None, True], "batch_size": [1, 0, 2.5, "8", None], "learning_rate": [-1e-9, math.nan, math.inf, "1e-4", None],
+    "clip_weight": [-0.1, math.nan, "0"], "avoid": ["both", "", None, True], "tune": ["all", None, True], "steps": [0, -1, 1.5, "10", None, True], "batch_size": [1, 0, 2.5, "8", None], "learning_rate": [-1e-9, math.nan, math.inf, "1e-4", None],
     "weight_decay": [-0.1, math.nan, math.inf, None], "warmup": [-1, 0.5, None], "schedule": ["linear", None, {}], "clip_gradient": [-1.0, math.nan, math.inf, None],
     "precision": ["fp16", None, 16], "checkpoint_every": [0, -5, 1.5, None], "validate_every": [-1, 0.5, None], "seed": [0.5, None, "0", True],
 }
