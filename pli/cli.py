@@ -8,7 +8,7 @@ __all__ = ['TUNE_OPTIONS', 'BENCHMARKS', 'Parser', 'natural', 'model_options', '
            'composer_options', 'add_evaluate', 'asked', 'features_for', 'list_missing', 'with_weight',
            'wanted_composers', 'check_choices', 'run_evaluate', 'made_by', 'named', 'draw_curve', 'add_compare',
            'read_report', 'run_compare', 'add_submit', 'run_submit', 'add_score', 'run_score', 'add_cache', 'run_cache',
-           'add_mask', 'run_mask', 'fitted', 'main']
+           'add_mask', 'run_mask', 'fitted', 'add_study', 'run_study', 'main']
 
 # %% ../nbs/14_cli.ipynb #97f1f5ba
 import argparse
@@ -61,7 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="pli", description="Composed image retrieval without labelled triplets: search with a picture and words.")
     parser.add_argument("--version", action="store_true", help="print the version and stop")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for add in (add_demo, add_tune, add_evaluate, add_compare, add_submit, add_score, add_cache, add_mask): add(commands)
+    for add in (add_demo, add_tune, add_evaluate, add_compare, add_submit, add_score, add_cache, add_mask, add_study): add(commands)
     return parser
 
 # %% ../nbs/14_cli.ipynb #f33521c1
@@ -465,6 +465,31 @@ def fitted(picture, side: tuple[int, int]):
     from PIL import Image, ImageOps
     return ImageOps.fit(picture, side, Image.Resampling.BICUBIC)
 
+# %% ../nbs/14_cli.ipynb #18e10168
+def add_study(commands) -> None:
+    parser = commands.add_parser("study", help="compare arms, seeds and composers by a plan; report from stored ranks",
+        description="Train and measure what is missing of a plan, or make tables and figures of what is stored. The same command continues a study that was stopped; several processes may work on one plan.")
+    parser.add_argument("plan", metavar="PLAN.toml", help="what is compared: start model, pairs, queries, arms, seeds, composers, figures")
+    parser.add_argument("--data", metavar="DIR", help="folder that the plan's paths start from and must stay in (default: the plan's folder)")
+    parser.add_argument("--runs", metavar="DIR", help="folder for checkpoints and models (default: NAME-runs)")
+    parser.add_argument("--out", metavar="DIR", help="folder for results, small files that stay (default: NAME-results)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="ARM", help="these arms only, and what their averages are made of")
+    parser.add_argument("--seeds", nargs="+", type=natural, default=[], metavar="N", help="these of the plan's seeds only")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    parser.add_argument("--workers", type=natural, default=0, metavar="N", help="processes that read pictures (default: 0, and pictures are kept in memory)")
+    parser.add_argument("--list", action="store_true", help="say what the study consists of and what is there, and stop")
+    parser.add_argument("--report", action="store_true", help="make report.md, report.json and figures from the stored results alone, without model or pictures")
+    parser.set_defaults(run=run_study)
+
+def run_study(args) -> None:
+    from pli.core import pick_device
+    from pli.study import Place, listed, read_plan, run, write_study
+    plan, name = read_plan(args.plan), Path(args.plan).stem
+    place = Place(Path(args.data or plan.path.parent), Path(args.runs or f"{name}-runs"), Path(args.out or f"{name}-results"), pick_device(args.device), args.workers, args.typed)
+    if args.list: print(*listed(plan, place, args.only, args.seeds), sep="\n")
+    elif args.report: print(*write_study(place.out, plan), sep="\n")
+    else: run(plan, place, args.only, args.seeds)
+
 # %% ../nbs/14_cli.ipynb #c080078b
 def main(argv: list[str] | None = None) -> int:   # exit status
     "Run the command line; the console script `pli` is this function."
@@ -484,7 +509,7 @@ def main(argv: list[str] | None = None) -> int:   # exit status
         args.run(args)
         return 0
     except KeyboardInterrupt:
-        onward = "; the same command continues where the last checkpoint is" * (args.command in ("demo", "tune"))
+        onward = "; the same command continues where the last checkpoint is" * (args.command in ("demo", "tune", "study"))
         print(f"\npli {args.command}: stopped{onward}", file=sys.stderr)
         return 130
     except BrokenPipeError:                                           # whoever read the output has seen enough
