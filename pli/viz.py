@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['INK', 'FAINT', 'GREEN', 'LOOKS', 'STYLE', 'FORMATS', 'LOSS', 'GAIN', 'UNSURE', 'LEVELS', 'styled', 'to_png',
            'Drawing', 'save_figure', 'to_image', 'axes_at', 'text_at', 'folded', 'show_picture', 'hidden_squares',
-           'show_view', 'see', 'title_of', 'mask_figure', 'Retrieval', 'show_answer', 'show_row', 'retrieval_figure',
-           'number_of', 'bars_of', 'interval_bars', 'log_ticks', 'weight_curves', 'mean_around', 'loss_curves',
-           'shares_moved', 'rank_change', 'width_of', 'Name', 'names_of', 'plate', 'row_names', 'without_interval',
-           'signed', 'tint', 'show_scale', 'gain_map', 'moved_apart', 'plain', 'checked_series', 'end_names',
-           'show_lines', 'gain_lines', 'lying_bar', 'gain_bars']
+           'show_view', 'see', 'title_of', 'words_left', 'mask_figure', 'Retrieval', 'show_answer', 'show_row',
+           'retrieval_figure', 'number_of', 'bars_of', 'interval_bars', 'log_ticks', 'weight_curves', 'mean_around',
+           'loss_curves', 'shares_moved', 'rank_change', 'width_of', 'Name', 'names_of', 'plate', 'row_names',
+           'without_interval', 'signed', 'tint', 'show_scale', 'gain_map', 'moved_apart', 'plain', 'checked_series',
+           'end_names', 'show_lines', 'gain_lines', 'lying_bar', 'gain_bars']
 
 # %% ../nbs/12_viz.ipynb #ecc50cd7
 import functools
 import io
 import math
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -142,15 +143,22 @@ def see(
     hide: str,                # such as `recolour+random:0.5`
     grid: tuple[int, int],    # rows and columns of patches
     seed: int = 0,
+    captions: Sequence[str] | None = None,   # for ways that read the words
 ) -> View:
-    "What the model sees of these pictures under one way of hiding."
+    "What the model sees of these pictures, and of their words, under one way of hiding."
     if pixels.ndim != 4 or pixels.shape[1] != 3 or not len(pixels): raise PliError(f"pictures to hide are (batch, 3, height, width), at least one, got {tuple(pixels.shape)}")
     floats = pixels.float().div(255) if pixels.dtype == torch.uint8 else pixels
-    return parse_hide(hide)(View(floats, tuple(grid)), generator(seed, "figure", hide))
+    return parse_hide(hide)(View(floats, tuple(grid), captions=None if captions is None else tuple(captions)), generator(seed, "figure", hide))
 
 def title_of(hide: str) -> str:
     "A way of hiding as a column title: a line for each step, long ones folded."
-    return "\n+ ".join(folded(part, 15) for part in hide.replace(" ", "").split("+"))
+    first, *rest = re.split(r"([+|>])", hide.replace(" ", ""))
+    return folded(first, 15) + "".join(f"\n{mark} {folded(part, 15)}" for mark, part in zip(rest[::2], rest[1::2]))
+
+def words_left(view: View, row: int, captions: Sequence[str] | None) -> str:
+    "What is left of the words of one picture, folded for the place under it; nothing where they are whole."
+    if captions is None or view.captions is None or view.captions[row] == captions[row]: return ""
+    return folded(f"\N{LEFT DOUBLE QUOTATION MARK}{view.captions[row]}\N{RIGHT DOUBLE QUOTATION MARK}", 16, 4)
 
 # %% ../nbs/12_viz.ipynb #f506ba54
 @styled
@@ -159,26 +167,28 @@ def mask_figure(
     hides: Sequence[str],                      # ways of hiding, as `parse_hide` reads them: one column each, after the whole picture
     grid: tuple[int, int],                     # rows and columns of patches
     seed: int = 0,                             # decides what is hidden
-    captions: Sequence[str] | None = None,     # words beside each row
+    captions: Sequence[str] | None = None,     # words beside each row, and for ways that read or hide words
     cell: float = 1.0,                         # width of a picture in inches
 ) -> Drawing:                                  # `batch * (1 + len(hides))` axes, row by row
     "Pictures under several ways of hiding: exactly what the model sees, and a hatch where it sees nothing."
     if captions is not None and len(captions) != len(pixels): raise PliError(f"{len(captions)} captions for {len(pixels)} pictures: give one for each")
-    views = [see(pixels, hide, grid, seed) for hide in ["none", *hides]]
+    views = [see(pixels, hide, grid, seed, captions) for hide in ["none", *hides]]
     titles = ["whole picture", *map(title_of, hides)]
+    words = [[words_left(view, row, captions) for view in views] for row in range(len(pixels))]
+    under = max((0.06 + 0.125 * (text.count("\n") + 1) for line in words for text in line if text), default=0)
     high, gap, left = cell * pixels.shape[-2] / pixels.shape[-1], 0.07, 0.1 + (1.15 if captions else 0)
-    top = 0.14 * max(title.count("\n") + 1 for title in titles) + 0.16
-    below = 0.3 if any(view.hidden is not None for view in views) else 0.1
-    figure = Drawing(figsize=(left + len(views) * (cell + gap) + 0.03, top + len(pixels) * (high + gap) + below))
+    top, step = 0.14 * max(title.count("\n") + 1 for title in titles) + 0.16, high + under + gap
+    notes = ["Hatched: hidden. The model sees nothing there, not even grey."] * any(view.hidden is not None for view in views) + ["Words under a picture: what is left of its caption."] * bool(under)
+    figure = Drawing(figsize=(left + len(views) * (cell + gap) + 0.03, top + len(pixels) * step + max(0.1, 0.14 * len(notes) + 0.16)))
     for row in range(len(pixels)):
-        y = top + row * (high + gap)
+        y = top + row * step
         if captions: text_at(figure, left - 0.1, y + high / 2, folded(captions[row], 17), va="center", ha="right", size=8)
         for column, (view, title) in enumerate(zip(views, titles)):
             x = left + column * (cell + gap)
             show_view(axes_at(figure, x, y, cell, high), view, row)
+            text_at(figure, x + cell / 2, y + high + 0.05, words[row][column], va="top", ha="center", size=7)
             if row == 0: text_at(figure, x + cell / 2, top - 0.05, title, va="bottom", ha="center", size=8)
-    note = "Hatched: hidden. The model sees nothing there, not even grey."
-    if below > 0.1: text_at(figure, left, top + len(pixels) * (high + gap) + 0.06, note, va="top", size=7.5, style="italic")
+    text_at(figure, left, top + len(pixels) * step + 0.06, "\n".join(notes), va="top", size=7.5, style="italic")
     return figure
 
 # %% ../nbs/12_viz.ipynb #4365e73b
@@ -603,7 +613,7 @@ def gain_lines(
     ends = np.log(x[[0, -1]]) if logx else x[[0, -1]]
     ends = ends + np.array([-0.05, 0.05]) * ((ends[1] - ends[0]) or 1.0)
     axis.set_xlim(*(np.exp(ends) if logx else ends))
-    if least - space <= 0 <= most + space: axis.axhline(0, color=INK, linewidth=0.8, zorder=1)
+    if least - space <= 0 <= most + space and 0 not in baselines.values(): axis.axhline(0, color=INK, linewidth=0.8, zorder=1)
     ends = show_lines(axis, x, arrays, baselines)
     shown = log_ticks(x) if logx else x
     axis.set_xticks(shown, [plain(value) for value in shown])
