@@ -7,8 +7,8 @@ __all__ = ['FORMATS', 'SUFFIXES', 'MOST_PIXELS', 'TURN', 'TURNS', 'IMAGE_KEYS', 
            'PictureError', 'readable_formats', 'first_line', 'open_header', 'eight_bit', 'on_white', 'turn_of',
            'open_picture', 'Problem', 'Pairs', 'report', 'Record', 'choose', 'text_lines', 'table_rows', 'table_header',
            'read_table', 'read_json_lines', 'captions_of', 'read_folder', 'fence', 'judge', 'check_pictures',
-           'reader_of', 'nothing_left', 'read_pairs', 'split_pairs', 'digest_of', 'Reason', 'PairSet', 'TensorPairs',
-           'Batch', 'collate', 'BatchOrder']
+           'reader_of', 'nothing_left', 'read_pairs', 'split_pairs', 'digest_of', 'numbered', 'Reason', 'PairSet',
+           'TensorPairs', 'Batch', 'collate', 'Company', 'BatchOrder']
 
 # %% ../nbs/06_data.ipynb #c31b106a
 import csv
@@ -482,6 +482,14 @@ def digest_of(names: Sequence[str], captions: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps([list(names), list(captions)]).encode()).hexdigest()[:16]
 
 # %% ../nbs/06_data.ipynb #c07f8681
+def numbered(
+    names: Sequence,   # what tells one picture from another
+) -> list[int]:        # the same number for the same picture, from 0 in the order in which they come
+    "Which picture every pair shows."
+    number: dict = {}
+    return [number.setdefault(name, len(number)) for name in names]
+
+# %% ../nbs/06_data.ipynb #d22bffed
 class Reason(str):
     "Why a picture gave no pixels: a text that remembers the `path` it is about."
     def __new__(cls, text: str, path: str = ""):
@@ -501,6 +509,11 @@ class PairSet(Dataset):
     def __len__(self) -> int: return len(self.pairs)
 
     def digest(self) -> str: return digest_of(self.pairs.names, self.pairs.captions)
+
+    @property
+    def captions(self) -> tuple[str, ...]: return self.pairs.captions
+
+    def pictures(self) -> list[int]: return numbered(self.pairs.names)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | None, str]:
         path, caption = self.pairs.paths[index], self.pairs.captions[index]
@@ -525,6 +538,8 @@ class TensorPairs(Dataset):
 
     def digest(self) -> str: return digest_of([hashlib.sha256(self.pixels.contiguous().numpy().data).hexdigest()], self.captions)
 
+    def pictures(self) -> list[int]: return numbered([hashlib.sha256(picture.contiguous().numpy().data).digest() for picture in self.pixels])
+
     def __getitem__(self, index: int) -> tuple[int, Tensor, str]: return index, self.pixels[index], self.captions[index]
 
 # %% ../nbs/06_data.ipynb #9932b987
@@ -547,6 +562,11 @@ def collate(
     return Batch([index for index, _, _ in good], pixels, [text for _, _, text in good], failed)
 
 # %% ../nbs/06_data.ipynb #e4f178ca
+class Company(NamedTuple):
+    "Who stands beside whom, where chance alone is not to decide."
+    pictures: Sequence[int]             # of every pair the number of its picture; none is twice in a batch
+    partners: Sequence[Sequence[int]]   # of every pair those that it may bring along; none where it has no partner
+
 class BatchOrder:
     "Which pairs every step sees, as a `batch_sampler`: step `s` is the same in a whole run and in a continued one."
     def __init__(
@@ -556,12 +576,15 @@ class BatchOrder:
         seed: int = 0,
         first_step: int = 0,      # where to begin, counted from the start of the whole run
         steps: int | None = None, # how many batches to give from there; None never ends
+        company: Company | None = None,   # half of every batch brings partners along; None: chance alone
     ):
         if batch_size < 1: raise PliError(f"batch_size must be at least 1, got {batch_size}")
         if count < batch_size: raise PliError(f"{count} pairs do not fill one batch of {batch_size}: set the batch size to {max(count, 1)} or less, or bring more pairs")
         if first_step < 0 or (steps or 0) < 0: raise PliError(f"first_step and steps must not be negative, got {first_step} and {steps}")
-        self.count, self.batch_size, self.seed, self.first_step, self.steps = count, batch_size, seed, first_step, steps
-        self.per_epoch = count // batch_size
+        if company is not None and len(set(company.pictures)) < batch_size: raise PliError(f"{len(set(company.pictures))} pictures do not fill a batch of {batch_size} without one being there twice: lower the batch size")
+        self.count, self.batch_size, self.seed, self.first_step, self.steps, self.company = count, batch_size, seed, first_step, steps, company
+        self.drawn = batch_size if company is None else batch_size - batch_size // 2   # pairs of a batch that come from the epoch's order
+        self.per_epoch = count // self.drawn
         self.epoch, self.order = -1, None
 
     def at(self, step: int) -> list[int]:
@@ -569,7 +592,21 @@ class BatchOrder:
         epoch, place = divmod(step, self.per_epoch)
         if epoch != self.epoch:
             self.epoch, self.order = epoch, torch.randperm(self.count, generator=generator(self.seed, "order", epoch))
-        return self.order[place * self.batch_size:(place + 1) * self.batch_size].tolist()
+        drawn = self.order[place * self.drawn:(place + 1) * self.drawn].tolist()
+        return drawn if self.company is None else self.accompanied(drawn, generator(self.seed, "company", step))
+
+    def accompanied(self, drawn: list[int], random: torch.Generator) -> list[int]:
+        "A full batch: pairs that were drawn, a partner of each as far as there is one, and strangers in the empty seats."
+        (pictures, partners), batch = self.company, {}
+        for pair in drawn: batch.setdefault(pictures[pair], pair)
+        for pair in list(batch.values())[: self.batch_size // 2]:
+            order = torch.randperm(len(partners[pair]), generator=random).tolist()
+            other = next((partners[pair][i] for i in order if pictures[partners[pair][i]] not in batch), None)
+            if other is not None: batch[pictures[other]] = other
+        for pair in torch.randperm(self.count, generator=random).tolist() if len(batch) < self.batch_size else ():
+            batch.setdefault(pictures[pair], pair)
+            if len(batch) == self.batch_size: break
+        return list(batch.values())
 
     def __iter__(self) -> Iterator[list[int]]:
         numbers = itertools.count(self.first_step)
