@@ -252,6 +252,7 @@ class Grey:
 def smooth(pixels: Tensor, strength: float) -> Tensor:
     "The pictures blurred with a Gaussian whose deviation is a share of their height."
     sigma = strength * pixels.shape[-2]
+    if sigma < 0.05: return pixels     # the nearest neighbour already weighs nothing
     reach = min(2 * math.ceil(2 * sigma) + 1, 2 * (min(pixels.shape[-2:]) // 2) - 1)
     return gaussian_blur(pixels, [reach, reach], [sigma, sigma])
 
@@ -280,8 +281,7 @@ class Band:
         if not 0 <= self.fine < self.coarse <= 1: raise PliError(f"band: deviations must have 0 <= fine < coarse <= 1, got {self.fine} and {self.coarse}")
 
     def __call__(self, view: View, generator: torch.Generator) -> View:
-        kept = smooth(view.pixels, self.fine) if self.fine else view.pixels
-        return view.replace(pixels=(0.5 + kept - smooth(view.pixels, self.coarse)).clamp(0, 1))
+        return view.replace(pixels=(0.5 + smooth(view.pixels, self.fine) - smooth(view.pixels, self.coarse)).clamp(0, 1))
 
 # %% ../nbs/03_masking.ipynb #b98b9510
 @dataclass(frozen=True)
@@ -307,7 +307,7 @@ WORD_LISTS: dict[str, frozenset[str]] = {name: frozenset(words.split()) for name
     "colour": """red orange yellow green cyan blue purple pink brown black white grey gray navy beige maroon charcoal olive khaki teal turquoise cream gold golden silver bronze copper peach
         lavender magenta mustard rust burgundy tan skin nude multi multicolor multicolour multicoloured multi-coloured colourful colorful violet indigo lilac mauve rose ivory sand mint sky lime coral
         crimson scarlet aqua fuchsia amber camel coffee mushroom taupe steel metallic fluorescent off-white""",
-    "wearer": "men man men's mens women woman women's womens boy boys boy's girl girls girl's kid kids kid's kids' child children baby infant unisex lady ladies gents male female person people",
+    "wearer": "men man men's mens women woman women's womens boy boys boy's girl girls girl's kid kids kid's child children baby infant unisex lady ladies gents male female person people",
     "pattern": """striped stripes stripe checked checks check checkered printed print prints solid plain dotted dots polka floral flowers graphic patterned pattern plaid paisley camouflage embroidered
         embroidery textured self-design colourblock""",
     "tone": "light medium-light medium medium-dark dark skin tone",

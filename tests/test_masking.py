@@ -1,4 +1,5 @@
 "Masks: counts, shapes and chance. Corruptions: what each one leaves alone. The small language that names them."
+import contextlib
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -10,11 +11,14 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from pli import world
 from pli.core import PliError, generator
-from pli.masking import HIDERS, Block, Blur, Composed, Crop, Grey, Grid, Mix, Nothing, RandomPatches, Recolour, View, add_mask, dither, hide_highest, parse_hide, to_pixels
+from pli.masking import (HIDERS, PATCH_MASKS, WORD_LISTS, Band, Block, Blur, Composed, Crop, Drop, Grey, Grid, Ground, Mix, Mixture, Nothing, Object, Only, RandomPatches, Recolour, Schedule, Similar, Swap,
+                         View, Without, add_mask, bare, closest_caption, dither, draw_stretch, far_from, hide_highest, parse_hide, pick_rows, to_pixels)
 
-MASKS = {"random": RandomPatches, "block": Block, "grid": Grid}
-CORRUPTIONS = {"mix": Mix, "recolour": Recolour, "grey": Grey, "blur": Blur, "crop": Crop}
+MASKS = {"random": RandomPatches, "block": Block, "grid": Grid, "object": Object, "ground": Ground, "similar": Similar}
+PLACED = ("random", "block", "grid", "object", "ground")   # masks that do not look at the pixels
+SAID = ("a red heart", "a blue heart, striped", "the red arrow", "a large circle", "blue")
 LUMA = torch.tensor([0.2989, 0.587, 0.114])
 
 quick = settings(deadline=None, max_examples=60)
@@ -79,7 +83,7 @@ def test_the_largest_share_still_leaves_one(ratio):
 
 
 @quick
-@given(st.sampled_from(sorted(MASKS)), seeds, st.integers(1, 8))
+@given(st.sampled_from(PLACED), seeds, st.integers(1, 8))
 def test_a_mask_depends_on_its_generator_alone(kind, seed, others):
     hider, view = MASKS[kind](0.5), blank(3, (5, 7))
     before = torch.get_rng_state()
@@ -95,6 +99,13 @@ def test_a_mask_depends_on_its_generator_alone(kind, seed, others):
 def test_rows_and_steps_differ(kind):
     masks = torch.cat([MASKS[kind](0.5)(blank(8, (14, 14)), generator(0, step)).hidden for step in range(4)])
     assert len(masks.unique(dim=0)) >= (28 if kind != "grid" else 2)             # a grid at one half has only two or four faces
+
+
+def test_every_mask_is_known_as_one():
+    assert set(MASKS.values()) == set(PATCH_MASKS)
+    for name, kind in HIDERS.items():
+        hidden = kind()(View(noise(5), (6, 6), captions=SAID), generator(0)).hidden if name not in MASKS else None
+        assert hidden is None
 
 
 def test_random_masks_are_uniform():
@@ -127,6 +138,91 @@ def test_blocks_lie_everywhere_and_in_several_shapes():
     tall = hidden.any(2).sum(1) > hidden.any(1).sum(1)
     wide = hidden.any(2).sum(1) < hidden.any(1).sum(1)
     assert tall.sum() > 60 and wide.sum() > 60
+
+
+# ---- object and ground
+
+@quick
+@given(st.integers(2, 20), st.integers(2, 20), st.floats(0.05, 0.95), seeds)
+def test_the_thing_is_near_and_the_ground_is_far(rows, columns, ratio, seed):
+    "One generator, one centre: what goes first in the one goes last in the other."
+    thing, ground = (kind(ratio)(blank(3, (rows, columns)), generator(seed)).hidden for kind in (Object, Ground))
+    chance = generator(seed)
+    far = far_from(0.5 + 0.1 * torch.randn(3, 2, 1, generator=chance), draw_stretch(3, chance), (rows, columns))
+    for distance, near, away in zip(far, thing, ground):
+        if not near.any(): continue
+        assert distance[near].max() <= distance[~near].min() and distance[away].min() >= distance[~away].max()
+
+
+def test_things_stand_near_the_middle_and_not_always_at_one_place():
+    for ratio in (0.1, 0.25, 0.5):
+        hidden = Object(ratio)(blank(600, (10, 10)), generator(1)).hidden.reshape(-1, 10, 10).float()
+        where = (torch.arange(10) + 0.5) / 10
+        for axis in (1, 2):
+            centre = (hidden.sum(3 - axis) * where).sum(1) / hidden.sum((1, 2))
+            assert abs(centre.mean() - 0.5) < 0.02 and 0.05 < centre.std() < 0.12
+        assert len(hidden.flatten(1).unique(dim=0)) > 100
+
+
+def test_the_rim_goes_first():
+    kept = ~Ground(0.5)(blank(400, (8, 8)), generator(0)).hidden.reshape(-1, 8, 8)
+    rim = torch.ones(8, 8, dtype=torch.bool); rim[1:-1, 1:-1] = False
+    assert kept[:, rim].float().mean() < 0.25 and kept[:, 3:5, 3:5].float().mean() > 0.97
+
+
+# ---- similar
+
+def by_loop(pixels, rows, columns, drawn):
+    "Distances of every patch to the drawn one, patch by patch."
+    high, wide = pixels.shape[1] // rows, pixels.shape[2] // columns
+    looks = []
+    for y in range(rows):
+        for x in range(columns):
+            patch = pixels[:, y * high:(y + 1) * high, x * wide:(x + 1) * wide].flatten(1)
+            looks.append([*patch.mean(1).tolist(), *patch.std(1, unbiased=False).tolist()])
+    return torch.tensor([math.dist(look, looks[drawn]) for look in looks])
+
+
+@quick
+@given(st.integers(1, 6), st.integers(2, 6), st.floats(0.05, 0.95), seeds)
+def test_what_looks_most_like_one_patch_is_hidden(rows, columns, ratio, seed):
+    pixels = noise(3, rows * 4, columns * 5, seed) * noise(3, 1, 1, seed + 1) ** 2
+    hidden = Similar(ratio)(View(pixels, (rows, columns)), generator(seed)).hidden
+    for picture, gone in zip(pixels, hidden):
+        if not gone.any(): continue
+        fits = [drawn for drawn in gone.nonzero()[:, 0].tolist() if (far := by_loop(picture, rows, columns, drawn))[gone].max() <= far[~gone].min() + 3e-4]
+        assert fits                                                               # one of the hidden ones explains all
+
+
+def test_the_drawn_patch_is_any_patch_and_always_hidden():
+    "With a share of just one patch the drawn one is what goes; on flat pictures, where all are equal, too."
+    for pixels in (noise(400, 8, 8), torch.full((400, 3, 8, 8), 0.5)):
+        hidden = Similar(1 / 16)(View(pixels, (4, 4)), generator(0)).hidden
+        assert (hidden.sum(1) == 1).all() and (hidden.sum(0) > 8).all()
+
+
+def test_equals_go_at_random():
+    hidden = Similar(0.5)(View(torch.ones(500, 3, 8, 8), (4, 4)), generator(0)).hidden.float().mean(0)
+    assert (hidden > 0.4).all() and (hidden < 0.6).all()
+
+
+def test_black_is_not_white_and_stripes_are_stripes():
+    "An angle could not tell three greys apart, and pixels in their places could not tell that stripes are out of step."
+    column = torch.cat([torch.full((1, 3, 8, 8), value) for value in (0.05, 0.05, 0.5, 0.5, 1.0, 1.0)], 2)
+    for seed in range(10):
+        hidden = Similar(1 / 3)(View(column, (6, 1)), generator(seed)).hidden[0]
+        assert hidden[0] == hidden[1] and hidden[2] == hidden[3] and hidden[4] == hidden[5]
+    stripe = (torch.arange(32) // 2 % 2).float()
+    cloth = torch.cat([stripe, 1 - stripe, torch.full((64,), 0.5)])[:, None].expand(1, 3, 128, 16)   # stripes, stripes out of step, plain of the same mean
+    for seed in range(10):
+        hidden = Similar(0.5)(View(cloth, (8, 1)), generator(seed)).hidden[0].tolist()
+        assert hidden in ([True] * 4 + [False] * 4, [False] * 4 + [True] * 4)
+
+
+def test_after_a_corruption_similar_looks_at_what_is_there():
+    flag = torch.zeros(30, 3, 8, 8); flag[:, 0, :, :4] = 1; flag[:, 1, :, 4:] = 0.2989 / 0.587   # red and green of one brightness
+    halves = lambda hide: parse_hide(hide)(View(flag, (4, 4)), generator(2)).hidden.reshape(30, 4, 4)[:, :, :2].float().mean((1, 2))
+    assert set(halves("similar:0.5").tolist()) == {0.0, 1.0} and not set(halves("grey+similar:0.5").tolist()) <= {0.0, 1.0}
 
 
 @pytest.mark.parametrize("rows", [2, 4, 8, 16])
@@ -304,6 +400,34 @@ def test_blur_takes_detail_and_keeps_layout():
     assert widths[0] > widths[1] > widths[2]                                      # a number that means something
 
 
+# ---- band
+
+@quick
+@given(st.floats(0, 0.3), st.floats(0.01, 0.7), st.integers(2, 40), st.integers(2, 40), seeds)
+def test_a_band_is_the_difference_of_two_blurs(fine, more, height, width, seed):
+    pixels = noise(2, height, width, seed)
+    new = hide("band", pixels, fine=fine, coarse=fine + more).pixels
+    kept = hide("blur", pixels, strength=fine).pixels if fine else pixels
+    assert kept.isfinite().all()
+    assert torch.allclose(new, (0.5 + kept - hide("blur", pixels, strength=fine + more).pixels).clamp(0, 1), atol=1e-6)
+    assert new.shape == pixels.shape and (new >= 0).all() and (new <= 1).all()
+
+
+def test_a_band_keeps_outlines_and_loses_print_and_colour():
+    y = torch.arange(96)
+    lines = {"print": y // 2 % 2, "outline": (y > 44) & (y < 52), "slope": y / 96}
+    left = {name: hide("band", line.float()[:, None].expand(1, 3, 96, 96)).pixels[..., 24:-24, :].std() / line.float()[24:-24].std() for name, line in lines.items()}
+    assert left["print"] < 0.05 and left["slope"] < 0.1 and left["outline"] > 0.5
+    red, blue = (hide("band", torch.tensor(colour)[:, None, None].expand(1, 3, 48, 48)).pixels for colour in ([0.9, 0.1, 0.1], [0.1, 0.1, 0.9]))
+    assert torch.allclose(red, blue, atol=1e-5) and torch.allclose(red, torch.full_like(red, 0.5), atol=1e-5)
+
+
+def test_a_wider_band_keeps_more():
+    disc = ((torch.arange(64) - 32)[:, None] ** 2 + (torch.arange(64) - 32) ** 2 < 300).float().expand(1, 3, 64, 64)
+    left = [hide("band", disc, coarse=coarse).pixels.std() for coarse in (0.04, 0.1, 0.3)]
+    assert left[0] < left[1] < left[2]
+
+
 @quick
 @given(st.floats(0.01, 1), st.integers(1, 3), st.integers(2, 30), st.integers(2, 30), seeds)
 def test_a_crop_shows_nothing_new(area, batch, height, width, seed):
@@ -335,50 +459,179 @@ def test_crops_lie_everywhere():
     assert top.min() < 0.08 and top.max() > 0.42
 
 
+# ---- words
+
+plain_words = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Z", "C")), min_size=1, max_size=6)
+sentences = st.lists(st.one_of(plain_words, st.sampled_from("red Red, (BLUE) heart striped women's Women\u2019s 100%".split())), max_size=7).map(" ".join)
+
+
+def words_of(hider, captions, seed=0):
+    return hider(View(torch.zeros(len(captions), 3, 2, 2), (1, 1), captions=tuple(captions)), generator(seed)).captions
+
+
+def is_part(few, many):
+    "Whether the words come in this order in the others."
+    rest = iter(many.split())
+    return all(word in rest for word in few.split())
+
+
+@quick
+@given(st.lists(sentences, min_size=1, max_size=5), st.floats(0, 1), seeds)
+def test_dropping_keeps_order_and_leaves_one(captions, ratio, seed):
+    for before, after in zip(captions, words_of(Drop(ratio), captions, seed), strict=True):
+        assert is_part(after, before) and bool(after.split()) == bool(before.split())
+        if ratio == 0: assert after.split() == before.split()
+
+
+def test_words_are_dropped_independently_at_their_rate():
+    caption = " ".join("abcdefgh")
+    left = words_of(Drop(0.3), [caption] * 2000)
+    for letter in "abcdefgh": assert 0.66 < sum(letter in words for words in left) / 2000 < 0.74
+    both = sum("a" in words and "b" in words for words in left) / 2000
+    assert abs(both - 0.49) < 0.04
+    alone = words_of(Drop(1.0), [caption, "one two"] * 500)
+    assert {len(words.split()) for words in alone} == {1} and {words for words in alone[::2]} == set("abcdefgh") and {words for words in alone[1::2]} == {"one", "two"}
+
+
+@quick
+@given(st.lists(sentences, min_size=1, max_size=5), st.sampled_from(sorted(WORD_LISTS)), seeds)
+def test_only_and_without_split_a_caption(captions, what, seed):
+    kept, rest = words_of(Only(what), captions, seed), words_of(Without(what), captions, seed + 1)         # nothing is drawn
+    for caption, listed, others in zip(captions, kept, rest, strict=True):
+        inside = [word for word in caption.split() if bare(word) in WORD_LISTS[what]]
+        outside = [word for word in caption.split() if bare(word) not in WORD_LISTS[what]]
+        assert listed == (" ".join(inside) or caption) and others == (" ".join(outside) or caption)
+
+
+@pytest.mark.parametrize("word, same", [("Red", "red"), ("red,", "red"), ("(Navy-Blue)", "navy-blue"), ("Women\u2019s", "women's"), ("kids'", "kids"), ("\u201cTop\u201d", "top"), ("&", ""), ("\u00c9cru!", "\u00e9cru"), ("T-shirt", "t-shirt")])
+def test_words_as_they_are_compared(word, same):
+    assert bare(word) == same
+
+
+def test_word_lists_are_bare_and_cover_the_drawn_world():
+    for name, words in WORD_LISTS.items(): assert words and all(bare(word) == word and len(word.split()) == 1 for word in words), name
+    assert WORD_LISTS["colour"] >= {*world.COLOURS, *world.BACKGROUNDS} and WORD_LISTS["shape"] == set(world.SHAPES) and WORD_LISTS["pattern"] >= {"plain", "striped", "dotted", "checked"}
+    rows = world.sample(50, generator(0))
+    said = world.caption(rows, world.SPARSE, generator(1))
+    colours, shapes = [list(world.COLOURS)[row[1]] for row in rows.tolist()], [list(world.SHAPES)[row[0]] for row in rows.tolist()]
+    assert list(words_of(Only("colour"), said)) == colours and list(words_of(Only("shape"), said)) == shapes
+    assert not any(set(words.split()) & WORD_LISTS["colour"] for words in words_of(Without("colour"), said))
+
+
+def test_users_add_their_own_lists(monkeypatch):
+    with pytest.raises(PliError, match="only: 'sport' is not a list of words; known are colour"): Only("sport")
+    monkeypatch.setitem(WORD_LISTS, "sport", frozenset({"cricket", "running"}))
+    assert words_of(parse_hide("only:sport"), ["Puma Cricket Shoe"]) == ("Cricket",)
+
+
+@pytest.mark.parametrize("name", ["drop", "only", "without", "swap"])
+def test_hiders_of_words_need_words(name):
+    with pytest.raises(PliError, match=f"{name} reads the captions"): parse_hide(name)(View(noise(), (6, 6)), generator(0))
+    with pytest.raises(PliError, match="got 3 for 4 pictures"): parse_hide(name)(View(noise(), (6, 6), captions=("a", "b", "c")), generator(0))
+
+
+def test_words_and_pictures_are_taken_away_in_one_go():
+    view = parse_hide("recolour:1+only:colour+random:0.5")(View(noise(5), (6, 6), captions=SAID), generator(0))
+    assert view.captions == ("red", "blue", "red", "a large circle", "blue") and (view.hidden.sum(1) == 18).all() and not torch.equal(view.pixels, noise(5))
+
+
+# ---- swap
+
+def best_givers(captions, i):
+    "Slowly: who may give to picture i."
+    bags = [{bare(word) for word in caption.split()} - {""} for caption in captions]
+    lists = [[bare(word) for word in caption.split() if bare(word)] for caption in captions]
+    others = [j for j in range(len(captions)) if j != i]
+    value = {j: 0.5 if lists[i] == lists[j] else len(bags[i] & bags[j]) for j in others}
+    return {j for j in others if value[j] == max(value.values())}
+
+
+@quick
+@given(st.lists(st.lists(st.sampled_from("red Red, blue shirt cap &".split()), max_size=4).map(" ".join), min_size=2, max_size=7), seeds)
+def test_the_closest_caption_by_a_slow_search(captions, seed):
+    found = closest_caption(captions, generator(seed)).tolist()
+    for i, giver in enumerate(found): assert giver in best_givers(captions, i)
+
+
+def test_ties_are_drawn():
+    shop = ["red cap", "blue cap", "green cap", "a boot", "boots"]
+    found = torch.stack([closest_caption(shop, generator(seed)) for seed in range(200)])
+    assert set(found[:, 0].tolist()) == {1, 2} and 60 < (found[:, 0] == 1).sum() < 140
+    assert set(found[:, 3].tolist()) == {0, 1, 2, 4}                              # nobody shares a word: anybody else
+
+
+@quick
+@given(st.integers(2, 5), st.integers(1, 6), st.integers(1, 6), st.floats(0, 0.99), seeds)
+def test_swap_takes_one_block_of_the_giver_from_the_same_place(batch, rows, columns, ratio, seed):
+    patch, captions = 3, SAID[:batch]
+    pixels = noise(batch, rows * patch, columns * patch, seed)
+    view = Swap(ratio)(View(pixels, (rows, columns), captions=captions), generator(seed))
+    cut = lambda x: x.unfold(2, patch, patch).unfold(3, patch, patch).permute(0, 2, 3, 1, 4, 5).reshape(batch, rows * columns, -1)
+    own, new, count = cut(pixels), cut(view.pixels), math.floor(ratio * rows * columns + 1e-9)
+    assert view.hidden is None and view.captions == captions
+    for i in range(batch):
+        mine = (new[i] == own[i]).all(1)
+        assert int((~mine).sum()) == count
+        assert count == 0 or {j for j in range(batch) if (new[i][~mine] == own[j][~mine]).all()} & best_givers(captions, i)
+        down, right = (~mine).reshape(rows, columns).any(1).sum(), (~mine).reshape(rows, columns).any(0).sum()
+        assert down * right - count < max(rows, columns)                          # compact
+
+
+def test_swap_needs_company():
+    with pytest.raises(PliError, match="swap needs at least two"): Swap()(View(noise(1), (6, 6), captions=("a",)), generator(0))
+
+
 # ---- all of them
 
-EVERY = ["none", "random", "block", "grid", "mix", "recolour", "grey", "blur", "crop", "recolour+random:0.5", "grey+blur+block", "crop+mix+grid:0.5"]
+EVERY = ["none", "random", "block", "grid", "mix", "recolour", "grey", "blur", "crop", "recolour+random:0.5", "grey+blur+block", "crop+mix+grid:0.5",
+         "object", "ground", "similar", "band", "swap", "drop", "only:colour", "without:colour", "swap+drop+similar:0.3", "random:0.5|blur", "mix|swap|grey+object", "grey>recolour:1+random:0.5", "drop|none>similar:0.2|swap>ground"]
+ALONE = [text for text in EVERY if "mix" not in text and "swap" not in text]      # what needs no other picture
+
+
+def seen(pixels, grid=(6, 6), progress=0.4):
+    "A view with words, in the middle of a run."
+    return View(pixels, grid, captions=(SAID * 2)[:len(pixels)], progress=progress)
 
 
 @pytest.mark.parametrize("text", EVERY)
 def test_reproducible_and_the_input_is_left_alone(text):
     pixels = noise(5, 30, 42)
     kept, before = pixels.clone(), torch.get_rng_state()
-    one, two = (parse_hide(text)(View(pixels, (5, 7)), generator(3, text)) for _ in range(2))
-    assert torch.equal(one.pixels, two.pixels) and torch.equal(pixels, kept)
+    one, two = (parse_hide(text)(seen(pixels, (5, 7)), generator(3, text)) for _ in range(2))
+    assert torch.equal(one.pixels, two.pixels) and torch.equal(pixels, kept) and one.captions == two.captions and len(one.captions) == 5 and one.progress == 0.4
     assert (one.hidden is None) == (two.hidden is None) and (one.hidden is None or torch.equal(one.hidden, two.hidden))
     assert torch.equal(torch.get_rng_state(), before) and one.grid == (5, 7) and one.pixels.shape == pixels.shape
 
 
-@pytest.mark.parametrize("text", [text for text in EVERY if "mix" not in text])
+@pytest.mark.parametrize("text", ALONE)
 def test_batches_of_one(text):
-    view = parse_hide(text)(View(noise(1), (6, 6)), generator(0))
+    view = parse_hide(text)(seen(noise(1)), generator(0))
     assert view.pixels.shape == (1, 3, 48, 48)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("text", EVERY)
 def test_precision_is_kept(text, dtype):
-    view = parse_hide(text)(View(noise().to(dtype), (6, 6)), generator(0))
-    exact = parse_hide(text)(View(noise().to(dtype).double(), (6, 6)), generator(0))
+    view = parse_hide(text)(seen(noise().to(dtype)), generator(0))
+    exact = parse_hide(text)(seen(noise().to(dtype).double()), generator(0))
     assert view.pixels.dtype == dtype and (view.hidden is None or view.hidden.dtype == torch.bool)
     if dtype in (torch.float32, torch.float64): assert torch.allclose(view.pixels.double(), exact.pixels, atol=1e-4)
     else: assert (view.pixels.double() - exact.pixels).abs().mean() < 0.05      # a window's place is rounded too
 
 
 @pytest.mark.parametrize("text", [text for text in EVERY if text != "none"])
-def test_the_device_is_kept(text):
-    "Step by step on torch's `meta`, which refuses to mix with the processor just as an accelerator would."
-    view = View(noise().to("meta"), (6, 6))
-    for step in parse_hide(text).steps: view = step(view, generator(0))
+def test_the_device_is_kept(text, monkeypatch):
+    "On torch's `meta`, which refuses to mix with the processor just as an accelerator would, but knows no autocast."
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    view = parse_hide(text)(seen(noise().to("meta")), generator(0))
     assert view.pixels.device.type == "meta" and (view.hidden is None or view.hidden.device.type == "meta")
 
 
 @pytest.mark.parametrize("text", EVERY)
 def test_autocast_changes_nothing(text):
-    plain = parse_hide(text)(View(noise(), (6, 6)), generator(0))
-    with torch.autocast("cpu", torch.bfloat16): mixed = parse_hide(text)(View(noise(), (6, 6)), generator(0))
-    assert mixed.pixels.dtype == torch.float32 and torch.equal(mixed.pixels, plain.pixels)
+    plain = parse_hide(text)(seen(noise()), generator(0))
+    with torch.autocast("cpu", torch.bfloat16): mixed = parse_hide(text)(seen(noise()), generator(0))
+    assert mixed.pixels.dtype == torch.float32 and torch.equal(mixed.pixels, plain.pixels) and (plain.hidden is None or torch.equal(mixed.hidden, plain.hidden))
 
 
 @pytest.mark.parametrize("name", list(HIDERS))
@@ -423,6 +676,11 @@ def test_settings_by_place(text, hider):
     ("none:1", "none takes at most 0"), ("recolour:1:2:3:4", "at most 3 settings .share, low, high"),
     ("random:1", "ratio must be in .0, 1., got 1"), ("random:-0.1", "random: ratio"), ("block:2", "block: ratio"), ("grid:nan", "grid: ratio"), ("mix:1", "mix: ratio"), ("random:inf", "random: ratio"),
     ("recolour:1.1", "recolour: share"), ("recolour:1:2:1", "low <= high"), ("recolour:1:-1", "low <= high"), ("recolour:1:nan", "low <= high"), ("recolour:1:0:inf", "low <= high"), ("grey:-1", "grey: share"), ("grey:nan", "grey: share"),
+    ("object:1", "object: ratio"), ("ground:-1", "ground: ratio"), ("similar:nan", "similar: ratio"), ("swap:1", "swap: ratio"), ("drop:1.01", "drop: ratio"), ("drop:nan", "drop: ratio"),
+    ("band:0.2:0.1", "0 <= fine < coarse <= 1"), ("band:0.1:0.1", "fine < coarse"), ("band:-1", "0 <= fine"), ("band:0.1:1.1", "coarse <= 1"), ("band:nan", "fine < coarse"), ("band:0.1:nan", "fine < coarse"),
+    ("only:color", "only: 'color' is not a list of words; known are colour, wearer"), ("without:", "without: '' is not a list"), ("only:0.5", "'0.5' is not a list"), ("only:colour:tone", "only takes at most 1 settings .what"),
+    ("random|", "--hide 'random|': '' is not"), ("|", "'' is not"), (">", "'' is not"), ("random>", "--hide 'random>': '' is not"), ("random>>blur", "'' is not"), ("grey|blurr>none", "--hide 'grey|blurr>none': 'blurr' is not"),
+    ("random:2|grey", "--hide 'random:2|grey': random: ratio"), ("grey>random:half", "--hide 'grey>random:half': 'random:half' has a setting"), ("grey|random+block>none", "only one patch mask .*'random.block' has more"), ("similar+object", "only one patch mask"),
     ("blur:0", "blur: strength"), ("blur:1.5", "blur: strength"), ("blur:nan", "blur: strength"), ("crop:0", "crop: area"), ("crop:1.01", "crop: area"), ("crop:-1", "crop: area"),
     ("random+block", "only one patch mask"), ("grid+recolour+random", "only one patch mask"), ("random+random", "only one patch mask"),
 ])
@@ -431,8 +689,8 @@ def test_what_is_not_understood_is_named(text, words):
 
 
 def test_the_ends_of_the_ranges_are_allowed():
-    for text in ("random:0", "recolour:0", "recolour:1:0:0", "grey:0", "blur:1", "crop:1", "mix:0"):
-        parse_hide(text)(View(noise(), (6, 6)), generator(0))
+    for text in ("random:0", "recolour:0", "recolour:1:0:0", "grey:0", "blur:1", "crop:1", "mix:0", "object:0", "ground:0", "similar:0", "swap:0", "drop:0", "drop:1", "band:0:1", "band:0:0.001"):
+        parse_hide(text)(seen(noise()), generator(0))
 
 
 # ---- together
@@ -471,6 +729,99 @@ def test_the_order_of_corruptions_matters_and_is_the_texts():
 def test_a_mask_before_a_corruption_stays():
     view = parse_hide("block:0.5+crop+recolour")(View(noise(), (6, 6)), generator(0))
     assert (view.hidden.sum(1) == 18).all()
+
+
+# ---- one of several
+
+def rows_that_are(view, other):
+    "Which rows of a view are those of another, in pixels and mask."
+    same = (view.pixels == other.pixels).flatten(1).all(1)
+    mask = torch.zeros_like(view.hidden) if other.hidden is None else other.hidden
+    return same & (view.hidden == mask).all(1)
+
+
+def test_a_mixture_takes_each_row_whole_from_one_way_and_uniformly():
+    pixels, ways = noise(300, 12, 12), ["random:0.5", "grey", "recolour:1+block:0.25"]
+    view = parse_hide("|".join(ways))(View(pixels, (6, 6)), generator(4))
+    chance = generator(4)
+    choice = torch.randint(3, (300,), generator=chance)
+    parts = [parse_hide(way)(View(pixels, (6, 6)), chance) for way in ways]
+    for number, part in enumerate(parts): assert torch.equal(rows_that_are(view, part), choice == number) and 70 < (choice == number).sum() < 130
+    assert set(view.hidden.sum(1).tolist()) == {0, 9, 18}
+
+
+def test_a_way_named_twice_comes_twice_as_often():
+    view = parse_hide("none|none|grey")(View(noise(600, 4, 4), (2, 2)), generator(0))
+    assert view.hidden is None and 340 < (view.pixels == noise(600, 4, 4)).flatten(1).all(1).sum() < 460
+
+
+def test_words_of_a_mixture_follow_the_picture():
+    captions = ("a red heart",) * 200
+    view = parse_hide("grey+only:colour|without:colour")(View(noise(200, 4, 4), (2, 2), captions=captions), generator(0))
+    grey = (view.pixels[:, 0] == view.pixels[:, 1]).flatten(1).all(1).tolist()
+    assert view.captions == tuple("red" if one else "a heart" for one in grey) and 60 < sum(grey) < 140
+    assert parse_hide("grey|none")(View(noise(4, 4, 4), (2, 2)), generator(0)).captions is None
+
+
+def test_rows_of_another_mask_are_kept_by_hand():
+    view = View(noise(2, 4, 4), (1, 2))
+    masks = [view, view.replace(hidden=torch.tensor([[True, False], [False, True]]))]
+    assert pick_rows(view, masks, torch.tensor([1, 0])).hidden.tolist() == [[True, False], [False, False]]
+    assert pick_rows(view, masks[:1] * 2, torch.tensor([1, 0])).hidden is None
+
+
+# ---- from easy to hard
+
+@pytest.mark.parametrize("stages", [["grey", "random:0.5"], ["none", "blur", "recolour:1+random:0.75"], ["random:0.1", "random:0.2", "random:0.3", "random:0.4"], ["grey|random:0.5", "blur"]])
+def test_a_schedule_begins_and_ends_as_its_stages(stages):
+    "Number for number, as if they stood alone; so too at the stages in between."
+    view = View(noise(), (6, 6))
+    for number, stage in enumerate(stages):
+        one = parse_hide(">".join(stages))(view.replace(progress=number / (len(stages) - 1)), generator(7))
+        alone = parse_hide(stage)(view, generator(7))
+        assert torch.equal(one.pixels, alone.pixels) and (one.hidden is None) == (alone.hidden is None) and (one.hidden is None or torch.equal(one.hidden, alone.hidden))
+    last = parse_hide(">".join(stages))(view, generator(7))                       # a view that nobody told: the run is over
+    assert torch.equal(last.pixels, alone.pixels)
+
+
+@quick
+@given(st.integers(2, 5), st.floats(0, 1), seeds)
+def test_a_schedule_is_linear_between_stages(count, progress, seed):
+    ratios = torch.linspace(0, 0.9, count).tolist()
+    view = View(torch.zeros(400, 3, 2, 2), (1, 10), progress=progress)
+    hidden = parse_hide(">".join(f"random:{ratio:.3f}" for ratio in ratios))(view, generator(seed)).hidden
+    share, place = hidden.float().mean(1), progress * (count - 1)
+    low, high = math.floor(place), math.ceil(place)
+    steps = torch.tensor([math.floor(round(ratio, 3) * 10 + 1e-9) / 10 for ratio in ratios])
+    assert set(share.unique().tolist()) <= {float(steps[low]), float(steps[high])}          # neighbours only
+    spread = abs(float(steps[high] - steps[low])) * 0.5 / 20
+    assert abs(float(share.mean()) - float(steps[low] + (place - low) * (steps[high] - steps[low]))) <= 5 * spread + 1e-6
+
+
+@pytest.mark.parametrize("progress", [-0.01, 1.01, math.nan, math.inf])
+def test_progress_outside_a_run(progress):
+    with pytest.raises(PliError, match="progress must be in .0, 1."): parse_hide("grey>blur")(View(noise(), (6, 6), progress=progress), generator(0))
+
+
+combinations = st.lists(st.sampled_from(["none", "grey", "blur:0.05", "recolour:1:0.5", "only:colour", "drop:0.2", "swap"]), min_size=1, max_size=3).map("+".join)
+
+
+@quick
+@given(st.lists(st.lists(combinations, min_size=1, max_size=3), min_size=1, max_size=3), st.sampled_from(["{}", " {} "]))
+def test_the_grammar_by_its_parts(stages, spaced):
+    "`+` binds tightest, then `|`, then `>`; the text comes back to the letter."
+    text = spaced.format(">").join(spaced.format("|").join(ways) for ways in stages)
+    hider = parse_hide(text)
+    assert str(hider) == text and parse_hide(str(hider)) == hider and hash(hider) == hash(parse_hide(text))
+    assert isinstance(hider, Schedule) == (len(stages) > 1)
+    for part, ways in zip(hider.stages if len(stages) > 1 else [hider], stages, strict=True):
+        assert isinstance(part, Mixture) == (len(ways) > 1)
+        for way, plain in zip(part.ways if len(ways) > 1 else [part], ways, strict=True):
+            assert way.steps == parse_hide(plain).steps and way.teaches in hider.teaches
+
+
+def test_settings_are_words_where_the_field_says_so():
+    assert parse_hide("only:wearer+without+drop:0.25").steps == (Only("wearer"), Without("colour"), Drop(0.25))
 
 
 # ---- somebody else's way of hiding
