@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TUNE_OPTIONS', 'BENCHMARKS', 'Parser', 'natural', 'model_options', 'make_parser', 'add_demo', 'run_demo', 'add_tune',
-           'tune_settings', 'run_tune', 'write_problems', 'command_line', 'benchmark_options', 'picture_options',
-           'composer_options', 'add_evaluate', 'asked', 'features_for', 'list_missing', 'with_weight',
-           'wanted_composers', 'check_choices', 'run_evaluate', 'made_by', 'named', 'draw_curve', 'add_compare',
-           'read_report', 'run_compare', 'add_submit', 'run_submit', 'add_score', 'run_score', 'add_cache', 'run_cache',
-           'add_mask', 'run_mask', 'fitted', 'add_study', 'run_study', 'main']
+           'tune_settings', 'run_tune', 'write_problems', 'command_line', 'add_average', 'run_average',
+           'benchmark_options', 'picture_options', 'composer_options', 'add_evaluate', 'asked', 'features_for',
+           'list_missing', 'with_weight', 'wanted_composers', 'check_choices', 'run_evaluate', 'made_by', 'named',
+           'draw_curve', 'add_compare', 'read_report', 'run_compare', 'add_submit', 'run_submit', 'add_score',
+           'run_score', 'add_cache', 'run_cache', 'add_mask', 'run_mask', 'fitted', 'add_study', 'run_study', 'main']
 
 # %% ../nbs/14_cli.ipynb #97f1f5ba
 import argparse
@@ -20,12 +20,14 @@ from pathlib import Path
 # %% ../nbs/14_cli.ipynb #1e1091be
 TUNE_OPTIONS = {   # field of TuneSettings: (type, help)
     "hide": (str, "what the query picture hides, such as random:0.75, recolour+random:0.5, mix:0.5"),
-    "objective": (str, "masked, paper (the released code's loss), or clip (the control)"),
+    "objective": (str, "masked, paper (the released code's loss), or a control: clip, flip (clip on hidden pictures), picture (no words)"),
     "weight": (float, "weight of the masked picture beside the words in the training query"),
     "clip-weight": (float, "how much of the plain CLIP loss to add"),
+    "avoid": (str, "none, own or all: the corrupted picture itself as a further wrong answer"),
     "tune": (str, "which towers learn: both, image, text"),
     "steps": (int, "optimiser steps"),
     "batch-size": (int, "pairs a step"),
+    "batches": (str, "random, near (half of a batch are look-alikes of the other half), or kin:colour (the same words but for the colour)"),
     "learning-rate": (float, "peak learning rate"),
     "weight-decay": (float, "of matrices"),
     "warmup": (int, "steps of linear warm-up"),
@@ -61,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="pli", description="Composed image retrieval without labelled triplets: search with a picture and words.")
     parser.add_argument("--version", action="store_true", help="print the version and stop")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for add in (add_demo, add_tune, add_evaluate, add_compare, add_submit, add_score, add_cache, add_mask, add_study): add(commands)
+    for add in (add_demo, add_tune, add_average, add_evaluate, add_compare, add_submit, add_score, add_cache, add_mask, add_study): add(commands)
     return parser
 
 # %% ../nbs/14_cli.ipynb #f33521c1
@@ -127,7 +129,7 @@ def run_tune(args) -> None:
     learn, held_out = (pairs, None) if validate else split_pairs(pairs, args.held_out, settings.seed)
     if len(learn) < settings.batch_size: raise PliError(f"--batch-size {settings.batch_size} is more than the {len(learn)} pairs to learn from")
     backbone = load_backbone(args.model, args.pretrained, device, settings.seed)
-    if validate is None: validate = pair_validator(PairSet(held_out, backbone.pixels), settings.hide, 0.0 if settings.objective == "clip" else settings.weight)   # the control finds pictures by their captions
+    if validate is None: validate = pair_validator(PairSet(held_out, backbone.pixels), settings.hide, 0.0 if settings.objective in ("clip", "flip") else settings.weight)   # these find pictures by their captions
     result = tune(backbone, PairSet(learn, backbone.pixels), settings, args.out, validate, args.workers)
     write_problems(Path(args.out) / "problems.jsonl", pairs, result.problems)
     write_json(Path(args.out) / "provenance.json", provenance(args.typed, settings.seed, device) | {"model": args.model, "pretrained": args.pretrained, "scores": result.scores})
@@ -149,6 +151,28 @@ def write_problems(
 def command_line(argv: list[str] | None) -> str:
     "The command as it was typed, or as a program called it."
     return shlex.join(["pli", *(sys.argv[1:] if argv is None else argv)])
+
+# %% ../nbs/14_cli.ipynb #b9fe1358
+def add_average(commands) -> None:
+    parser = commands.add_parser("average", help="average the weights of models that have one start, such as a model before and after tuning",
+        description="The weighted mean of all weights, as a model of its own: pli average START RUN/last --shares 0.5 0.5 --out HALFWAY.")
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="folders of models, or names that open_clip knows")
+    parser.add_argument("--shares", nargs="+", type=float, metavar="X", help="how much each model counts, 1 in all (default: the same for each)")
+    parser.add_argument("--pretrained", metavar="TAG", help="weights for those that are named: a tag such as openai, or a checkpoint file")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the new model")
+    parser.set_defaults(run=run_average)
+
+def run_average(args) -> None:
+    from pli.backbones import load_backbone
+    from pli.core import PliError, provenance, write_json
+    from pli.tuning import average
+    out = Path(args.out)
+    if len(args.models) < 2: raise PliError("an average needs two models or more")
+    if args.shares and len(args.shares) != len(args.models): raise PliError(f"--shares needs one number a model: got {len(args.shares)} for {len(args.models)} models")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())): raise PliError(f"--out {out}: is there already; choose another place")
+    average([load_backbone(name, None if Path(name).is_dir() else args.pretrained) for name in args.models], args.shares).save(out)
+    write_json(out / "provenance.json", provenance(args.typed, 0) | {"models": args.models, "shares": args.shares})
+    print(out)
 
 # %% ../nbs/14_cli.ipynb #7d54f04e
 BENCHMARKS = ("fashioniq", "cirr", "circo", "genecis")

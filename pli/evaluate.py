@@ -11,7 +11,8 @@ __all__ = ['MEASURES', 'SHORT', 'UNSAFE', 'WRITERS', 'Features', 'words_together
            'check_same_queries', 'verdict', 'means_of', 'comparison', 'comparison_rows', 'spread', 'rows_of',
            'side_by_side', 'halves_line', 'protocol_of', 'choice_line', 'title_of', 'missing_lines', 'as_page',
            'sweep_rows', 'as_text', 'as_markdown', 'long_rows', 'as_csv', 'latex_table', 'as_latex', 'as_markdown_page',
-           'check_outputs', 'write_report', 'query_validator', 'same_pictures', 'pair_validator']
+           'check_outputs', 'write_report', 'query_validator', 'same_pictures', 'held_out_pairs', 'pair_validator',
+           'plain_recall', 'plain_recalls']
 
 # %% ../nbs/11_evaluate.ipynb #2b2337cf
 import csv
@@ -698,6 +699,18 @@ def same_pictures(
     return [tuple(rows[digest]) for digest in digests]
 
 # %% ../nbs/11_evaluate.ipynb #f8048fff
+def held_out_pairs(
+    data: Dataset,                      # items `(index, pixels, caption)`
+    most: int, seed: int, say: Callable[[str], None],
+) -> tuple[Tensor, list[str]]:          # `uint8 (pairs, 3, height, width)`, captions
+    "Some pairs of a data set, drawn at random; pictures that cannot be read are left out and told."
+    drawn = [data[i] for i in torch.randperm(len(data), generator=generator(seed, "held out"))[:most].tolist()]
+    items = [item for item in drawn if item[1] is not None]
+    if len(items) < len(drawn): say(f"{len(drawn) - len(items)} held-out pictures cannot be read and are left out; the first: {next(item[2] for item in drawn if item[1] is None)}")
+    if len(items) < 2: raise PliError("validation needs at least two held-out pairs that can be read; give more pairs or a greater held-out share")
+    return torch.stack([item[1] for item in items]), [item[2] for item in items]
+
+# %% ../nbs/11_evaluate.ipynb #83bee45a
 def pair_validator(
     data: Dataset,                    # held-out pairs: items `(index, pixels, caption)`
     hide: str,                        # what the query picture hides
@@ -707,21 +720,45 @@ def pair_validator(
     say: Callable[[str], None] = print,
 ) -> Callable[[Backbone], float]:
     "A function from backbone to recall@1 of finding whole held-out pictures from masked ones and their captions."
-    drawn = [data[i] for i in torch.randperm(len(data), generator=generator(seed, "held out"))[:most].tolist()]
-    items = [item for item in drawn if item[1] is not None]
-    if len(items) < len(drawn): say(f"{len(drawn) - len(items)} held-out pictures cannot be read and are left out; the first: {next(item[2] for item in drawn if item[1] is None)}")
-    if len(items) < 2: raise PliError("validation needs at least two held-out pairs that can be read; give more pairs or a greater held-out share")
-    pixels, captions = torch.stack([item[1] for item in items]), [item[2] for item in items]
+    pixels, captions = held_out_pairs(data, most, seed, say)
     hidden_view, answers = parse_hide(hide), same_pictures(pixels)
 
     @torch.no_grad()
     def validate(backbone: Backbone) -> float:
-        whole, text, masked = encode_pictures(backbone, pixels), encode_texts(backbone, captions), []
-        for number, part in enumerate(pixels.split(256)):
-            if len(part) < 2: part = pixels[-2:]                     # mix needs company
-            view = hidden_view(View(part.to(backbone.device).float().div(255), backbone.grid), generator(seed, "held out", number))
-            masked.append(unit(backbone.encode_image(view.pixels, view.hidden).float()).cpu())
-        masked = torch.cat([part[-len(own):] for part, own in zip(masked, pixels.split(256))])
+        whole, masked, said = encode_pictures(backbone, pixels), [], []
+        for number, rows in enumerate(torch.arange(len(pixels)).split(256)):
+            alone = len(rows) < 2                                    # mix needs company
+            if alone: rows = torch.arange(len(pixels))[-2:]
+            seen = View(pixels[rows].to(backbone.device).float().div(255), backbone.grid, captions=tuple(captions[i] for i in rows.tolist()))
+            view = hidden_view(seen, generator(seed, "held out", number))
+            masked.append(unit(backbone.encode_image(view.pixels, view.hidden).float()).cpu()[-1 if alone else 0:])
+            said += view.captions[-1 if alone else 0:]
+        text, masked = encode_texts(backbone, said), torch.cat(masked)
         scores = (text + weight * masked) @ whole.T
         return recall_at(ranks(scores, answers), 1).mean().item()
     return validate
+
+# %% ../nbs/11_evaluate.ipynb #d2923539
+@torch.no_grad()
+def plain_recall(
+    backbone: Backbone,
+    data: Dataset,             # held-out pairs: `PairSet`, `TensorPairs`
+    most: int = 1000,          # pairs to use
+    seed: int = 0,             # decides which
+    say: Callable[[str], None] = print,
+) -> dict:                     # `{"pairs": n, "text to picture": {"recall@1": percent, ...}, "picture to text": {...}}`
+    "Recall of finding pictures by their captions and captions by their pictures."
+    pixels, captions = held_out_pairs(data, most, seed, say)
+    same = same_pictures(pixels)
+    picture = {row: number for number, row in enumerate(sorted({rows[0] for rows in same}))}   # every picture once, where it comes first
+    text = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+    scores = encode_pictures(backbone, pixels[list(picture)]) @ encode_texts(backbone, text).T
+    fits = torch.zeros(scores.shape, dtype=torch.bool)
+    fits[[picture[rows[0]] for rows in same], [text[caption] for caption in captions]] = True
+    found = {"text to picture": (scores.T, fits.T), "picture to text": (scores, fits)}
+    return {"pairs": len(captions)} | {way: plain_recalls(*pair) for way, pair in found.items()}
+
+def plain_recalls(scores: Tensor, fits: Tensor) -> dict[str, float]:
+    "Percent of the rows whose first right answer is among the first 1, 5 and 10."
+    found = ranks(scores, [tuple(row.nonzero().flatten().tolist()) for row in fits])
+    return {f"recall@{k}": round(100 * recall_at(found, k).double().mean().item(), 4) for k in (1, 5, 10)}

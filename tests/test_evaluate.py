@@ -20,7 +20,7 @@ from pli.composition import COMPOSERS, mean_feature, parse_composer, score
 from pli.core import PliError, generator, unit
 from pli.data import Pairs, PairSet, PictureError, TensorPairs
 from pli.evaluate import (Features, Frame, Outcomes, as_csv, as_latex, as_markdown, as_markdown_page, as_page, as_text, bounds, choose, choose_families, compare, comparison,
-                          cross_chosen, encode, every_composer, frame_of, halves, halves_alone, interval, of_ranks, outcomes, outcomes_from, pair_validator, query_validator, report,
+                          cross_chosen, encode, every_composer, frame_of, halves, halves_alone, interval, of_ranks, outcomes, outcomes_from, pair_validator, plain_recall, query_validator, report,
                           rows_of, same_pictures, scores_of, side_by_side, sweep, sweep_rows, values, verdict, write_report)
 from pli.gallery import PictureFiles, encode_pictures, encode_texts
 from pli.metrics import bootstrap, recall_at
@@ -647,3 +647,62 @@ def test_drawn_queries_keep_their_shape():
     queries = world_queries(drawn)
     assert len(queries) == 20 and len(queries.galleries[0]) == 200 and queries.texts == tuple((text,) for text in drawn.texts) and queries.kinds == tuple(drawn.kinds)
     assert queries.without_reference and torch.equal(queries.references, torch.as_tensor(drawn.references)) and queries.answers == tuple(map(tuple, drawn.answers))
+
+
+# --- plain retrieval, before and after
+
+class Looks:
+    "Answers with given features: pictures by their first pixel, texts by a table."
+    device, grid, size = torch.device("cpu"), (2, 2), (8, 8)
+    def __init__(self, words): self.words = words
+    def encode_image(self, pixels, hidden=None): return torch.eye(64)[(pixels[:, 0, 0, 0] * (255 if pixels.is_floating_point() else 1)).round().long()]
+    def encode_text(self, texts): return torch.stack([self.words(text) for text in texts])
+
+
+def numbered_pictures(numbers): return torch.tensor(numbers, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8).contiguous()
+
+
+def test_plain_recall_of_a_perfect_and_of_a_confused_model():
+    data = TensorPairs(numbered_pictures(range(20)), [str(i) for i in range(20)])
+    perfect = plain_recall(Looks(lambda text: torch.eye(64)[int(text)]), data)
+    assert perfect == {"pairs": 20, **{way: {"recall@1": 100, "recall@5": 100, "recall@10": 100} for way in ("text to picture", "picture to text")}}
+    far = plain_recall(Looks(lambda text: sum(torch.eye(64)[(int(text) + i) % 20] * (7 - i) for i in range(7))), data)       # the right one is best, six others follow
+    assert far["text to picture"]["recall@1"] == 100
+    seventh = plain_recall(Looks(lambda text: sum(torch.eye(64)[(int(text) + i) % 20] * (1 + i) for i in range(7))), data)   # the right one is seventh
+    for way in ("text to picture", "picture to text"): assert seventh[way] == {"recall@1": 0, "recall@5": 0, "recall@10": 100}
+
+
+def test_plain_recall_counts_every_picture_and_caption_once():
+    "Two captions of one picture, two pictures of one caption: either is right, and neither stands in its own way."
+    data = TensorPairs(numbered_pictures([1, 1, 2, 3, 4]), ["a", "b", "c", "c", "d"])
+    table = {"a": 1, "b": 1, "c": 2, "d": 4}
+    found = plain_recall(Looks(lambda text: torch.eye(64)[table[text]]), data)
+    assert found["pairs"] == 5 and found["text to picture"]["recall@1"] == 100
+    assert found["picture to text"]["recall@1"] == 75          # of four pictures only 3 is not known by its caption: all are equal to it, and ties count against
+    assert found["picture to text"]["recall@5"] == 100
+
+
+def test_plain_recall_takes_some_and_leaves_broken_ones_out(tmp_path):
+    data = TensorPairs(numbered_pictures(range(40)), [str(i) for i in range(40)])
+    model = Looks(lambda text: torch.eye(64)[int(text)])
+    assert plain_recall(model, data, most=7)["pairs"] == 7
+    assert plain_recall(model, data, most=2, seed=1)["pairs"] == 2
+    with pytest.raises(PliError, match="at least two"): plain_recall(model, data, most=1)
+    class Broken(TensorPairs):
+        def __getitem__(self, index): return (index, None, "torn") if index < 5 else super().__getitem__(index)
+    said = []
+    assert plain_recall(model, Broken(data.pixels, data.captions), say=said.append)["pairs"] == 35 and "5 held-out pictures cannot be read" in said[0]
+
+
+def test_validation_hides_words_too():
+    data = TensorPairs(numbered_pictures(range(30)), [f"red thing {i}" for i in range(30)])
+    heard = []
+    class Ears(Looks):
+        def encode_text(self, texts):
+            heard.extend(texts)
+            return super().encode_text(texts)
+    model = Ears(lambda text: torch.eye(64)[63])
+    assert pair_validator(data, "without:colour")(model) == 1 and set(heard) == {f"thing {i}" for i in range(30)}
+    heard.clear()
+    assert pair_validator(TensorPairs(numbered_pictures([i % 60 for i in range(257)]), [f"red {i}" for i in range(257)]), "without:colour")(model) == 1
+    assert sorted(heard) == sorted(str(i) for i in range(257))              # the one left over by itself has company, and is heard once
