@@ -304,6 +304,10 @@ class Part(Dataset):
 
     def digest(self) -> str: return digest_of(self.names, self.captions)
 
+    def pictures(self) -> list[int]:   # the same number for pairs of the same picture
+        number = {name: i for i, name in enumerate(dict.fromkeys(self.names))}
+        return [number[name] for name in self.names]
+
     def __getitem__(self, index: int) -> tuple[int, Tensor | None, str]:
         row = self.rows[index]
         if self.kept is None: return index, *self.data[row][1:]
