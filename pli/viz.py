@@ -8,8 +8,9 @@ __all__ = ['INK', 'FAINT', 'GREEN', 'LOOKS', 'STYLE', 'FORMATS', 'LOSS', 'GAIN',
            'show_view', 'see', 'title_of', 'words_left', 'mask_figure', 'Retrieval', 'show_answer', 'show_row',
            'retrieval_figure', 'number_of', 'bars_of', 'interval_bars', 'log_ticks', 'weight_curves', 'mean_around',
            'loss_curves', 'shares_moved', 'rank_change', 'width_of', 'Name', 'names_of', 'plate', 'row_names',
-           'without_interval', 'signed', 'tint', 'show_scale', 'gain_map', 'moved_apart', 'plain', 'checked_series',
-           'end_names', 'show_lines', 'gain_lines', 'lying_bar', 'gain_bars']
+           'without_interval', 'signed', 'tint', 'show_cells', 'show_scale', 'gain_map', 'moved_apart', 'plain',
+           'checked_series', 'checked_levels', 'end_names', 'show_lines', 'gain_lines', 'lying_bar', 'keys_of',
+           'gain_bars']
 
 # %% ../nbs/12_viz.ipynb #ecc50cd7
 import functools
@@ -417,6 +418,7 @@ def names_of(names: Sequence, width: int) -> list[Name]:
     parts = [[folded(part, width).split("\n") for part in str(name).split("\n")] for name in names]
     return [Name(tuple(line for part in name for line in part), len(name[0])) for name in parts]
 
+# %% ../nbs/12_viz.ipynb #0d53cd4c
 def plate(
     inside: tuple[float, float],                            # width and height of the axes in inches
     around: tuple[float, float, float, float],              # room left, right, above and below, for labels
@@ -448,8 +450,8 @@ def row_names(axis: Axes, names: list[Name], places: Sequence[float], heading: s
 
 # %% ../nbs/12_viz.ipynb #0170c074
 def without_interval(mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    "Which values cannot be drawn: there is a mean, but no `low <= high` beside it. A value that is missing as a whole can: it stays blank."
-    return np.isfinite(mean) & ~(np.isfinite(low) & np.isfinite(high) & (low <= high))
+    "Which values cannot be drawn: there is a mean, but no finite `low <= high` beside it. A value that is missing can: it stays blank."
+    return ~np.isnan(mean) & ~(np.isfinite(mean) & np.isfinite(low) & np.isfinite(high) & (low <= high))
 
 def signed(value: float, largest: float) -> str:
     "A difference as it is written in a figure: with its sign, zero without."
@@ -465,6 +467,17 @@ def tint(
     share = np.clip(np.nan_to_num(np.asarray(gain, float)) / limit, -1, 1)[..., None]
     end = np.where(share > 0, to_rgb(GAIN), to_rgb(LOSS))
     return 1 - np.abs(share) * np.where(np.asarray(sure)[..., None], 1.0, 0.3) * (1 - end)
+
+def show_cells(axis: Axes, values: np.ndarray, sure: np.ndarray, limit: float, largest: float) -> None:
+    "The cells of a map in axes that count rows and columns: colour and number, bold where it is sure."
+    rows, columns = values.shape
+    axis.imshow(tint(values, limit, sure), extent=(0, columns, rows, 0), aspect="auto", interpolation="nearest")
+    for row, column in np.argwhere(np.isfinite(values)):
+        look = {"color": UNSURE} if not sure[row, column] else {"weight": "bold", "color": "white" if abs(values[row, column]) > 0.62 * limit else INK}
+        axis.text(column + 0.5, row + 0.5, signed(values[row, column], largest), ha="center", va="center_baseline", size=8.5, **look)
+    axis.vlines(range(1, columns), 0, rows, color="white", linewidth=1.5)
+    axis.hlines(range(1, rows), 0, columns, color="white", linewidth=1.5)
+    for side in axis.spines.values(): side.set_visible(False)
 
 def show_scale(axis: Axes, limit: float, label: str) -> None:
     "The colours and what they mean: a strong strip for what is sure, a pale one for what is not."
@@ -497,7 +510,8 @@ def gain_map(
     if not values.size or not values.shape == low.shape == high.shape == (len(rows), len(columns)):
         raise PliError(f"a map of {len(rows)} rows and {len(columns)} columns needs values, low and high of that shape, at least one cell; got {values.shape}, {low.shape}, {high.shape}")
     for row, column in np.argwhere(without_interval(values, low, high)):
-        raise PliError(f"{rows[row]}, {columns[column]}: a gain needs low <= high, got {values[row, column]:g} with {low[row, column]:g} and {high[row, column]:g}")
+        raise PliError(f"{rows[row]}, {columns[column]}: a gain needs low <= high, all finite, got {values[row, column]:g} with {low[row, column]:g} and {high[row, column]:g}")
+    if limit is not None and not 0 < limit < math.inf: raise PliError(f"the limit is the gain of the full colour, a number above 0, got {limit}")
     largest = np.abs(values[np.isfinite(values)]).max(initial=0.0) or 1.0
     limit = float(limit or largest)
     sure = (low > 0) | (high < 0)
@@ -508,18 +522,12 @@ def gain_map(
     strip = min(max(inside[0], 1.6), 2.4)
     blank = "" if np.isfinite(values).all() else " Blank: not measured."
     figure, axis, top = plate(inside, (left, max(0.15, strip + 1.3 - inside[0]), above, 0.78), title, [f"{caption}{blank}".strip()])
-    axis.imshow(tint(values, limit, sure), extent=(0, len(columns), len(rows), 0), aspect="auto", interpolation="nearest")
-    for row, column in np.argwhere(np.isfinite(values)):
-        look = {"color": UNSURE} if not sure[row, column] else {"weight": "bold", "color": "white" if abs(values[row, column]) > 0.62 * limit else INK}
-        axis.text(column + 0.5, row + 0.5, signed(values[row, column], largest), ha="center", va="center_baseline", size=8.5, **look)
+    show_cells(axis, values, sure, limit, largest)
     axis.set_xticks(np.arange(len(columns)) + 0.5, [head.text for head in heads], size=8.5)
     axis.xaxis.set(ticks_position="top", label_position="top")
     axis.set_xlabel(named[1], size=8, style="italic", color=UNSURE)
     row_names(axis, names, np.arange(len(rows)) + 0.5, named[0])
     axis.tick_params(length=0)
-    axis.vlines(range(1, len(columns)), 0, len(rows), color="white", linewidth=1.5)
-    axis.hlines(range(1, len(rows)), 0, len(columns), color="white", linewidth=1.5)
-    for side in axis.spines.values(): side.set_visible(False)
     show_scale(axes_at(figure, left, top + above + inside[1] + 0.15, strip, 0.24), limit, f"gain over {reference} ({unit})")
     return figure
 
@@ -548,12 +556,21 @@ def plain(value: float) -> str:
 def checked_series(series: dict, count: int, what: str) -> dict[str, np.ndarray]:
     "Each series as `(3, count)`: mean, low, high; at least one value in each."
     if not series or not count: raise PliError(f"nothing to draw: give at least one series and one {what}")
-    arrays = {name: np.asarray(value, float) for name, value in series.items()}
+    arrays = {name: np.array(value, float) for name, value in series.items()}
     for name, array in arrays.items():
         if array.shape != (3, count): raise PliError(f"{name}: a series needs mean, low and high for {count} {what}s, got shape {array.shape}")
         if not np.isfinite(array[0]).any(): raise PliError(f"{name}: no value is a number")
-        for place in np.flatnonzero(without_interval(*array)): raise PliError(f"{name}, {what} {place + 1}: a mean needs low <= high, got {array[0, place]:g} with {array[1, place]:g} and {array[2, place]:g}")
+        for place in np.flatnonzero(without_interval(*array)):
+            raise PliError(f"{name}, {what} {place + 1}: a mean needs low <= high, all finite, got {array[0, place]:g} with {array[1, place]:g} and {array[2, place]:g}")
+        array[:, np.isnan(array[0])] = np.nan
     return arrays
+
+def checked_levels(baselines: dict[str, float] | None) -> dict[str, float]:
+    "Level lines as numbers; none where none are given."
+    levels = {name: float("nan") if level is None else float(level) for name, level in (baselines or {}).items()}
+    for name, level in levels.items():
+        if not math.isfinite(level): raise PliError(f"{name}: a baseline is a number, got {level}")
+    return levels
 
 # %% ../nbs/12_viz.ipynb #94fb3c75
 LEVELS = ("--", ":", "-.")   # level lines
@@ -597,11 +614,10 @@ def gain_lines(
     baselines: dict[str, float] | None = None,    # name -> value: level lines, such as the control's
 ) -> Drawing:
     "Lines with 95 % intervals as bands, their names at their ends."
-    x, baselines = np.asarray(x, float).reshape(-1), {name: float(level) for name, level in (baselines or {}).items()}
+    x, baselines = np.asarray(x, float).reshape(-1), checked_levels(baselines)
     arrays = checked_series(series, len(x), "point")
     if not np.isfinite(x).all() or (np.diff(x) <= 0).any(): raise PliError(f"x has to rise from point to point, got {', '.join(map(plain, x))}")
     if logx and x[0] <= 0: raise PliError(f"x = {plain(x[0])} has no place on a logarithmic axis: leave it out")
-    if any(not math.isfinite(level) for level in baselines.values()): raise PliError(f"a baseline is a number, got {baselines}")
     names = [folded(name, 30) for name in (*series, *baselines)]
     inside = 3.7, max(2.6, sum(0.2 + 0.13 * name.count("\n") for name in names))
     figure, axis, _ = plate(inside, (0.72, 0.7 + max(width_of(name, 8) for name in names), 0.06, 0.5), title, [f"{caption} Bands: 95 % intervals.".strip()])
@@ -633,6 +649,16 @@ def lying_bar(axis: Axes, y: float, thick: float, look: tuple, value: np.ndarray
     axis.annotate(written, (max(high, mean, 0) if right else min(low, mean, 0), y), (3 if right else -3, 0), textcoords="offset points", gid="value",
                   ha="left" if right else "right", va="center_baseline", size=7.5, color=UNSURE if low <= 0 <= high else INK)
 
+
+def keys_of(series: list[str], baselines: list[str], across: float) -> tuple[list, list[str], int, float]:
+    "What a legend needs: its marks and labels, its columns in so many inches across, and its height."
+    looks = [LOOKS[(number + 1) % len(LOOKS)] for number in range(len(series))]
+    keys = [Patch(facecolor=colour, hatch=hatch, edgecolor="white", linewidth=0) for colour, _, _, hatch in looks]
+    keys += [Line2D([], [], color=UNSURE, linestyle=LEVELS[number % 3], linewidth=1.1) for number in range(len(baselines))]
+    labels = [folded(name, 44) for name in (*series, *baselines)]
+    columns = max(1, int(across / (0.55 + max(width_of(label, 8) for label in labels))))
+    return keys, labels, columns, math.ceil(len(labels) / columns) * (0.07 + 0.13 * max(label.count("\n") + 1 for label in labels))
+
 # %% ../nbs/12_viz.ipynb #97abea7c
 @styled
 def gain_bars(
@@ -646,26 +672,23 @@ def gain_bars(
     gains: bool = False,                          # differences: written with their sign
 ) -> Drawing:
     "Lying bars with 95 % intervals as whiskers and the values written, a group of bars for each name."
-    arrays, baselines = checked_series(series, len(names), "row"), {name: float(level) for name, level in (baselines or {}).items()}
-    if any(not math.isfinite(level) for level in baselines.values()): raise PliError(f"a baseline is a number, got {baselines}")
+    arrays, baselines = checked_series(series, len(names), "row"), checked_levels(baselines)
     edges = np.concatenate([*(array.ravel() for array in arrays.values()), [0.0], list(baselines.values())])
     least, most, largest = np.nanmin(edges), np.nanmax(edges), max(np.nanmax(np.abs(array[0])) for array in arrays.values())
     lines = names_of(names, 44)
     thick = {1: 0.19, 2: 0.15}.get(len(arrays), 0.125)
     high = max(thick * len(arrays) + 0.1, 0.15 * max(len(name.lines) for name in lines) + 0.08)
-    looks = [LOOKS[(number + 1) % len(LOOKS)] for number in range(len(arrays))]
-    handles = {name: Patch(facecolor=colour, hatch=hatch, edgecolor="white", linewidth=0) for name, (colour, _, _, hatch) in zip(arrays, looks)}
-    handles |= {name: Line2D([], [], color=UNSURE, linestyle=LEVELS[number % 3], linewidth=1.1) for number, name in enumerate(baselines)}
-    columns = max(1, int(4.2 / (0.55 + max(width_of(name, 8) for name in handles))))
+    keys, labels, columns, room = keys_of(list(arrays), list(baselines), 4.2)
     left = 0.2 + max(width_of(named, 8), *(width_of(name.text, 8.5) for name in lines))
-    values = np.stack(list(arrays.values()))                                                  # (series, 3, rows)
-    notes = [caption, "Whiskers: 95 % intervals."] + ["Grey number: the interval contains 0."] * bool(((values[:, 1] <= 0) & (values[:, 2] >= 0)).any()) + ["No bar: not measured."] * bool(np.isnan(values[:, 0]).any())
-    figure, axis, top = plate((4.0, high * len(names)), (left, 0.2, 0.2 * math.ceil(len(handles) / columns) + 0.24, 0.45), title, [" ".join(filter(None, notes))])
+    unsure = any(((low <= 0) & (high >= 0)).any() for _, low, high in arrays.values())
+    missing = any(np.isnan(mean).any() for mean, _, _ in arrays.values())
+    notes = [caption, "Whiskers: 95 % intervals.", unsure * "Grey number: the interval contains 0.", missing * "No bar: not measured."]
+    figure, axis, top = plate((4.0, high * len(names)), (left, 0.2, room + 0.24, 0.45), title, [" ".join(filter(None, notes))])
     for row in range(0, len(names), 2): axis.axhspan(row, row + 1, color="#f4f4f4", linewidth=0, zorder=0)
     for number, array in enumerate(arrays.values()):
         for row in np.flatnonzero(np.isfinite(array[0])):
             written = signed(array[0, row], largest) if gains else number_of(array[0, row], largest)
-            lying_bar(axis, row + 0.5 + (number - (len(arrays) - 1) / 2) * thick / high, 0.9 * thick / high, looks[number], array[:, row], written)
+            lying_bar(axis, row + 0.5 + (number - (len(arrays) - 1) / 2) * thick / high, 0.9 * thick / high, LOOKS[(number + 1) % len(LOOKS)], array[:, row], written)
     space = 0.12 * ((most - least) or 1.0)
     axis.set(xlim=(least - space * (least < 0), most + space), ylim=(len(names), 0), xlabel=ylabel)
     axis.axvline(0, color=INK, linewidth=0.8)
@@ -675,5 +698,5 @@ def gain_bars(
     for number, level in enumerate(baselines.values()): axis.axvline(level, color=UNSURE, linestyle=LEVELS[number % 3], linewidth=1.1)
     row_names(axis, lines, np.arange(len(names)) + 0.5, named)
     across, down = figure.get_size_inches()
-    figure.legend(list(handles.values()), list(handles), loc="upper left", bbox_to_anchor=(left / across, 1 - top / down), ncols=columns, borderpad=0, borderaxespad=0, labelspacing=0.35)
+    figure.legend(keys, labels, loc="upper left", bbox_to_anchor=(left / across, 1 - top / down), ncols=columns, borderpad=0, borderaxespad=0, labelspacing=0.35)
     return figure

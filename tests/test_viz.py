@@ -11,8 +11,8 @@ from matplotlib.path import Path as Outline
 
 from pli.core import PliError, generator
 from pli.masking import HIDERS
-from pli.viz import (Retrieval, hidden_squares, interval_bars, loss_curves, mask_figure, mean_around, rank_change, retrieval_figure, save_figure, see,
-                     shares_moved, to_image, to_png, weight_curves)
+from pli.viz import (UNSURE, Retrieval, gain_bars, gain_lines, gain_map, hidden_squares, interval_bars, loss_curves, mask_figure, mean_around, moved_apart, rank_change,
+                     retrieval_figure, save_figure, see, shares_moved, signed, tint, to_image, to_png, weight_curves, width_of, words_left)
 
 
 def noise(*shape): return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator(0, "noise", *shape))
@@ -30,6 +30,9 @@ FIGURES = {
     "bars": lambda: interval_bars({"all": {"start": (3.0, 2.0, 4.0), "tuned": [-1.0, -2.0, 1.0]}, "some": {"tuned": (0, 0, 0)}}, "recall@1 (%)"),
     "weights": lambda: weight_curves({"sum": {0.5: 10.0, 1.0: 20.0, 2.0: 15.0}, "product": {"1": 12.0}}, "recall@10 (%)", best={"sum": 0.5}),
     "losses": lambda: loss_curves({"a": [{"step": 0, "loss": 2.0}, {"step": 1, "loss": None}, {"step": 2, "loss": float("nan")}, {"step": 3, "loss": 1.0}], "b": []}),
+    "map": lambda: gain_map([[1.0, -2.0], [None, 0.5]], [[0.5, -3.0], [None, -1.0]], [[2.0, -1.0], [None, 1.0]], ["one\nand more", "two"], ["$a$", "colour"], "a title", "100 queries."),
+    "lines": lambda: gain_lines([100, 1000, 2500], {"a $b$": ([1, 2, 3], [0, 1, 2], [2, 3, 4]), "b": ([3, 2, None],) * 3}, "pairs", "gain", "a title", "100 queries.", True, {"control": 0.5}),
+    "lying bars": lambda: gain_bars(["one\nand more", "two"], {"a": ([1.0, -2.0], [0.5, -3.0], [2.0, 1.0]), "b": ([None, 0.0],) * 3}, "gain", "a title", "100 queries.", {"control": 0.5}, gains=True),
     "ranks": lambda: rank_change([1, 3, 500, 9], torch.tensor([1, 1, 2, 40])),
 }
 
@@ -43,9 +46,14 @@ def test_figures_repeat_to_the_byte_and_leave_nothing_behind(name):
     with matplotlib.rc_context({"font.size": 30, "axes.grid": True, "savefig.facecolor": "red"}): assert to_png(FIGURES[name]()) == data   # a reader's own settings do not matter
 
 
-@pytest.mark.parametrize("name", ["bars", "weights", "losses", "ranks"])
+@pytest.mark.parametrize("name", ["bars", "weights", "losses", "ranks", "lines", "lying bars"])
 def test_every_axis_has_a_name(name):
     for axis in FIGURES[name]().axes: assert axis.get_ylabel() and axis.get_xlabel()
+
+
+def test_a_map_names_its_rows_columns_and_scale():
+    cells, scale = FIGURES["map"]().axes
+    assert cells.get_xlabel() == "query" and cells.get_ylabel() == "way" and scale.get_xlabel() == "gain over control (points of recall@10)"
 
 
 @pytest.mark.parametrize("ending", [".png", ".svg", ".pdf", ".PNG"])
@@ -86,12 +94,13 @@ def test_squares_lie_on_the_hidden_patches(rows, columns, seed, data):
 
 @pytest.mark.parametrize("shape, grid", [((2, 3, 24, 24), (4, 4)), ((3, 3, 24, 36), (2, 3)), ((1, 3, 30, 20), (3, 2))])
 def test_a_figure_shows_the_view_and_nothing_else(shape, grid):
-    pixels = noise(*shape)
-    hides = [name for name in HIDERS if name != "mix" or shape[0] > 1] + ["recolour:1+random:0.5"]
-    figure = mask_figure(pixels, hides, grid, seed=3)
+    pixels, captions = noise(*shape), ["a red shirt for men", "a blue dress", "socks in red"][: shape[0]]
+    hides = [name for name in HIDERS if name not in ("mix", "swap", "only", "without") or shape[0] > 1 and name in ("mix", "swap")]
+    hides += ["only:colour", "without:colour", "recolour:1+random:0.5", "random:0.25|recolour:1", "grid>random:0.75"]
+    figure = mask_figure(pixels, hides, grid, seed=3, captions=captions)
     assert len(figure.axes) == shape[0] * (1 + len(hides))
     for column, hide in enumerate(["none", *hides]):
-        view = see(pixels, hide, grid, seed=3)
+        view = see(pixels, hide, grid, seed=3, captions=captions)
         for row in range(shape[0]):
             axis = figure.axes[row * (1 + len(hides)) + column]
             assert (np.asarray(axis.images[0].get_array()) == to_image(view.pixels[row])).all()
@@ -105,6 +114,22 @@ def test_a_column_does_not_depend_on_the_others():
     paths = [next(patch.get_path() for patch in axis.patches if patch.get_gid() == "hidden") for axis in (one.axes[1], two.axes[3])]
     assert (paths[0].vertices == paths[1].vertices).all()
     assert to_png(mask_figure(pixels, ["random:0.5"], (4, 4), seed=1)) != to_png(one)
+
+
+def test_words_are_shown_where_some_are_hidden_and_only_there():
+    captions = ["a red shirt", "a shirt"]
+    written = lambda hides: [text.get_text() for text in mask_figure(noise(2, 3, 24, 24), hides, (4, 4), captions=captions).texts]
+    assert "\N{LEFT DOUBLE QUOTATION MARK}red\N{RIGHT DOUBLE QUOTATION MARK}" in written(["only:colour"])
+    assert sum(text.startswith("\N{LEFT DOUBLE QUOTATION MARK}") for text in written(["only:colour", "random", "without:colour"])) == 2   # the second caption stays as it is
+    assert any("left of its caption" in text for text in written(["only:colour"])) and not any("left of its caption" in text for text in written(["random"]))
+    view = see(noise(2, 3, 24, 24), "only:colour", (4, 4), captions=captions)
+    assert words_left(view, 1, captions) == words_left(view, 0, None) == "" != words_left(view, 0, captions)
+
+
+@pytest.mark.parametrize("hide, title", [("random:0.5", "random:0.5"), ("recolour:1 + random:0.5", "recolour:1\n+ random:0.5"), ("grid|block>random:0.75+drop", "grid\n| block\n> random:0.75\n+ drop")])
+def test_every_step_of_a_way_has_its_line(hide, title):
+    from pli.viz import title_of
+    assert title_of(hide) == title
 
 
 def test_a_printed_grey_is_not_a_hidden_patch():
@@ -142,6 +167,99 @@ def test_the_chosen_weight_is_ringed_and_not_the_luckiest():
     assert ring(weight_curves({"sum": curve}, "recall")) == [1.0] and ring(weight_curves({"sum": curve}, "recall", {"sum": 4.0})) == [4.0]
 
 
+# many ways at once
+
+def cells_of(figure): return {(text.get_position()[1] - 0.5, text.get_position()[0] - 0.5): text for text in figure.axes[0].texts if text.get_text()[-1:].isdigit() and text.get_gid() is None and text.get_ha() == "center"}
+
+
+def test_a_map_tells_what_is_sure():
+    values, low, high = np.array([[3.0, 2.0, -1.0], [0.04, np.nan, -2.5]]), np.array([[1.0, -0.5, -2.0], [-1, np.nan, -4.0]]), np.array([[5.0, 4.0, -0.1], [1, np.nan, 0.0]])
+    cells = cells_of(gain_map(values, low, high, ["a", "b"], ["x", "y", "z"]))
+    assert {place: text.get_text() for place, text in cells.items()} == {(0, 0): "+3.0", (0, 1): "+2.0", (0, 2): "\N{MINUS SIGN}1.0", (1, 0): "0.0", (1, 2): "\N{MINUS SIGN}2.5"}   # the missing one is blank
+    assert {place for place, text in cells.items() if text.get_weight() == "bold"} == {(0, 0), (0, 2)}
+    assert {place for place, text in cells.items() if text.get_color() == UNSURE} == {(0, 1), (1, 0), (1, 2)}                # an interval that ends at 0 contains it
+
+
+def test_colours_of_gains():
+    assert np.allclose(tint(0.0, 2, True), 1) and np.allclose(tint(np.nan, 2, True), 1) and np.allclose(tint(9.0, 2, True), tint(2.0, 2, True))
+    blue, orange = tint(2.0, 2, True), tint(-2.0, 2, True)
+    assert blue[2] > blue[0] and orange[0] > orange[2]
+    assert (tint(2.0, 2, False) > blue).all() and (tint(1.0, 2, True) > blue).all()
+    shown = lambda **more: np.asarray(gain_map([[2.0]], [[1.0]], [[3.0]], ["a"], ["b"], **more).axes[0].images[0].get_array())[0, 0]
+    assert np.allclose(shown(), blue) and np.allclose(shown(limit=4), tint(2.0, 4, True))
+
+
+def test_blanks_are_explained():
+    notes = lambda figure: " ".join(" ".join(text.get_text().split()) for text in figure.texts)
+    whole = gain_map([[1.0]], [[0.5]], [[2.0]], ["a"], ["b"], caption="Seven queries.")
+    assert "Seven queries." in notes(whole) and "Blank" not in notes(whole) and "Blank: not measured." in notes(FIGURES["map"]())
+    assert "No bar: not measured." in notes(FIGURES["lying bars"]()) and "Grey number" in notes(FIGURES["lying bars"]())
+    assert "95 % intervals" in notes(FIGURES["lines"]())
+
+
+LONG = ["recolour + random 0.5 + only colour words, and what else there is to be said " * 2, "x" * 200, "", "in\nthree\nlines", "\N{SNOWMAN} $5 and $10 \\frac{"]
+
+
+@pytest.mark.parametrize("count", [1, 5, 20])
+def test_names_and_numbers_stay_inside_the_figure(count):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    names, columns = [f"{LONG[i % 5]}{i}" for i in range(count)], ["image", "text, weighted by words", "sum:0.25", "y" * 40][: min(count, 4)]
+    values = np.linspace(-99, 99, count * len(columns)).reshape(count, -1) if count > 1 else np.ones((1, 1))
+    series = {f"{LONG[i]}{i}": (values[:, i], values[:, i] - 9, values[:, i] + 9) for i in range(len(columns))}
+    for figure in (gain_map(values, values - 9, values + 9, names, columns, "a title " * 30, "a caption " * 80), gain_bars(names, series, "gain", "a title " * 30, "a caption " * 80, {"control": 3.0}),
+                   gain_lines(range(1, count + 1), series, "x", "gain", "a title " * 30, "a caption " * 80, baselines={LONG[0]: 3.0})):
+        box = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer())
+        across, down = figure.get_size_inches()
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= across and box.y1 <= down and across < 14
+
+
+@given(st.lists(st.tuples(st.floats(-2, 12), st.floats(0.1, 1)), min_size=1, max_size=9))
+@settings(max_examples=100, deadline=None)
+def test_moved_names_do_not_overlap_and_stay(wanted):
+    places, heights = zip(*wanted)
+    moved = moved_apart(places, heights, 10)
+    order = sorted(range(len(moved)), key=moved.__getitem__)
+    assert all(moved[b] - moved[a] >= (heights[a] + heights[b]) / 2 - 1e-9 for a, b in zip(order, order[1:]))
+    assert all(heights[i] / 2 - 1e-9 <= moved[i] <= 10 - heights[i] / 2 + 1e-9 for i in order)
+    assert [places[i] for i in order] == sorted(places)                                     # in the order of what they name
+
+
+def test_a_name_moves_no_further_than_it_must():
+    assert moved_apart([3.0, 8.0, 5.0], [1.0, 1.0, 1.0], 10) == [3.0, 8.0, 5.0]
+    assert np.allclose(moved_apart([5.0, 5.0, 9.0], [1.0, 2.0, 1.0], 10), [4.25, 5.75, 9.0])
+
+
+def test_lines_end_where_their_values_end():
+    figure = FIGURES["lines"]()
+    drawn = {tuple(line.get_xdata()): np.asarray(line.get_ydata(), float) for line in figure.axes[0].lines if line.get_transform() == figure.axes[0].transData}
+    assert len(figure.axes[0].collections) == 2 and list(drawn) == [(100.0, 1000.0, 2500.0)]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["control", "a $b$", "b"] and [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["100", "1,000", "2,500"]
+    ties = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_linestyle() == ":"]
+    assert len(ties) == 3 and ties[2] < ties[1] == ties[0]
+
+
+def test_lying_bars_are_as_long_as_their_values():
+    figure = gain_bars(["a", "b"], {"x": ([1.0, -2.0], [0.5, -3.0], [2.0, 1.0]), "y": ([None, 4.0],) * 3}, "gain", baselines={"control": 0.5}, gains=True)
+    bars = [(patch.get_width(), patch.get_y() + patch.get_height() / 2) for patch in figure.axes[0].patches if patch.get_hatch() is not None and patch.get_height() < 0.9]
+    assert [width for width, _ in bars] == [1.0, -2.0, 4.0] and [int(y) for _, y in bars] == [0, 1, 1]
+    numbers = [text for text in figure.axes[0].texts if text.get_gid() == "value"]
+    assert [text.get_text() for text in numbers] == ["+1.0", "\N{MINUS SIGN}2.0", "+4.0"] and [text.get_color() == UNSURE for text in numbers] == [False, True, False]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["x", "y", "control"]
+    same = gain_bars(["a"], {"control": ([1.0],) * 3}, "recall", baselines={"control": 0.5})
+    assert len(same.legends[0].get_texts()) == 2
+
+
+def test_what_is_not_measured_has_no_say_in_the_axes():
+    low = [0.5, float("-inf")]
+    assert to_png(gain_bars(["a", "b"], {"x": ([1.0, None], low, [2.0, 900.0])}, "gain")) == to_png(gain_bars(["a", "b"], {"x": ([1.0, None], [0.5, None], [2.0, None])}, "gain"))
+    assert low == [0.5, float("-inf")]
+
+
+def test_texts_are_measured():
+    assert width_of("ii", 9) < width_of("WW", 9) < width_of("WW", 18) and width_of("a\nlong line", 9) == width_of("long line", 9) and width_of("", 9) == width_of(" \n", 9) == 0
+    assert signed(0.0, 9) == "0.0" and signed(-0.049, 9) == "0.0" and signed(-0.05001, 9) == "\N{MINUS SIGN}0.1" and signed(0.2, 1) == "+0.20"
+
+
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=30), st.floats(0.5, 20))
 @settings(max_examples=50, deadline=None)
 def test_mean_around_is_the_formula(values, half_life):
@@ -170,6 +288,22 @@ def test_shares_add_up():
     (lambda: weight_curves({"sum": {0: 1.0}}, "recall"), "weight 0"),
     (lambda: weight_curves({"sum": {1.0: 2.0}}, "recall", {"sum": 3.0}), "the chosen weight 3 is not on its curve"),
     (lambda: loss_curves({"a": []}), "nothing to draw"),
+    (lambda: gain_map([], [], [], [], []), "a map of 0 rows and 0 columns"),
+    (lambda: gain_map([[1.0]], [[0.0]], [[2.0]], ["a", "b"], ["x"]), r"a map of 2 rows and 1 columns .* got \(1, 1\)"),
+    (lambda: gain_map([[1.0]], [[None]], [[2.0]], ["a"], ["x"]), "a, x: a gain needs low <= high, all finite, got 1 with nan and 2"),
+    (lambda: gain_map([[float("inf")]], [[0.0]], [[2.0]], ["a"], ["x"]), "a, x: a gain needs low <= high, all finite, got inf"),
+    (lambda: gain_map([[1.0]], [[0.0]], [[2.0]], ["a"], ["x"], limit=-1), "limit"),
+    (lambda: gain_lines([], {"a": ([], [], [])}, "x", "y"), "nothing to draw"),
+    (lambda: gain_lines([1], {}, "x", "y"), "nothing to draw"),
+    (lambda: gain_lines([2, 1], {"a": ([1, 2],) * 3}, "x", "y"), "x has to rise from point to point, got 2, 1"),
+    (lambda: gain_lines([0, 1], {"a": ([1, 2],) * 3}, "x", "y", logx=True), "x = 0 has no place"),
+    (lambda: gain_lines([1, 2], {"a": ([1, 2], [1, 2], [1, 1])}, "x", "y"), "a, point 2: a mean needs low <= high, all finite, got 2 with 2 and 1"),
+    (lambda: gain_lines([1, 2], {"a": ([None, None],) * 3}, "x", "y"), "a: no value is a number"),
+    (lambda: gain_lines([1], {"a": ([1],) * 3}, "x", "y", baselines={"b": float("nan")}), "b: a baseline is a number, got nan"),
+    (lambda: gain_bars([], {"a": ([], [], [])}, "y"), "nothing to draw"),
+    (lambda: gain_bars(["one"], {"a": ([1, 2],) * 3}, "y"), "a: a series needs mean, low and high for 1 rows"),
+    (lambda: gain_bars(["one"], {"a": ([1],) * 2}, "y"), "a: a series needs"),
+    (lambda: gain_bars(["one"], {"a": ([1],) * 3}, "y", baselines={"b": None}), "b: a baseline is a number"),
     (lambda: rank_change([1], [1, 2]), "1 ranks before and 2 after"),
     (lambda: rank_change([0], [1]), "ranks begin at 1"),
 ])
