@@ -32,6 +32,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, PathPatch
 from matplotlib.path import Path as Outline
+from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextPath
 from PIL import Image
 from torch import Tensor
@@ -647,7 +648,7 @@ def lying_bar(axis: Axes, y: float, thick: float, look: tuple, value: np.ndarray
     axis.plot([low, high], [y, y], color=INK, linewidth=1.1, solid_capstyle="butt")
     right = mean >= 0
     axis.annotate(written, (max(high, mean, 0) if right else min(low, mean, 0), y), (3 if right else -3, 0), textcoords="offset points", gid="value",
-                  ha="left" if right else "right", va="center_baseline", size=7.5, color=UNSURE if low <= 0 <= high else INK)
+                  ha="left" if right else "right", va="center_baseline", size=7.5, color=UNSURE if low <= 0 <= high else INK, path_effects=[withStroke(linewidth=2.5, foreground="white")])
 
 
 def keys_of(series: list[str], baselines: list[str], across: float) -> tuple[list, list[str], int, float]:
