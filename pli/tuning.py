@@ -297,7 +297,8 @@ def take_step(
     rate = learning_rate(step, settings)
     for group in optimiser.param_groups: group["lr"] = rate
     on_gpu = [backbone.device] if backbone.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=on_gpu), torch.autocast(backbone.device.type, torch.bfloat16, enabled=uses_bf16(settings.precision, backbone.device)):
+    half = uses_bf16(settings.precision, backbone.device)
+    with torch.random.fork_rng(devices=on_gpu), torch.autocast(backbone.device.type, torch.bfloat16, enabled=half), plain_attention(half and backbone.device.type == "cpu"):
         torch.manual_seed(generator(settings.seed, "step", step).initial_seed())       # for models that draw random numbers themselves
         floats = pixels.to(backbone.device).float().div(255)
         loss = OBJECTIVES[settings.objective](backbone, floats, captions, settings, generator(settings.seed, "hide", step), step / settings.steps)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from pli import __version__, world
 from pli.backbones import load_backbone
-from pli.cli import TUNE_OPTIONS, make_parser, tune_settings, wanted_composers
+from pli.cli import TUNE_OPTIONS, main, make_parser, tune_settings, wanted_composers
 from pli.core import PliError, generator
 from pli.benchmarks import read_queries
 from pli.evaluate import every_composer, outcomes_from, query_validator, rows_of
@@ -385,3 +385,34 @@ def test_masks_are_drawn(drawn, tmp_path):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.PNG").read_bytes() != (tmp_path / "d.png").read_bytes()
     assert ElementTree.parse(tmp_path / "new" / "c.svg").getroot().tag.endswith("svg")
     assert sorted(files(tmp_path)) == ["a.png", "b.PNG", "d.png", "e.png", "new/c.svg"]
+
+
+# --- averages
+
+def test_average_of_two_models(tmp_path, capsys):
+    for seed in (0, 1): load_backbone("pli-tiny-48", seed=seed).save(tmp_path / f"m{seed}")
+    one, other = (str(tmp_path / f"m{seed}") for seed in (0, 1))
+    assert main(["average", one, other, "--shares", "0.25", "0.75", "--out", str(tmp_path / "mean")]) == 0
+    a, b, mean = (load_backbone(folder).model.visual.proj for folder in (one, other, str(tmp_path / "mean")))
+    assert torch.allclose(mean, 0.25 * a + 0.75 * b, atol=1e-7)
+    record = json.loads((tmp_path / "mean" / "provenance.json").read_text())
+    assert record["models"] == [one, other] and record["shares"] == [0.25, 0.75]
+    assert main(["average", "pli-tiny-48", one, "--out", str(tmp_path / "same")]) == 0
+    assert torch.equal(load_backbone(str(tmp_path / "same")).model.visual.proj, a)               # a named model begins with seed 0
+
+
+@pytest.mark.parametrize("words, says", [(["M"], "two models or more"), (["M", "M", "--shares", "1"], "one number a model: got 1 for 2"), (["M", "M", "--shares", "0.5", "0.6"], "sum to 1"),
+                                         (["M", "M", "--shares", "nan", "1"], "sum to 1"), (["M", "pli-tiny-64"], "one shape"), (["M", "nowhere"], "nowhere")])
+def test_averages_that_are_none(words, says, tmp_path, capsys):
+    load_backbone("pli-tiny-48").save(tmp_path / "M")
+    assert main(["average", *(str(tmp_path / "M") if word == "M" else word for word in words), "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_an_average_replaces_nothing(tmp_path, capsys):
+    load_backbone("pli-tiny-48").save(tmp_path / "M")
+    before = (tmp_path / "M" / "open_clip_model.safetensors").read_bytes()
+    for out in (tmp_path / "M", tmp_path / "M" / "open_clip_config.json"):
+        assert main(["average", str(tmp_path / "M"), "pli-tiny-48", "--out", str(out)]) == 1 and "choose another place" in capsys.readouterr().err
+    assert (tmp_path / "M" / "open_clip_model.safetensors").read_bytes() == before

@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from pli.core import PliError
-from pli.data import (MOST_PIXELS, Batch, BatchOrder, Pairs, PairSet, PictureError, TensorPairs, collate, open_picture, read_pairs,
+from pli.data import (MOST_PIXELS, Batch, BatchOrder, Company, Pairs, PairSet, PictureError, TensorPairs, collate, open_picture, read_pairs,
                       shown, split_pairs)
 
 
@@ -483,6 +483,53 @@ def test_order_arguments():
     with pytest.raises(TypeError): len(BatchOrder(8, 4))
     for arguments in [(8, 0), (0, 1), (8, 4, 0, -1), (8, 4, 0, 0, -1)]:
         with pytest.raises(PliError): BatchOrder(*arguments)
+
+
+# --- company in a batch
+
+@settings(max_examples=80, deadline=None)
+@given(st.data(), st.integers(2, 30), st.integers(0, 3), st.integers(0, 12))
+def test_company_never_brings_a_picture_twice(data, count, seed, first):
+    "Whatever the partners are, oneself and twins included: full batches, no picture twice, the same after a restart."
+    pictures = data.draw(st.lists(st.integers(0, count), min_size=count, max_size=count))
+    partners = data.draw(st.lists(st.lists(st.integers(0, count - 1), max_size=4), min_size=count, max_size=count))
+    batch_size = data.draw(st.integers(1, len(set(pictures))))
+    company = Company(pictures, partners)
+    whole = list(BatchOrder(count, batch_size, seed, 0, first + 6, company))
+    assert list(BatchOrder(count, batch_size, seed, first, 6, company)) == whole[first:]
+    for batch in whole: assert len(batch) == batch_size == len({pictures[pair] for pair in batch}) and set(batch) <= set(range(count))
+
+
+def test_half_of_a_batch_are_partners():
+    "Everybody has one, nobody shares one: each batch is whole couples."
+    company = Company(list(range(40)), [(pair ^ 1,) for pair in range(40)])
+    for size, couples in ((8, 4), (2, 1), (9, 4)):
+        for batch in BatchOrder(40, size, seed=3, steps=30, company=company):
+            met = sum(pair ^ 1 in batch for pair in batch) // 2
+            assert met >= couples - 2 if size > 2 else met == 1      # two who were drawn may be a couple already
+    order = BatchOrder(40, 8, steps=10, company=company)
+    drawn = [pair for batch in order for pair in batch[:4]]
+    assert len(drawn) == 40 and len(set(drawn)) > 30                 # an epoch's order leads the batches
+
+
+def test_company_of_any_partner_is_drawn_evenly():
+    company = Company(list(range(10)), [tuple(other for other in range(10) if other != pair) for pair in range(10)])
+    seen = [batch[1] for batch in BatchOrder(10, 2, steps=2000, company=company)]
+    assert min(seen.count(pair) for pair in range(10)) > 120
+
+
+def test_too_few_pictures_for_company():
+    company = Company([0, 0, 1, 1], [()] * 4)
+    with pytest.raises(PliError, match="2 pictures do not fill a batch of 3"): BatchOrder(4, 3, company=company)
+    assert all(len(batch) == 2 for batch in BatchOrder(4, 2, steps=5, company=company))
+
+
+def test_pairs_know_their_pictures():
+    drawn = torch.zeros(4, 3, 4, 4, dtype=torch.uint8)
+    drawn[1] = 7; drawn[3] = 7
+    assert TensorPairs(drawn, list("abcd")).pictures() == [0, 1, 0, 1]
+    pairs = Pairs(("/x/a.png", "/x/b.png", "/x/a.png"), ("one", "two", "three"), Path("/x"))
+    assert PairSet(pairs, None).pictures() == [0, 1, 0] and PairSet(pairs, None).captions == ("one", "two", "three")
 
 
 # --- real data, where it is there

@@ -119,3 +119,63 @@ a, b, c = features(4, 3)
 def test_shapes_that_do_not_match_say_so(call, message):
     with pytest.raises(PliError) as caught: call()
     assert message in str(caught.value)
+
+
+# ---- what the user has already
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_avoided_pictures_as_a_loop(own, symmetric):
+    chance = torch.Generator().manual_seed(0)
+    query, target, avoid = (torch.randn(7, 5, generator=chance, dtype=torch.float64) for _ in range(3))
+    barred = torch.tensor([False, True, False, False, True, False, False])
+    cosine = lambda one, other: torch.nn.functional.cosine_similarity(one, other, dim=0).item()
+    forward, back = [], []
+    for i in range(7):
+        rivals = [cosine(query[i], target[j]) for j in range(7)] + [cosine(query[i], avoid[j]) for j in range(7) if not barred[j] and (j == i or not own)]
+        forward.append(math.log(sum(math.exp(9 * rival) for rival in rivals)) - 9 * cosine(query[i], target[i]))
+        back.append(math.log(sum(math.exp(9 * cosine(query[j], target[i])) for j in range(7))) - 9 * cosine(query[i], target[i]))
+    wanted = (sum(forward) + sum(back)) / 14 if symmetric else sum(forward) / 7
+    assert contrastive(query, target, 9.0, symmetric, avoid, barred, own).item() == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_barred_rows_change_nothing_and_get_no_gradient(own):
+    chance = torch.Generator().manual_seed(1)
+    query, target, avoid = (torch.randn(6, 4, generator=chance).requires_grad_() for _ in range(3))
+    plain = contrastive(query, target, 5.0)
+    assert torch.equal(contrastive(query, target, 5.0, avoid=avoid, barred=torch.ones(6, dtype=torch.bool), own=own), plain)
+    barred = torch.tensor([True, False] * 3)
+    loss = contrastive(query, target, 5.0, avoid=avoid, barred=barred, own=own)
+    assert loss > plain
+    wild = torch.where(barred[:, None], torch.full_like(avoid, 1e4), avoid)                      # what a barred row holds has no say
+    assert torch.equal(contrastive(query, target, 5.0, avoid=wild, barred=barred, own=own), loss)
+    loss.backward()
+    assert (avoid.grad[barred] == 0).all() and (avoid.grad[~barred] != 0).any() and all(x.grad.isfinite().all() for x in (query, target, avoid))
+
+
+def test_rows_of_zeros_that_are_barred_have_gradients_that_are_numbers():
+    query = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    avoid = torch.zeros(3, 4).requires_grad_()
+    contrastive(query, torch.eye(3, 4), 100.0, avoid=avoid, barred=torch.ones(3, dtype=torch.bool), own=False).backward()
+    assert query.grad.isfinite().all() and (avoid.grad == 0).all()
+
+
+def test_everybodys_is_harder_than_ones_own():
+    chance = torch.Generator().manual_seed(2)
+    query, target, avoid = (torch.randn(8, 4, generator=chance) for _ in range(3))
+    assert contrastive(query, target, 3.0) < contrastive(query, target, 3.0, avoid=avoid) < contrastive(query, target, 3.0, avoid=avoid, own=False)
+
+
+def test_avoided_pictures_in_half_precision():
+    query, target, avoid = (torch.randn(6, 16, generator=torch.Generator().manual_seed(i)).bfloat16() for i in range(3))
+    for own in (True, False):
+        with torch.autocast("cpu", dtype=torch.bfloat16): half = contrastive(query, target, 100.0, avoid=avoid, own=own)
+        assert half.dtype == torch.float32 and torch.equal(half, contrastive(query.float(), target.float(), 100.0, avoid=avoid.float(), own=own))
+
+
+@pytest.mark.parametrize("avoid, barred, says", [(torch.zeros(5, 4), None, r"avoid \(5, 4\)"), (torch.zeros(6, 3), None, r"avoid \(6, 3\)"), (torch.zeros(6, 4), torch.zeros(6), "barred must be bool"),
+                                                 (torch.zeros(6, 4), torch.zeros(5, dtype=torch.bool), r"barred must be bool \(6,\)"), (torch.zeros(6, 4), torch.zeros(6, 1, dtype=torch.bool), "barred must be bool")])
+@pytest.mark.parametrize("own", [True, False])
+def test_avoided_pictures_that_do_not_fit(avoid, barred, says, own):
+    with pytest.raises(PliError, match=says): contrastive(torch.ones(6, 4), torch.ones(6, 4), 1.0, avoid=avoid, barred=barred, own=own)

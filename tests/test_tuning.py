@@ -27,7 +27,7 @@ from pli.backbones import load_backbone
 from pli.core import PliError, generator, unit
 from pli.data import Pairs, PairSet, TensorPairs
 from pli.masking import View, parse_hide
-from pli.tuning import OBJECTIVES, SCHEDULES, TuneSettings, check_settings, claim_folder, fingerprint, learning_rate, make_optimiser, take_step, tune
+from pli.tuning import OBJECTIVES, SCHEDULES, TuneSettings, average, check_settings, claim_folder, fingerprint, learning_rate, make_company, make_optimiser, take_step, tune
 
 TEXT = {"context_length": 10, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 
@@ -750,3 +750,228 @@ def test_a_changed_caption_is_another_run(fresh, tmp_path):
 def test_pixels_travel_to_worker_processes_without_the_model(fresh):
     import pickle
     assert len(pickle.dumps(fresh().pixels)) < 10_000
+
+
+# ---- what the user has already, and the controls
+
+def features_of(backbone, view): return backbone.encode_image(view.pixels, view.hidden), backbone.encode_text(view.captions)
+
+
+def seen(backbone, hide, rows=8, seed=5):
+    "Pixels, words and view of a batch, as an objective sees them."
+    pixels, captions = PAIRS.pixels[:rows].float() / 255, PAIRS.captions[:rows]
+    return pixels, captions, parse_hide(hide)(View(pixels, backbone.grid, captions=tuple(captions)), generator(seed))
+
+
+@pytest.mark.parametrize("which", ["own", "all"])
+@pytest.mark.parametrize("hide", ["recolour:0.5+random:0.5", "mix:0.5", "random:0.5", "recolour:1"])
+def test_the_corrupted_picture_is_a_wrong_answer(fresh, which, hide):
+    backbone = fresh()
+    pixels, captions, view = seen(backbone, hide)
+    settings = dataclasses.replace(SHORT, hide=hide, avoid=which)
+    got = OBJECTIVES["masked"](backbone, pixels, captions, settings, generator(5))
+    query = unit(unit(backbone.encode_text(captions)) + unit(backbone.encode_image(view.pixels, view.hidden)))
+    whole, bare = unit(backbone.encode_image(pixels)), unit(backbone.encode_image(view.pixels))
+    rows, changed = backbone.scale * query @ whole.T, [not torch.equal(one, other) for one, other in zip(view.pixels, pixels)]
+    further = backbone.scale * query @ bare.T
+    wrong = torch.tensor([[changed[j] and (which == "all" or i == j) for j in range(8)] for i in range(8)])
+    forward = torch.cat([rows, further.masked_fill(~wrong, -math.inf)], 1).logsumexp(1) - rows.diag()
+    back = rows.T.logsumexp(1) - rows.diag()
+    assert got.item() == pytest.approx(((forward + back) / 2).mean().item(), rel=1e-4)
+    plain = OBJECTIVES["masked"](backbone, pixels, captions, dataclasses.replace(settings, avoid="none"), generator(5))
+    assert (got > plain) if any(changed) else torch.equal(got, plain)
+    if hide.startswith("recolour:0.5"): assert 0 < sum(changed) < 8
+
+
+@pytest.mark.parametrize("hide", ["recolour+random:0.5", "drop:0.5", "random:0.5"])
+def test_the_controls_are_their_formulas(fresh, hide):
+    backbone = fresh()
+    pixels, captions, view = seen(backbone, hide)
+    masked, words = (unit(x) for x in features_of(backbone, view))
+    for name, target in (("flip", words), ("picture", unit(backbone.encode_image(pixels)))):
+        logits = backbone.scale * masked @ target.T
+        wanted = (logits.logsumexp(1) + logits.logsumexp(0) - 2 * logits.diag()).mean() / 2
+        got = OBJECTIVES[name](backbone, pixels, captions, dataclasses.replace(SHORT, hide=hide, objective=name), generator(5))
+        assert got.item() == pytest.approx(wanted.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["masked", "paper", "flip"])
+def test_words_that_are_hidden_are_not_heard(fresh, objective):
+    backbone = fresh()
+    pixels, captions = PAIRS.pixels[:6].float() / 255, [f"a red thing number {i}" for i in range(6)]
+    ask = lambda hide, captions: OBJECTIVES[objective](backbone, pixels, captions, dataclasses.replace(SHORT, hide=hide, objective=objective), generator(0))
+    thin = ask("without:colour", captions)
+    assert torch.equal(thin, ask("none", [caption.replace("red ", "") for caption in captions])) and not torch.equal(thin, ask("none", captions))
+
+
+def test_the_added_clip_loss_hears_every_word(fresh):
+    backbone = fresh()
+    pixels, captions = PAIRS.pixels[:6].float() / 255, [f"a red thing number {i}" for i in range(6)]
+    ask = lambda weight: OBJECTIVES["masked"](backbone, pixels, captions, dataclasses.replace(SHORT, hide="without:colour", clip_weight=weight), generator(0))
+    clip = OBJECTIVES["clip"](backbone, pixels, captions, SHORT, generator(0))
+    assert (ask(0.5) - ask(0.0)).item() == pytest.approx(clip.item() / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("objective", ["paper", "clip", "flip", "picture"])
+def test_only_masked_has_its_settings(objective):
+    for changes in ({"weight": 0.5}, {"clip_weight": 0.5}, {"avoid": "own"}):
+        with pytest.raises(PliError, match=f"belong to the objective masked, not to {objective}"): check_settings(dataclasses.replace(SHORT, objective=objective, **changes))
+
+
+def test_pictures_alone_cannot_teach_the_words():
+    with pytest.raises(PliError, match="picture uses no words"): check_settings(dataclasses.replace(SHORT, objective="picture", tune="text"))
+
+
+def test_without_words_the_words_stay(fresh):
+    backbone = fresh()
+    before = weights(backbone)
+    run(backbone, objective="picture", weight_decay=0.0)
+    assert moved(before, backbone) and not {name for name in moved(before, backbone) if not name.startswith("visual.") and name != "logit_scale"}
+
+
+def test_objectives_know_how_far_the_run_is(fresh, monkeypatch):
+    far = []
+    def objective(backbone, pixels, captions, settings, random, progress):
+        far.append(progress)
+        return OBJECTIVES["masked"](backbone, pixels, captions, settings, random, progress)
+    monkeypatch.setitem(OBJECTIVES, "watched", objective)
+    run(fresh(), objective="watched")
+    assert far == [step / 8 for step in range(8)]
+
+
+def test_a_schedule_of_hiding_begins_with_its_first_way_and_ends_with_its_last(fresh):
+    backbone = fresh()
+    pixels, captions = PAIRS.pixels[:8].float() / 255, PAIRS.captions[:8]
+    ask = lambda hide, progress: OBJECTIVES["picture"](backbone, pixels, captions, dataclasses.replace(SHORT, hide=hide), generator(0), progress).item()
+    assert ask("none>grey", 0.0) == pytest.approx(ask("none", 0.0), rel=1e-5) and ask("none>grey", 1.0) == pytest.approx(ask("grey", 0.0), rel=1e-5)
+    assert ask("none", 0.0) != pytest.approx(ask("grey", 0.0), rel=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{"avoid": "own"}, {"avoid": "all", "objective": "masked"}, {"objective": "flip"}, {"objective": "picture"}, {"hide": "drop:0.5>recolour|mix:0.5"},
+                                     {"batches": "near"}, {"batches": "kin:colour"}], ids=str)
+def test_every_new_setting_continues_to_the_bit(fresh, tmp_path, changes):
+    pairs = TensorPairs(PAIRS.pixels, [f"a {('red', 'blue', 'green')[i % 3]} thing {i // 6}" for i in range(40)])
+    whole, again = fresh(), fresh()
+    settings = {"hide": "recolour+random:0.5", **changes}
+    wanted = run(whole, data=pairs, **settings)
+    reads = 40 if changes.get("batches") == "near" else 0                        # the table of neighbours reads everything once
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path / "run", Fuse(reads + 40, pairs), **settings)
+    result = run(again, tmp_path / "run", pairs, **settings)
+    assert result.continued_from == 3 and result.history == wanted.history and same(whole, again)
+
+
+def test_a_run_from_before_a_setting_existed_goes_on(fresh, tmp_path):
+    whole, again = fresh(), fresh()
+    wanted = run(whole)
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path, Fuse(40))
+    record = json.loads((tmp_path / "run.json").read_text())
+    for name in ("avoid", "batches"): record["settings"].pop(name)
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(PliError, match="avoid was 'none', now 'own'"): run(fresh(), tmp_path, avoid="own")
+    assert run(again, tmp_path).history == wanted.history and same(whole, again)
+
+
+# ---- attention on the processor
+
+@pytest.mark.parametrize("precision, wanted", [("bf16", True), ("fp32", False), ("auto", False)])
+def test_fused_attention_is_left_out_only_in_bf16(fresh, monkeypatch, precision, wanted):
+    fused = []
+    def objective(*arguments):
+        fused.append(torch.backends.cuda.flash_sdp_enabled())
+        return OBJECTIVES["masked"](*arguments)
+    monkeypatch.setitem(OBJECTIVES, "watched", objective)
+    before = torch.backends.cuda.flash_sdp_enabled()
+    run(fresh(), objective="watched", precision=precision, steps=2)
+    assert fused == [before and not wanted] * 2 and torch.backends.cuda.flash_sdp_enabled() == before
+
+
+# ---- who stands in a batch
+
+def test_near_is_what_looks_alike(fresh):
+    backbone, pixels = fresh(), PAIRS.pixels.clone()
+    pixels[7] = pixels[3]                                                          # one picture, two captions
+    company = make_company("near", backbone, TensorPairs(pixels, PAIRS.captions), say=quiet)
+    assert company.pictures[7] == company.pictures[3] and len(set(company.pictures)) == 39
+    with torch.no_grad(): features = unit(backbone.encode_image(pixels))
+    alike = features @ features.T
+    for pair in (0, 3, 20):
+        others = [other for other in range(40) if company.pictures[other] != company.pictures[pair]]
+        pictures = {company.pictures[other] for other in company.partners[pair]}
+        assert len(pictures) == 16
+        worst = min(alike[pair, other].item() for other in company.partners[pair])
+        assert all(alike[pair, other] <= worst + 1e-5 for other in others if company.pictures[other] not in pictures)
+    assert company.partners[7] == company.partners[3] and {3, 7} <= set(company.partners[0]) or not {3, 7} & set(company.partners[0])
+
+
+def test_near_with_pictures_that_cannot_be_read(fresh, tmp_path):
+    backbone = fresh()
+    data = PairSet(picture_pairs(tmp_path / "pictures", {3, 7}), backbone.pixels)
+    company = make_company("near", backbone, data, say=quiet)
+    assert company.partners[3] == company.partners[7] == () and not any({3, 7} & set(others) for others in company.partners)
+    assert len(run(backbone, None, data, steps=2, batch_size=6, batches="near").history) == 2
+    same_company = make_company("near", fresh(), data, workers=2, say=quiet)
+    assert same_company == company
+
+
+def test_kin_say_the_same_but_for_the_colour():
+    captions = ["a red Shirt", "a blue shirt.", "A RED shirt", "a shirt", "a red, blue shirt", "a shirt in red", "no colour at all", "green", "red"]
+    company = make_company("kin:colour", None, TensorPairs(PAIRS.pixels[:9], captions), say=quiet)
+    assert [set(others) for others in company.partners] == [{1, 4}, {0, 2, 4}, {1, 4}, set(), {0, 1, 2}, set(), set(), {8}, {7}]
+
+
+def test_batches_without_a_single_partner(fresh):
+    with pytest.raises(PliError, match="'kin:colour': no pair has a partner"): make_company("kin:colour", None, PAIRS, say=quiet)
+    with pytest.raises(PliError, match="'near': no pair has a partner"): make_company("near", fresh(), TensorPairs(PAIRS.pixels[:1].expand(5, -1, -1, -1), list("abcde")), say=quiet)
+    with pytest.raises(PliError, match="know their captions and pictures"): make_company("near", fresh(), torch.utils.data.Subset(PAIRS, [0, 1]), say=quiet)
+    assert make_company("random", None, None) is None
+
+
+def test_a_finished_run_looks_for_no_company(fresh, tmp_path):
+    run(fresh(), tmp_path, batches="near")
+    assert run(fresh(), tmp_path, Fuse(0), batches="near").continued_from == 8
+
+
+def test_company_leaves_the_callers_random_numbers_alone(fresh):
+    before = torch.get_rng_state()
+    run(fresh(), batches="near", steps=2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# ---- averages
+
+def test_average_is_the_weighted_mean_and_new(fresh):
+    one, two, three = fresh(), fresh(seed=1), fresh(seed=2)
+    before = [fingerprint(backbone) for backbone in (one, two, three)]
+    mean = average([one, two, three], [0.5, 0.25, 0.25])
+    for a, b, c, got in zip(*(backbone.parameters() for backbone in (one, two, three, mean))): assert torch.allclose(0.5 * a + 0.25 * b + 0.25 * c, got, atol=1e-6)
+    assert [fingerprint(backbone) for backbone in (one, two, three)] == before and not any(weight.requires_grad for weight in mean.parameters())
+    with torch.no_grad(): mean.model.visual.proj.zero_()
+    assert fingerprint(one) == before[0]
+    assert same(average([one, two], [1, 0]), one) and same(average([one, two], [0, 1]), two) and same(average([one, one, one]), one)
+    assert same(average([one, two]), average([two, one]))
+
+
+def test_average_after_a_run_and_from_a_folder(fresh, tmp_path):
+    start, tuned = fresh(), fresh()
+    run(tuned, tmp_path)
+    half = average([start, load_backbone(str(tmp_path / "last"))], [0.5, 0.5])
+    assert same(half, average([start, tuned])) and not same(half, start) and not same(half, tuned)
+    half.save(tmp_path / "half")
+    assert same(load_backbone(str(tmp_path / "half")), half)
+
+
+def test_average_of_a_network_with_counters(fresh):
+    one, two = fresh("resnet"), fresh("resnet", seed=1)
+    mean = average([one, two])
+    assert mean.model.visual.bn1.num_batches_tracked.dtype == torch.int64 and mean.encode_image(PAIRS.pixels[:2]).isfinite().all()
+
+
+@pytest.mark.parametrize("shares, says", [([0.5], "one share a model: got 2 models and 1 shares"), ([0.5, 0.6], "sum to 1, got 0.5, 0.6"), ([math.nan, 1.0], "sum to 1, got nan"), ([math.inf, -math.inf], "sum to 1"), ([], "got 2 models and 0")])
+def test_shares_that_are_none(fresh, shares, says):
+    with pytest.raises(PliError, match=says): average([fresh(), fresh()], shares)
+
+
+def test_models_that_have_no_average(fresh):
+    with pytest.raises(PliError, match="at least one"): average([])
+    with pytest.raises(PliError, match="one shape"): average([fresh(), fresh("resnet")])
+    with pytest.raises(PliError, match="configurations .* differ"): average([fresh(), fresh("dropout")])
