@@ -8,10 +8,10 @@ __all__ = ['COMPOSERS', 'FIGURES', 'FIGURE_KEYS', 'TOP', 'ROOM', 'IDLE', 'CHOSEN
            'arms_from', 'read_plan', 'check_sources', 'start_settings', 'start_model', 'Part', 'apart', 'fewer',
            'Material', 'gather', 'with_pictures', 'claim', 'holder', 'first_ranks', 'measure', 'result_path', 'said_of',
            'check_same', 'read_result', 'Job', 'Stops', 'step_of', 'train', 'averaged', 'Place', 'make', 'in_words',
-           'Clock', 'jobs_of', 'check_stored', 'ready_start', 'about_queries', 'write_about', 'teller', 'ready', 'run',
-           'listed', 'Study', 'stored_results', 'read_results', 'best', 'solved', 'level', 'partner', 'gain', 'alone',
-           'signed', 'times', 'table', 'halves_table', 'plain_table', 'shown_value', 'caption_of', 'draw', 'draw_lines',
-           'made_of', 'study_record', 'study_page', 'write_study']
+           'Clock', 'jobs_of', 'check_stored', 'ready_start', 'about_queries', 'check_kind', 'write_about', 'teller',
+           'ready', 'run', 'listed', 'remembered', 'Study', 'stored_results', 'read_results', 'best', 'solved', 'level',
+           'partner', 'gain', 'alone', 'signed', 'times', 'table', 'halves_table', 'plain_table', 'shown_value',
+           'caption_of', 'draw', 'draw_lines', 'made_of', 'study_record', 'study_page', 'write_study']
 
 # %% ../nbs/15_study.ipynb #78a53936
 import base64
@@ -190,14 +190,19 @@ def check_figure(plan: Plan, figure: dict, place: str) -> None:
     lines, against = figure["kind"] == "lines", figure.get("against", plan.control)
     if "series" in figure and ("arms" in figure or not lines): raise PliError(f"{place}: series is for lines, instead of arms: a list of arms for each line")
     rows = figure.get("series", {"arms": figure.get("arms", plan.names())})
-    named = [name for key, row in rows.items() for name in a_list_of(f"{place}: {key}", row, str)] + ([against] if isinstance(against, str) else list(a_list_of(f"{place}: against", [*dict.fromkeys(against)], str)))
+    named = [name for key, row in rows.items() for name in a_list_of(f"{place}: {key}", row, str)] + ([against] if isinstance(against, str) else [*dict.fromkeys(against)])
+    a_list_of(f"{place}: kinds", figure.get("kinds", ["all"]), str)
+    if not re.fullmatch(r"recall@[1-9]\d{0,5}", figure.get("measure", "recall@10")): raise PliError(f"{place}: measure must be recall@K, such as recall@10, got {shown(figure['measure'])!r}")
+    if figure.get("show", "gain") not in ("gain", "recall"): raise PliError(f"{place}: show must be gain or recall, got {shown(figure['show'])!r}")
+    if figure["kind"] == "heatmap" and figure.get("show") == "recall": raise PliError(f"{place}: a heatmap shows gains; bars and lines can show recall")
     for name in named:
         if name not in plan.names(): raise PliError(f"{place}: {shown(name)!r} is no arm; there are {shown(', '.join(plan.names()), 1000)}")
     if not lines: return
+    if not rows: raise PliError(f"{place}: series is empty")
     x = a_list_of(f"{place}: x", figure.get("x", []), float)
+    if not all(map(math.isfinite, x)) or any(b <= a for a, b in zip(x, x[1:])) or figure.get("logx") and x[0] <= 0: raise PliError(f"{place}: x must be numbers that rise{', above 0' * bool(figure.get('logx'))}, got {list(x)}")
     for key, row in [*rows.items(), *([("against", against)] if isinstance(against, list) else [])]:
         if len(row) != len(x): raise PliError(f"{place}: {shown(key)} has {len(row)} arms for {len(x)} numbers of x")
-    if figure.get("show", "gain") not in ("gain", "recall"): raise PliError(f"{place}: show must be gain or recall, got {shown(figure['show'])!r}")
 
 # %% ../nbs/15_study.ipynb #aca4c35d
 TOP = {"title": (str,), "start": (str, dict), "pairs": (str, dict), "queries": (str,), "gallery": (str,), "held_out": (int,), "most_pairs": (int,), "control": (str,),
@@ -249,7 +254,8 @@ def check_sources(plan: Plan) -> None:
     "Raise a `PliError` unless start, pairs and queries are described in full."
     path = plan.path
     if isinstance(plan.start, dict):
-        check_keys(f"{path}: [start]", {key: value for key, value in plan.start.items() if key in ("model", "pretrained")}, {"model": (str,), "pretrained": (str,)}, ("model",))
+        own = {"model": (str,), "pretrained": (str,), "seed": (int,)}
+        check_keys(f"{path}: [start]", {key: value for key, value in plan.start.items() if key in own or "steps" not in plan.start}, own, ("model",))
         start_settings(plan)
     if isinstance(plan.pairs, str):
         for key in ("queries", "gallery"):
@@ -641,9 +647,15 @@ def about_queries(plan: Plan, benchmark: Benchmark) -> dict:
     return {"title": plan.title, "control": plan.control, "arms": plan.names(), "seeds": list(plan.seeds), "figures": list(plan.figures), "benchmark": described(benchmark),
             "halves": "".join("1" if first else "0" for first in halves(benchmark).tolist()), "pairs": plan.pairs, "start": plan.start}
 
+def check_kind(place: str, kind: str, frame: Frame) -> None:
+    "Raise a `PliError` unless there are queries of that kind."
+    if kind not in frame.sections(): raise PliError(f"{place}: no queries of kind {shown(kind)!r}; there are {shown(', '.join(frame.sections()))}")
+
 def write_about(plan: Plan, benchmark: Benchmark, out: Path) -> None:
     "Write `queries.json`, or check that the folder holds results of the same queries."
     path, record = out / "queries.json", about_queries(plan, benchmark)
+    for number, figure in enumerate(plan.figures, 1):
+        for kind in figure.get("kinds", ()): check_kind(f"{plan.path}: figure {number}", kind, evaluate.frame_of(benchmark))
     before = read_json(path) if path.exists() else None
     if isinstance(before, dict) and isinstance(before.get("benchmark"), dict) and before["benchmark"].get("digest") != benchmark.digest():
         raise PliError(f"{path}: the results in this folder are about other queries; choose another --out, or remove the folder")
@@ -719,9 +731,18 @@ def listed(plan: Plan, place: Place, only: Iterable[str] = (), seeds: Iterable[i
     return lines
 
 # %% ../nbs/15_study.ipynb #7897146b
+def remembered(function: Callable) -> Callable:
+    "What a function of a study said once, it says again without work."
+    @functools.wraps(function)
+    def inside(study, *args, **options):
+        key = function.__name__, args, tuple(sorted(options.items()))
+        if key not in study.memory: study.memory[key] = function(study, *args, **options)
+        return study.memory[key]
+    return inside
+
 CHOSEN_BY = "recall@10"   # what composers are chosen by
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Study:
     "What is stored of a study."
     title: str
@@ -735,15 +756,13 @@ class Study:
     figures: tuple[dict, ...] = ()
     memory: dict = field(default_factory=dict, repr=False)
 
-    @property
+    @functools.cached_property
     def kinds(self) -> dict[str, Tensor]: return self.frame.sections()   # name -> `(queries,)` bool; after `all` of them where there are several
 
     def seeds(self, arm: str) -> list[int]: return sorted(self.results[arm])
 
     def ranks(self, arm: str, seed: int) -> dict[str, Tensor]:           # spec -> `(queries,)`
-        key = "ranks", arm, seed
-        if key not in self.memory: self.memory[key] = {spec: unpacked(text, len(self.first)) for spec, text in self.results[arm][seed]["ranks"].items()}
-        return self.memory[key]
+        return {spec: unpacked(text, len(self.first)) for spec, text in self.results[arm][seed]["ranks"].items()}
 
 # %% ../nbs/15_study.ipynb #0447c46d
 def stored_results(folder: Path, names: Sequence[str]) -> tuple[dict[str, dict[int, dict]], dict[tuple[str, int], Path]]:
@@ -788,22 +807,20 @@ def read_results(
     return Study(title, control, tuple(name for name in names if found[name]), {name: own for name, own in found.items() if own}, benchmark, frame, first, tuple(missing), tuple(figures))
 
 # %% ../nbs/15_study.ipynb #f8855e8e
+@remembered
 def best(
     study: Study, arm: str, seed: int,
     kind: str,                      # of query: composers are chosen on it alone
     family: str | None = None,      # of composers; all if not given
 ) -> tuple[Tensor, list[str]]:      # `(queries,)` ranks; the specs, chosen on the second and on the first half
     "Ranks in which every query of a kind is scored with the composer that is best on the other half."
-    key = "best", arm, seed, kind, family
-    if key in study.memory: return study.memory[key]
     table = {spec: of_ranks(found) for spec, found in study.ranks(arm, seed).items() if family in (None, spec.partition(":")[0])}
     wanted = study.kinds[kind]
     sides = [~study.first & wanted, study.first & wanted]
     if not table: raise PliError(f"no composer {family!r} was measured")
     if len(table) > 1 and not all(side.any() for side in sides): raise PliError(f"{int(wanted.sum())} queries of kind {kind} are too few to choose between {len(table)} composers: all have their reference in the same half")
     specs = [choose(table, side, CHOSEN_BY, study.frame) for side in sides] if len(table) > 1 else [*table] * 2
-    study.memory[key] = torch.where(study.first, table[specs[0]].rank, table[specs[1]].rank), specs
-    return study.memory[key]
+    return torch.where(study.first, table[specs[0]].rank, table[specs[1]].rank), specs
 
 def solved(
     study: Study, arm: str, kind: str,
@@ -815,6 +832,7 @@ def solved(
     seeds = study.seeds(arm) if seeds is None else seeds
     return torch.stack([values(of_ranks(best(study, arm, seed, kind, family)[0]), measure) for seed in seeds]).mean(0)[study.kinds[kind]]
 
+@remembered
 def level(study: Study, arm: str, kind: str, measure: str = "recall@10", family: str | None = None) -> dict:
     "What an arm reaches on a kind of query, in percent: the mean over seeds with its interval over queries, and what each seed gave."
     by_seed = {seed: percent([solved(study, arm, kind, measure, [seed], family).mean().item()])[0] for seed in study.seeds(arm)}
@@ -826,6 +844,7 @@ def partner(study: Study, arm: str) -> str:
     same = f"{study.control} @ {arm.rpartition(' @ ')[2]}" if " @ " in arm else study.control
     return same if same in study.results else study.control
 
+@remembered
 def gain(
     study: Study, arm: str,
     against: str | None = None,   # another arm; the control if not given
@@ -836,13 +855,14 @@ def gain(
     against = against or partner(study, arm)
     for name in (arm, against):
         if name not in study.results: raise PliError(f"no results of arm {name!r}; there are {', '.join(study.arms)}")
-    if kind not in study.kinds: raise PliError(f"no queries of kind {kind!r}; there are {', '.join(study.kinds)}")
+    check_kind(f"gain of {arm}", kind, study.frame)
     both = sorted(set(study.seeds(arm)) & set(study.seeds(against))) if "start" not in (arm, against) else []
     a, b = (solved(study, name, kind, measure, both or None) for name in (arm, against))
     ratio = [round(value, 3) if math.isfinite(value) else None for value in paired_ratio(a, b)] if b.any() else None
     by_seed = {seed: percent([(solved(study, arm, kind, measure, [seed]).mean() - solved(study, against, kind, measure, [seed]).mean()).item()])[0] for seed in both}
     return {"against": against, "seeds": len(both) or max(len(study.seeds(name)) for name in (arm, against)), "difference": percent(paired_bootstrap(a, b)), "ratio": ratio, "by seed": by_seed}
 
+@remembered
 def alone(study: Study, arm: str, kind: str, measure: str = "recall@10") -> dict:
     "What each half of the query does alone, and what composing adds to the better one, in percent."
     image, text, both = (solved(study, arm, kind, measure, family=family) for family in ("image", "text", None))
@@ -902,18 +922,18 @@ def shown_value(study: Study, figure: dict, arm: str, kind: str, against: str | 
     against = against or partner(study, arm)
     return tuple(gain(study, arm, against, kind, measure)["difference"]) if against in study.results else NOTHING
 
-def caption_of(study: Study, figure: dict, arms: Iterable[str], kinds: Sequence[str]) -> str:
+def caption_of(study: Study, figure: dict, arms: Sequence[str], kinds: Sequence[str]) -> str:
     "What a figure shows, in a sentence, and how much stands behind it."
     counts = sorted({len(study.seeds(arm)) for arm in arms if arm in study.results and arm != "start"}) or [1]
     seeds = f"{counts[0]} seed{'s' * (counts[0] > 1)}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
     queries = ", ".join(f"{kind} {int(study.kinds[kind].sum()):,}" for kind in kinds)
-    return " ".join(filter(None, [figure.get("caption", ""), f"Queries: {queries}; {seeds}; 95 % bootstrap intervals over queries. Each arm has its own best composer, chosen on the other half of the queries."]))
+    return " ".join(filter(None, [figure.get("caption", ""), f"Queries: {queries}; {seeds}; intervals by bootstrap over queries. Each arm has its own best composer, chosen on the other half of the queries.",
+                                  f"An arm at a step is compared with {study.control} at that step." * any(arm in study.results and " @ " in partner(study, arm) for arm in arms)]))
 
 def draw(study: Study, figure: dict) -> viz.Drawing | None:
     "A figure of a plan; None where there are no results for it yet."
     kinds, measure, name = list(figure.get("kinds", study.kinds)), figure.get("measure", "recall@10"), figure.get("title", "")
-    for kind in kinds:
-        if kind not in study.kinds: raise PliError(f"figure {shown(name)!r}: no queries of kind {shown(kind)!r}; there are {', '.join(study.kinds)}")
+    for kind in kinds: check_kind(f"figure {shown(name)!r}", kind, study.frame)
     show, against = figure.get("show", "gain"), figure.get("against")
     above = against if isinstance(against, str) else study.control
     label = f"{evaluate.short(measure)}, percent" if show == "recall" else f"{evaluate.short(measure)} above {above}, points"
@@ -923,8 +943,8 @@ def draw(study: Study, figure: dict) -> viz.Drawing | None:
     cells = np.array([[shown_value(study, figure, arm, kind, against) for kind in kinds] for arm in arms]).reshape(len(arms), len(kinds), 3)
     if not np.isfinite(cells).any(): return None
     caption = caption_of(study, figure, arms, kinds)
-    if figure["kind"] == "heatmap": return viz.gain_map(*cells.transpose(2, 0, 1), arms, kinds, name, caption, f"points of {measure}", above)
-    return viz.gain_bars(arms, {kind: tuple(cells[:, i].T) for i, kind in enumerate(kinds)}, label, name, caption, gains=show == "gain")
+    if figure["kind"] == "heatmap": return viz.gain_map(*cells.transpose(2, 0, 1), arms, kinds, name, caption, f"points of {measure}", above, ("arm", "query"))
+    return viz.gain_bars(arms, {kind: tuple(cells[:, i].T) for i, kind in enumerate(kinds)}, label, name, caption, named="arm", gains=show == "gain")
 
 def draw_lines(study: Study, figure: dict, kinds: list[str], label: str) -> viz.Drawing | None:
     "Lines of a plan: a line for each kind of query, or for each list of arms."
