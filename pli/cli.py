@@ -19,10 +19,10 @@ from pathlib import Path
 
 # %% ../nbs/14_cli.ipynb #1e1091be
 TUNE_OPTIONS = {   # field of TuneSettings: (type, help)
-    "hide": (str, "what the query picture hides, such as random:0.75, recolour+random:0.5, mix:0.5"),
+    "hide": (str, "what the query hides of picture and words: random:0.75, recolour+random:0.5, recolour+only:colour; 'a|b' draws one for each picture, 'a>b' goes from the first to the last during training (put it in quotes)"),
     "objective": (str, "masked, paper (the released code's loss), or a control: clip, flip (clip on hidden pictures), picture (no words)"),
     "weight": (float, "weight of the masked picture beside the words in the training query"),
-    "clip-weight": (float, "how much of the plain CLIP loss to add"),
+    "clip-weight": (float, "how much of the CLIP loss between whole picture and the words of the query to add"),
     "avoid": (str, "none, own or all: the corrupted picture itself as a further wrong answer"),
     "tune": (str, "which towers learn: both, image, text"),
     "steps": (int, "optimiser steps"),
@@ -463,6 +463,7 @@ def add_mask(commands) -> None:
     parser = commands.add_parser("mask", help="save a figure of how pictures are masked")
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture files; two or more for mix")
     parser.add_argument("--hide", action="append", metavar="SPEC", help="a way of hiding, may be repeated (default: a selection)")
+    parser.add_argument("--caption", action="append", metavar="TEXT", help="the words beside a picture, once for each in their order, for ways that hide words or read them")
     parser.add_argument("--out", required=True, metavar="FILE", help="figure to write: .png, .svg or .pdf")
     parser.add_argument("--size", type=int, default=224, help="side of the picture in pixels (default: 224)")
     parser.add_argument("--patch", type=int, default=32, help="side of a patch in pixels (default: 32, as in ViT-B/32)")
@@ -477,10 +478,11 @@ def run_mask(args) -> None:
     from pli.data import open_picture
     from pli.viz import mask_figure, save_figure
     if args.patch < 1 or args.size < args.patch or args.size % args.patch: raise PliError(f"--size must be a multiple of --patch, got {args.size} and {args.patch}")
+    if args.caption and len(args.caption) != len(args.pictures): raise PliError(f"--caption: {len(args.caption)} captions for {len(args.pictures)} pictures; give one for each, in their order")
     side = (args.size, args.size)
     pixels = torch.stack([pil_to_tensor(fitted(open_picture(name), side)) for name in args.pictures])
     hides = args.hide or ["random:0.75", "block:0.5", "grid:0.75", "recolour:1", "recolour:1+random:0.5", "blur", "crop"] + ["mix:0.5"] * (len(pixels) > 1)
-    save_figure(mask_figure(pixels, hides, (args.size // args.patch,) * 2, args.seed), args.out)
+    save_figure(mask_figure(pixels, hides, (args.size // args.patch,) * 2, args.seed, captions=args.caption), args.out)
     print(args.out)
 
 # %% ../nbs/14_cli.ipynb #95f49f92

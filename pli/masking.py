@@ -332,7 +332,7 @@ def bare(word: str) -> str:
 # %% ../nbs/03_masking.ipynb #9e79e67d
 def captions_of(view: View, name: str) -> tuple[str, ...]:
     "The words of a view, one caption a picture; a `PliError` where it has none."
-    if view.captions is None: raise PliError(f"{name} reads the captions, and there are none here")
+    if view.captions is None: raise PliError(f"{name} reads the captions, and there are none here; `pli mask` takes them with --caption")
     if len(view.captions) != len(view.pixels): raise PliError(f"{name} reads one caption a picture, got {len(view.captions)} for {len(view.pixels)} pictures")
     return tuple(view.captions)
 

@@ -386,6 +386,14 @@ def test_masks_are_drawn(drawn, tmp_path):
     assert ElementTree.parse(tmp_path / "new" / "c.svg").getroot().tag.endswith("svg")
     assert sorted(files(tmp_path)) == ["a.png", "b.PNG", "d.png", "e.png", "new/c.svg"]
 
+def test_masks_with_words(drawn, tmp_path):
+    one, two = sorted((drawn / "images").iterdir())[:2]
+    usual = ["mask", one, two, "--hide", "drop:0.5", "--hide", "recolour+only:colour", "--out", "a.png", "--size", "96", "--patch", "16"]
+    said = [*usual, "--caption", "a red disc", "--caption", "a blue star"]
+    (status, out, err), bare, few = many([(tmp_path, said), (tmp_path, usual), (tmp_path, [*usual, "--caption", "a red disc"])])
+    assert (status, err) == (0, "") and (tmp_path / "a.png").exists()
+    assert bare[0] == few[0] != 0 and "--caption" in bare[2] and "1 captions for 2 pictures" in few[2]
+
 
 # --- averages
 
