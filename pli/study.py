@@ -131,13 +131,13 @@ def check_keys(
         if key not in table: raise PliError(f"{place}: {key} is missing")
     return table
 
-def a_list_of(place: str, found: list, kind: type, least: int = 1) -> tuple:
-    "The items of a list; a `PliError` unless there are enough of them, each of one type and none twice."
+def a_list_of(place: str, found: list, kind: type, least: int = 1, twice: bool = False) -> tuple:
+    "The items of a list; a `PliError` unless there are enough of them, each of one type and, where `twice` is false, none twice."
     name = {str: "texts", int: "whole numbers of at least 0", float: "numbers"}[kind]
     right = lambda item: type(item) is kind or (kind is float and type(item) is int)
     if not isinstance(found, list) or len(found) < least or not all(map(right, found)): raise PliError(f"{place} must be a list of {name}, got {shown(repr(found))}")
     if kind is int and min(found) < 0: raise PliError(f"{place} must be a list of {name}, got {shown(repr(found))}")
-    if kind is not float and len(set(found)) < len(found): raise PliError(f"{place} names something twice: {shown(repr(found))}")
+    if not twice and kind is not float and len(set(found)) < len(found): raise PliError(f"{place} names something twice: {shown(repr(found))}")
     return tuple(map(kind, found))
 
 # %% ../nbs/15_study.ipynb #97492b35
@@ -190,7 +190,7 @@ def check_figure(plan: Plan, figure: dict, place: str) -> None:
     lines, against = figure["kind"] == "lines", figure.get("against", plan.control)
     if "series" in figure and ("arms" in figure or not lines): raise PliError(f"{place}: series is for lines, instead of arms: a list of arms for each line")
     rows = figure.get("series", {"arms": figure.get("arms", plan.names())})
-    named = [name for key, row in rows.items() for name in a_list_of(f"{place}: {key}", row, str)] + ([against] if isinstance(against, str) else [*dict.fromkeys(against)])
+    named = [name for key, row in rows.items() for name in a_list_of(f"{place}: {key}", row, str, twice=lines)] + ([against] if isinstance(against, str) else [*dict.fromkeys(against)])
     a_list_of(f"{place}: kinds", figure.get("kinds", ["all"]), str)
     if not re.fullmatch(r"recall@[1-9]\d{0,5}", figure.get("measure", "recall@10")): raise PliError(f"{place}: measure must be recall@K, such as recall@10, got {shown(figure['measure'])!r}")
     if figure.get("show", "gain") not in ("gain", "recall"): raise PliError(f"{place}: show must be gain or recall, got {shown(figure['show'])!r}")
@@ -375,7 +375,8 @@ def gather(
     if isinstance(plan.pairs, dict):
         said = {key: value for key, value in plan.pairs.items() if key in ("queries", "gallery", "seed")} | {"pairs": plan.pairs.get("count", 20_000)}
         if start.size != (48, 48): raise PliError(f"{plan.path}: start: a drawn world has pictures of 48 by 48 pixels, this model reads {start.size[0]} by {start.size[1]}; pli-tiny-48 fits")
-        stage = set_stage(plan.pairs["world"], DemoSettings(**said))
+        try: stage = set_stage(plan.pairs["world"], DemoSettings(**said))
+        except PliError as error: raise PliError(f"{plan.path}: pairs: {error}") from None
         names, captions = [hashlib.sha256(picture.numpy()).hexdigest()[:16] for picture in stage.pairs.pixels], stage.pairs.captions
         material = Material(start, stage.pairs, names, captions, *apart(names, plan.held_out), stage.queries["dev"], stage.pixels["dev"], None)
     else:

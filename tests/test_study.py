@@ -1,0 +1,521 @@
+"Studies: plans that are checked whole, runs that survive being killed, results that are never mixed up, reports from files alone."
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+
+from pli.benchmarks import own_queries
+from pli.cli import main
+from pli.core import PliError
+from pli.evaluate import Features, cross_chosen, every_composer, halves, of_ranks, sweep
+from pli.metrics import paired_bootstrap, recall_at
+from pli.study import (COMPOSERS, Arm, Clock, Job, Part, Place, Stops, alone, apart, best, claim, fewer, first_ranks, gain, gather, holder, jobs_of, level, listed, packed,
+                       plain_table, read_plan, read_results, run, slug, solved, table, unpacked, write_study)
+from pli.tuning import TuneSettings
+from pli.world import save_world
+
+TINY = """
+title = "Tiny"
+start = "pli-tiny-48"
+control = "control"
+seeds = [0, 1]
+held_out = 20
+composers = ["sum:1", "sum:2", "product:1"]
+[pairs]
+world = {shape = 1, colour = 1}
+count = 120
+queries = 60
+gallery = 250
+[settings]
+steps = 4
+batch_size = 16
+learning_rate = 1e-3
+warmup = 1
+checkpoint_every = 1
+[arms.control]
+objective = "clip"
+hide = "none"
+[arms."mix it"]
+hide = "mix:0.5"
+at = [2]
+[arms.half]
+average = ["start", "mix it"]
+"""
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+COMMAND = [sys.executable, "-c", "from pli.cli import main; import sys; sys.exit(main())", "study"]
+NAMES = {"queries.json", "start.json"} | {f"{name}-{seed}.json" for name in ("control", "mix-it", "mix-it-at-2", "half") for seed in (0, 1)}
+
+
+def written(folder: Path, text: str = TINY, name: str = "plan.toml") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def place(folder: Path) -> Place:
+    return Place(folder, folder / "runs", folder / "out")
+
+
+def words(plan: Path, folder: Path, *more: str) -> list[str]:
+    return [str(plan), "--runs", str(folder / "runs"), "--out", str(folder / "out"), "--device", "cpu", *more]
+
+
+def quiet(line: str) -> None: pass
+
+
+def stored(out: Path) -> dict:
+    return {path.name: json.loads(path.read_text()) for path in out.glob("*.json") if path.name not in ("queries.json", "report.json")}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    "A tiny study from beginning to end: its folder."
+    folder = tmp_path_factory.mktemp("study")
+    assert run(read_plan(written(folder)), place(folder), say=quiet) == (9, 9)
+    return folder
+
+
+@pytest.fixture
+def copied(whole, tmp_path) -> Path:
+    "The same, to be spoilt: results and plan, no runs."
+    shutil.copytree(whole / "out", tmp_path / "out")
+    written(tmp_path)
+    return tmp_path
+
+
+# Ranks as text
+
+@given(st.lists(st.integers(1, 2**32 - 1), min_size=1, max_size=50))
+@settings(deadline=None, max_examples=50)
+def test_ranks_come_back(numbers):
+    assert unpacked(packed(torch.tensor(numbers)), len(numbers)).tolist() == numbers
+
+
+def test_ranks_are_small():
+    some = torch.randint(1, 5_500, (2_550,), generator=torch.Generator().manual_seed(0))
+    assert len(packed(some)) * len(COMPOSERS) < 150_000 and len(COMPOSERS) <= 14
+
+
+@pytest.mark.parametrize("spoil, says", [
+    (lambda text: text[:-8], "cut off"), (lambda text: text + "!", "cannot be read"), (lambda text: packed(torch.tensor([1, 2])), "not 3 numbers"),
+    (lambda text: packed(torch.tensor([1, 0, 2])), "query 1 has rank 0"), (lambda text: 7, "cannot be read"), (lambda text: packed(torch.ones(1_000_000, dtype=torch.int64)), "not 3 numbers")])
+def test_broken_ranks_are_refused(spoil, says):
+    with pytest.raises(PliError, match=says): unpacked(spoil(packed(torch.tensor([1, 2, 3]))), 3)
+
+
+# Plans
+
+def test_a_plan_says_what_it_means(tmp_path):
+    plan = read_plan(written(tmp_path))
+    assert plan.names() == ["start", "control", "mix it", "mix it @ 2", "half"] and plan.composers == ("image", "text", "sum:1", "sum:2", "product:1")
+    assert plan.arms["mix it"].settings == TuneSettings(hide="mix:0.5", steps=4, batch_size=16, learning_rate=1e-3, warmup=1, checkpoint_every=1)
+    assert plan.arms["half"].shares == (0.5, 0.5)
+    assert read_plan(written(tmp_path, re.sub(r"composers.*\n", "", TINY))).composers == COMPOSERS
+
+
+@pytest.mark.parametrize("old, new, says", [
+    ('title = "Tiny"', "", "title is missing"),
+    ('title = "Tiny"', "title = 7", "title must be a text, got 7"),
+    ('title = "Tiny"', 'title = "Tiny"\ncolour = 1', "unknown key 'colour'; known are title"),
+    ('title = "Tiny"', "title = ", "not valid TOML"),
+    ("seeds = [0, 1]", "seeds = []", "seeds must be a list of whole numbers"),
+    ("seeds = [0, 1]", "seeds = [0, 0]", "seeds names something twice"),
+    ("seeds = [0, 1]", "seeds = [true]", "seeds must be a list of whole numbers"),
+    ("seeds = [0, 1]", "seeds = [-1]", "at least 0"),
+    ('control = "control"', 'control = "kontrol"', "control is 'kontrol', which is no arm"),
+    ("held_out = 20", "held_out = 1", "held_out must be at least 2"),
+    ("held_out = 20", "held_out = 20\nmost_pairs = -1", "most_pairs must be at least 0, got -1"),
+    ('"sum:1", ', '"sum:x", ', "composers: sum: weight must be a number, got 'x'"),
+    ("shape = 1,", "shap = 1,", "unknown key 'shap'"),
+    ("shape = 1,", "shape = 2,", "from 0 to 1, got 2"),
+    ("count = 120", "count = 1", "count must be at least 4"),
+    ("warmup = 1", "warmup = 1\nseed = 3", "seed is not for a table of settings"),
+    ("warmup = 1", "warmup = 1.5", "warmup must be a whole number, got 1.5"),
+    ("warmup = 1", "warm_up = 1", "unknown key 'warm_up'"),
+    ("warmup = 1", "warmup = 1\nvalidate_every = 1", "at = "),
+    ("learning_rate = 1e-3", "learning_rate = nan", "learning_rate must be a number of at least 0"),
+    ('hide = "mix:0.5"', 'hide = "mixed"', "arm 'mix it': .*mixed"),
+    ('hide = "mix:0.5"', 'hide = "mix:0.5"\nhid = 1', "unknown key 'hid'"),
+    ('hide = "mix:0.5"', 'hide = "mix:0.5"\nmost_pairs = -2', "most_pairs must be at least 0, got -2"),
+    ("at = [2]", "at = [4]", "at must name steps between 1 and 3"),
+    ("at = [2]", "at = 2", "at must be a list"),
+    ('["start", "mix it"]', '["start", "mixit"]', "'mixit', which is no arm that is trained"),
+    ('["start", "mix it"]', '["start", "half"]', "'half', which is no arm that is trained"),
+    ('["start", "mix it"]', '["mix it"]', "average must be a list"),
+    ('["start", "mix it"]', '["start", "mix it"]\nshares = [0.5, 0.6]', "sum to 1"),
+    ('["start", "mix it"]', '["start", "mix it"]\nshares = [inf, -inf]', "sum to 1"),
+    ('["start", "mix it"]', '["start", "mix it"]\nsteps = 3', "unknown key 'steps'"),
+    ("[arms.half]", "[arms.start]", "would be called start"),
+    ("[arms.half]", '[arms."Mix  it!"]', "would be called mix-it"),
+    ("[arms.half]", '[arms."../x @ 2"]', "a name has letters or digits"),
+    ('start = "pli-tiny-48"', 'start = {model = "pli-tiny-48", batch_size = 3}', "unknown key 'batch_size'"),
+    ('start = "pli-tiny-48"', "start = {steps = 3}", "model is missing"),
+    ('start = "pli-tiny-48"', 'start = {model = "pli-tiny-48", steps = 0}', r"\[start\]: steps must be at least 1"),
+    ('start = "pli-tiny-48"', 'start = "pli-tiny-48"\nqueries = "q.json"', "a drawn world has its own queries"),
+])
+def test_a_plan_with_a_mistake_is_refused_before_anything_runs(tmp_path, old, new, says):
+    assert old in TINY
+    with pytest.raises(PliError, match=says) as error: read_plan(written(tmp_path, TINY.replace(old, new, 1)))
+    assert "plan.toml" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("figure, says", [
+    ('kind = "pie"', "kind must be one of heatmap, lines, bars, got 'pie'"), ('kind = "bars"\narms = ["nobody"]', "'nobody' is no arm"), ('kind = "lines"\narms = ["control"]\nx = [1, 2]', "1 arms for 2 numbers of x"),
+    ('kind = "bars"\nagainst = "nobody"', "'nobody' is no arm"), ('kind = "bars"\nmeasure = "mAP@5"', "measure must be recall@K"), ('kind = "lines"\narms = ["control", "half"]\nx = [2, 1]', "numbers that rise"),
+    ('kind = "lines"\narms = ["half"]\nx = [0]\nlogx = true', "above 0"), ('kind = "bars"\nseries = {a = ["half"]}', "series is for lines"), ('kind = "bars"\nshow = "all"', "show must be gain or recall"),
+    ('kind = "bars"\nkinds = [1]', "kinds must be a list of texts"), ('colour = 1\nkind = "bars"', "unknown key 'colour'"), ('kind = "lines"\narms = ["half"]\nx = [1]\nagainst = ["half", "control"]', "2 arms for 1 numbers of x")])
+def test_a_figure_that_cannot_be_drawn_is_refused(tmp_path, figure, says):
+    with pytest.raises(PliError, match=f"figure 1: .*{says}"): read_plan(written(tmp_path, f"{TINY}\n[[figures]]\n{figure}\n"))
+
+
+def test_what_is_no_plan_is_refused(tmp_path):
+    with pytest.raises(PliError, match="no such file"): read_plan(tmp_path / "none.toml")
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(PliError, match="not valid TOML"): read_plan(tmp_path / "bytes.toml")
+    with pytest.raises(PliError, match="cannot be read"): read_plan(tmp_path)
+
+
+FILES = TINY.replace('start = "pli-tiny-48"', 'start = "pli-tiny-48"\npairs = "world/pairs.csv"\nqueries = "world/queries.json"\ngallery = "world/gallery.json"').replace(
+    "[pairs]\nworld = {shape = 1, colour = 1}\ncount = 120\nqueries = 60\ngallery = 250\n", "")
+
+
+@pytest.mark.parametrize("old, new", [("world/pairs.csv", "../pairs.csv"), ("world/queries.json", "/etc/passwd"), ("world/gallery.json", "world/../../gallery.json"),
+                                      ('"pli-tiny-48"', '"../model"'), ('"pli-tiny-48"', '"/etc"'), ('"pli-tiny-48"', '"local-dir:/etc"')])
+def test_a_plan_cannot_lead_out_of_its_folder(tmp_path, old, new):
+    plan = read_plan(written(tmp_path / "data", FILES.replace(old, new, 1)))
+    with pytest.raises(PliError, match="leads out of the folder|is neither a folder below"): gather(plan, tmp_path / "data", torch.device("cpu"), quiet)
+
+
+def test_files_are_read_and_held_out_by_picture(tmp_path):
+    save_world(tmp_path / "world", pairs=120, queries=20, gallery_size=100)
+    material = gather(read_plan(written(tmp_path, FILES)), tmp_path, torch.device("cpu"), quiet)
+    names = lambda part: {material.names[row] for row in part}
+    assert len(material.held_out) >= 20 and names(material.held_out).isdisjoint(names(material.learn)) and len(material.learn) + len(material.held_out) == 120
+    part = material.pairs(30)
+    assert len(part) == 30 and set(part.rows) < set(material.pairs().rows) and part.digest() != material.pairs().digest()
+    assert torch.equal(part[3][1], material.data[part.rows[3]][1]) and part[3][0] == 3 and part[3][2] == part.captions[3]
+    assert torch.equal(part[3][1], part[3][1]) and part.rows[3] in material.kept
+    missing = FILES.replace("world/pairs.csv", "world/none.csv")
+    with pytest.raises(PliError, match="none.csv"): gather(read_plan(written(tmp_path, missing)), tmp_path, torch.device("cpu"), quiet)
+    large = FILES.replace("batch_size = 16", "batch_size = 101")
+    with pytest.raises(PliError, match="arm 'control': 100 pairs do not fill one batch of 101"): gather(read_plan(written(tmp_path, large)), tmp_path, torch.device("cpu"), quiet)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.integers(1, 40))
+@settings(deadline=None)
+def test_pairs_are_split_by_picture(numbers, count):
+    names = [f"{number}.jpg" for number in numbers]
+    learn, held = apart(names, count)
+    assert sorted(learn + held) == list(range(len(names))) and {names[i] for i in learn}.isdisjoint({names[i] for i in held}) and len(held) >= min(count, len(names))
+
+
+def test_a_smaller_share_of_pairs_lies_within_a_larger():
+    rows = list(range(0, 1000, 3))
+    small, large = fewer(rows, 50), fewer(rows, 200)
+    assert set(small) < set(large) < set(rows) and len(small) == 50 and small == sorted(small) and fewer(rows, 10_000) == rows == fewer(rows, 0)
+    assert max(small) > 500                                # not the first of the table
+
+
+# Ranks are those of the evaluation
+
+def test_first_ranks_are_those_of_a_sweep():
+    random = torch.Generator().manual_seed(0)
+    features = Features(torch.nn.functional.normalize(torch.randn(40, 8, generator=random), dim=1), torch.nn.functional.normalize(torch.randn(25, 8, generator=random), dim=1))
+    references = torch.randint(0, 40, (25,), generator=random)
+    answers = [tuple(i for i in ((r + 1) % 30, (r + 7) % 30) if i != r) for r in references.tolist()]
+    benchmark = own_queries([f"words {i}" for i in range(25)], references, answers, ["a"] * 25, 30)
+    found, full = first_ranks(features, benchmark, every_composer()), sweep(features, benchmark)
+    assert found.keys() == full.keys() and all(torch.equal(found[spec], full[spec].rank) for spec in full)
+
+
+# Running
+
+def test_a_study_leaves_small_results_and_the_last_models(whole):
+    assert {path.name for path in (whole / "out").iterdir()} == NAMES and all(path.stat().st_size < 20_000 for path in (whole / "out").iterdir())
+    assert {path.name for path in (whole / "runs").iterdir()} == {"control-0", "control-1", "mix-it-0", "mix-it-1"}
+    assert {path.name for path in (whole / "runs" / "mix-it-0").iterdir()} == {"last", "log.jsonl", "run.json"}
+    record = stored(whole / "out")["mix-it-at-2-1.json"]
+    assert record["arm"] == "mix it @ 2" and record["at"] == 2 and record["seed"] == 1 and record["settings"]["hide"] == "mix:0.5" and record["machine"]["threads"] and record["versions"]["torch"]
+    assert set(record["ranks"]) == {"image", "text", "sum:1", "sum:2", "product:1"} and record["plain recall"]["pairs"] == 20 and record["last loss"] > 0
+    every = stored(whole / "out")
+    assert len({json.dumps(every[name]["ranks"]) for name in every}) == 9     # no two models are the same
+    assert len({every[name]["fingerprint"] for name in every}) == 1           # all began with the same
+
+
+def test_nothing_is_done_twice(whole):
+    before = {path: path.stat().st_mtime_ns for path in (whole / "out").iterdir()}
+    said = []
+    assert run(read_plan(whole / "plan.toml"), place(whole), say=said.append) == (9, 9)
+    assert said == ["9 of 9 results are there"] and before == {path: path.stat().st_mtime_ns for path in (whole / "out").iterdir()}
+    assert all(line.startswith("there") for line in listed(read_plan(whole / "plan.toml"), place(whole)))
+
+
+def test_measuring_on_the_way_changes_nothing_that_follows(whole, tmp_path):
+    plan = read_plan(written(tmp_path, TINY.replace("at = [2]\n", "").replace("seeds = [0, 1]", "seeds = [0]")))
+    run(plan, place(tmp_path), only=["mix it"], say=quiet)
+    assert stored(tmp_path / "out")["mix-it-0.json"]["ranks"] == stored(whole / "out")["mix-it-0.json"]["ranks"]
+
+
+def test_only_some_arms_and_what_they_are_made_of():
+    arms = {"a": Arm("a"), "b": Arm("b"), "c": Arm("c", average=("start", "b"), shares=(0.5, 0.5))}
+    plan = replace(read_plan_of(TINY), arms=arms)
+    assert [job.folder for job in jobs_of(plan, ["c"], [1])] == ["start", "b-1", "c-1"]
+    assert [job.folder for job in jobs_of(plan, ["a"])] == ["a-0", "a-1"]
+    assert [job.title for job in jobs_of(plan)][:4] == ["start", "a, seed 0", "b, seed 0", "c, seed 0"]
+    with pytest.raises(PliError, match="--only d: the plan has no such arm"): jobs_of(plan, ["d"])
+    with pytest.raises(PliError, match="--seeds 7: the plan has the seeds 0, 1"): jobs_of(plan, [], [7])
+
+
+def read_plan_of(text: str):
+    import tempfile
+    with tempfile.TemporaryDirectory() as folder: return read_plan(written(Path(folder), text))
+
+
+def test_killed_in_the_middle_and_continued_gives_the_same_ranks(whole, tmp_path):
+    plan = written(tmp_path, TINY)
+    began = subprocess.Popen([*COMMAND, *words(plan, tmp_path)], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    for line in began.stdout:
+        if "mix it, seed 0: step 3/4" in line: break     # past the step that is measured on the way, before the end
+    os.kill(began.pid, signal.SIGKILL)
+    began.wait()
+    assert not (tmp_path / "out" / "mix-it-0.json").exists()
+    if not (tmp_path / "runs" / "mix-it-0.result.lock").exists(): pytest.fail("the lock of a killed process should still lie there")
+    done = subprocess.run([*COMMAND, *words(plan, tmp_path)], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "") and "mix it, seed 0: continuing at step" in done.stdout and "9 of 9 results are there" in done.stdout
+    assert "left" in done.stdout
+    mine, theirs = stored(tmp_path / "out"), stored(whole / "out")
+    assert mine.keys() == theirs.keys()
+    for name in mine: assert mine[name]["ranks"] == theirs[name]["ranks"] and mine[name]["plain recall"] == theirs[name]["plain recall"], name
+    assert not list((tmp_path / "runs").glob("*.lock")) and not list(tmp_path.rglob("*.part"))
+
+
+def test_two_processes_share_the_work(whole, tmp_path):
+    text = TINY.replace('start = "pli-tiny-48"', 'start = {model = "pli-tiny-48", steps = 2, batch_size = 16, warmup = 0}')
+    plan = written(tmp_path, text)
+    both = [subprocess.Popen([*COMMAND, *words(plan, tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) for _ in range(2)]
+    said = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0] and [error for _, error in said] == ["", ""]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == NAMES
+    made = [re.findall(r"measured(?: at step \d+)?: (\S+)", text) for text, _ in said]
+    assert sorted(made[0] + made[1]) == sorted(NAMES - {"queries.json"})           # each result once
+    assert any("9 of 9 results are there" in text for text, _ in said) and not list((tmp_path / "runs").glob("*.lock"))
+    assert len({record["fingerprint"] for record in stored(tmp_path / "out").values()}) == 1
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    lock = tmp_path / "arm.lock"
+    code = f"import sys, time; sys.path.insert(0, '.'); from pathlib import Path; from pli.study import claim\nwith claim(Path({str(lock)!r})) as ours: print(ours, flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    assert other.stdout.readline() == "True\n" and holder(lock) == f"process {other.pid}"
+    with claim(lock) as ours: assert not ours
+    os.kill(other.pid, signal.SIGKILL)
+    other.wait()
+    with claim(lock) as ours: assert ours and holder(lock) == f"process {os.getpid()}"
+    assert not lock.exists() and holder(lock) == "another process"
+
+
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
+    text = TINY.replace("seeds = [0, 1]", "seeds = [0]").replace('[arms."mix it"]', '[arms.wild]\nhide = "none"\nlearning_rate = 1e30\nclip_gradient = 0.0\n[arms."mix it"]')
+    with pytest.raises(PliError, match=r"1 of 5 runs failed: wild, seed 0: step \d+: the loss is nan"): run(read_plan(written(tmp_path, text)), place(tmp_path), say=quiet)
+    assert {"control-0.json", "mix-it-0.json", "half-0.json"} <= {path.name for path in (tmp_path / "out").iterdir()} and not (tmp_path / "out" / "wild-0.json").exists()
+
+
+def test_time_left_is_told_from_what_was_measured():
+    clock = Clock()
+    jobs = [Job(Arm("a", TuneSettings(steps=100)), seed) for seed in (1, 2)]
+    assert clock.left(jobs) == "" and clock.left([], ("a", 50, 2.0)) == "; about 2 min left"
+    clock.saw({"arm": "a @ 3", "seconds a step": 0.5, "seconds to measure": 10})
+    assert clock.left(jobs) == "; about 2 min left" and clock.left(jobs, hands=2) == "; about 65 s left"
+    assert clock.left([Job(Arm("other", TuneSettings(steps=36_000)))]) == "; about 5.0 h left"
+    assert clock.left([Job(Arm("mean", average=("start", "a"), shares=(0.5, 0.5)))], ("a", 20, 1.0)) == "; about 30 s left"
+
+
+# Results that do not belong
+
+@pytest.mark.parametrize("old, new, says", [
+    ("steps = 4", "steps = 5", r"control-0.json: was made with steps 4, the plan says 5; remove the file to make it again"),
+    ('hide = "mix:0.5"', 'hide = "mix:0.4"', r"mix-it-0.json: was made with hide mix:0.5, the plan says mix:0.4"),
+    ("shape = 1,", "shape = 0.5,", r"was made with pairs of the plan .* the plan says .*0.5"),
+    ('"sum:1", ', "", "composers"),
+    ("held_out = 20", "held_out = 30", "held out 20, the plan says 30"),
+    ('start = "pli-tiny-48"', 'start = {model = "pli-tiny-48", seed = 1}', "was made with start pli-tiny-48, the plan says"),
+    ('"mix it"]\n', '"mix it"]\nshares = [0.4, 0.6]\n', r"half-0.json: was made with shares \[0.5, 0.5\], the plan says \[0.4, 0.6\]"),
+    ("held_out = 20", "held_out = 20\nmost_pairs = 50", "most pairs 0, the plan says 50|pairs digest"),
+])
+def test_results_of_another_plan_are_neither_used_nor_overwritten(copied, old, new, says):
+    assert old in TINY
+    plan = read_plan(written(copied, TINY.replace(old, new, 1) if "mix it" not in old else new.join(TINY.rsplit(old, 1))))
+    before = stored(copied / "out")
+    with pytest.raises(PliError, match=says): run(plan, place(copied), say=quiet)
+    with pytest.raises(PliError, match=says): write_study(copied / "out", plan)
+    assert stored(copied / "out") == before and not (copied / "runs").exists()
+
+
+def test_checkpoints_may_be_written_as_often_as_you_like(copied):
+    assert run(read_plan(written(copied, TINY.replace("checkpoint_every = 1", "checkpoint_every = 2"))), place(copied), say=quiet) == (9, 9)
+
+
+def test_settings_that_older_results_do_not_know_have_their_usual_value(copied):
+    path = copied / "out" / "control-0.json"
+    record = json.loads(path.read_text())
+    del record["settings"]["avoid"], record["settings"]["batches"]
+    path.write_text(json.dumps(record))
+    assert run(read_plan(copied / "plan.toml"), place(copied), say=quiet) == (9, 9)
+
+
+@pytest.mark.parametrize("spoil, says", [
+    (lambda text: text[:300], "not valid JSON"), (lambda text: "[]", "is no result of a study; remove the file"), (lambda text: text.replace('"ranks"', '"rank"'), "is no result of a study"),
+    (lambda text: re.sub(r'("sum:1": ".{8}).', r"\1", text), "stored ranks"), (lambda text: re.sub(r'"fingerprint": ".', '"fingerprint": "x', text), "fingerprint"),
+    (lambda text: re.sub(r'"queries digest": ".', '"queries digest": "x', text), "queries digest"), (lambda text: re.sub(r'"pairs digest": ".', '"pairs digest": "x', text), "pairs digest")])
+def test_torn_and_foreign_results_are_named(copied, spoil, says):
+    path = copied / "out" / "control-1.json"
+    path.write_text(spoil(path.read_text()))
+    with pytest.raises(PliError, match=f"control-1.json: .*{says}"): run(read_plan(copied / "plan.toml"), place(copied), say=quiet)
+    with pytest.raises(PliError, match="control-1.json.*" if "ranks" not in says else says): write_study(copied / "out", read_plan(copied / "plan.toml"))
+
+
+def test_a_folder_of_other_queries_is_refused(copied):
+    for path in (copied / "out").glob("*-*.json"): path.unlink()
+    (copied / "out" / "start.json").unlink()
+    plan = read_plan(written(copied, TINY.replace("queries = 60", "queries = 64")))
+    with pytest.raises(PliError, match="queries.json: the results in this folder are about other queries"): run(plan, place(copied), say=quiet)
+
+
+def test_a_model_that_an_average_needs_and_nobody_has_any_more(copied):
+    (copied / "out" / "half-0.json").unlink()
+    with pytest.raises(PliError, match="needs the model of 'mix it' with seed 0"): run(read_plan(copied / "plan.toml"), place(copied), say=quiet)
+
+
+def test_kinds_of_a_figure_are_checked_before_anything_runs(tmp_path):
+    plan = read_plan(written(tmp_path, TINY + '\n[[figures]]\nkind = "bars"\nkinds = ["taste"]\n'))
+    with pytest.raises(PliError, match="figure 1: no queries of kind 'taste'"): run(plan, place(tmp_path), say=quiet)
+    assert not (tmp_path / "runs").exists()
+
+
+# Reading back
+
+def test_numbers_are_those_of_the_evaluation(whole):
+    "Composers chosen by halves, recall, differences: the same as from a benchmark at hand."
+    plan = read_plan(whole / "plan.toml")
+    study, material = read_results(whole / "out"), gather(plan, whole, torch.device("cpu"), quiet)
+    assert torch.equal(study.first, halves(material.benchmark)) and study.arms == tuple(plan.names()) and not study.missing and study.seeds("control") == [0, 1] and study.seeds("start") == [0]
+    for kind in (None, "colour"):
+        found, specs = cross_chosen({spec: of_ranks(ranks) for spec, ranks in study.ranks("mix it", 1).items()}, material.benchmark, kind)
+        assert torch.equal(best(study, "mix it", 1, kind or "all")[0], found.rank) and best(study, "mix it", 1, kind or "all")[1] == specs
+    rows = study.kinds["colour"]
+    shares = {arm: torch.stack([recall_at(best(study, arm, seed, "colour")[0], 10)[rows] for seed in (0, 1)]).double().mean(0) for arm in ("mix it", "control")}
+    wanted = paired_bootstrap(shares["mix it"], shares["control"])
+    assert gain(study, "mix it", kind="colour")["difference"] == [round(100 * value, 2) for value in wanted] and gain(study, "mix it", kind="colour")["seeds"] == 2
+    assert level(study, "mix it", "colour")["mean"][0] == pytest.approx(100 * shares["mix it"].mean().item(), abs=0.01)
+    assert gain(study, "mix it", against="mix it")["difference"] == [0, 0, 0]
+    assert solved(study, "start", "all", family="text").mean().item() * 100 == pytest.approx(alone(study, "start", "all")["text only"], abs=0.01)
+
+
+def test_what_is_missing_is_left_out_and_said(copied):
+    (copied / "out" / "mix-it-1.json").unlink()
+    for seed in (0, 1): (copied / "out" / f"half-{seed}.json").unlink()
+    study = read_results(copied / "out")
+    assert study.missing == ("mix it, seed 1", "half, seed 0", "half, seed 1") and "half" not in study.arms and gain(study, "mix it")["seeds"] == 1
+    write_study(copied / "out")
+    page = (copied / "out" / "report.md").read_text()
+    assert "Not there yet" in page and "half, seed 1" in page and "| half |" not in page
+    with pytest.raises(PliError, match="no results of arm 'half'"): gain(study, "half")
+    with pytest.raises(PliError, match="no queries of kind 'taste'"): gain(study, "mix it", kind="taste")
+
+
+def test_a_report_without_the_control_and_of_nothing(copied):
+    for seed in (0, 1): (copied / "out" / f"control-{seed}.json").unlink()
+    write_study(copied / "out")
+    assert "| mix it |" in (copied / "out" / "report.md").read_text()
+    for path in (copied / "out").glob("*-*.json"): path.unlink()
+    (copied / "out" / "start.json").unlink()
+    with pytest.raises(PliError, match="holds no results of this study yet"): read_results(copied / "out")
+    with pytest.raises(PliError, match="queries.json: no such file"): read_results(copied)
+
+
+FIGURES = """
+[[figures]]
+kind = "heatmap"
+title = "What gains"
+[[figures]]
+kind = "lines"
+title = "Steps"
+arms = ["mix it @ 2", "mix it"]
+x = [2, 4]
+xlabel = "steps"
+kinds = ["colour", "shape"]
+[[figures]]
+kind = "lines"
+series = {mixed = ["mix it @ 2", "mix it"], mean = ["half", "half"]}
+x = [1, 10]
+logx = true
+show = "recall"
+kinds = ["all"]
+against = ["control", "start"]
+[[figures]]
+kind = "bars"
+arms = ["start", "mix it"]
+measure = "recall@1"
+against = "start"
+"""
+
+
+def test_the_command_reports_from_files_alone(copied):
+    "No model, no picture, no pairs: the data folder does not exist."
+    plan = written(copied, TINY + FIGURES)
+    code = "import sys; from pli.cli import main; import pli.study as s; s.gather = s.load_backbone = s.tune = None; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", code, "study", *words(plan, copied, "--report", "--data", str(copied / "nowhere"))], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    names = [Path(line).name for line in done.stdout.split()]
+    assert names == ["figure-1-what-gains.png", "figure-2-steps.png", "figure-3-lines.png", "figure-4-bars.png", "report.json", "report.md"] and not (copied / "runs").exists()
+    for name in names[:4]: Image.open(copied / "out" / name).load()
+    record, page = json.loads((copied / "out" / "report.json").read_text()), (copied / "out" / "report.md").read_text()
+    assert set(record["kinds"]) == {"all", "colour", "shape", "both", "keep"} and record["kinds"]["colour"]["arms"]["mix it"]["gain"]["recall@10"]["against"] == "control"
+    assert page.count("| mix it @ 2 |") == 3 * 5 + 1 and "![What gains](figure-1-what-gains.png)" in page and "5 % " not in page.replace("95 % ", "")
+    again = {path.name: path.read_bytes() for path in (copied / "out").iterdir()}
+    assert main(["study", *words(plan, copied, "--report")]) == 0
+    assert again == {path.name: path.read_bytes() for path in (copied / "out").iterdir()}
+
+
+def test_tables_have_a_row_for_each_arm(whole):
+    study = read_results(whole / "out")
+    heading, rows = table(study, "colour")
+    assert [row[0] for row in rows] == ["start", "control", "mix it", "mix it @ 2", "half"] and all(len(row) == len(heading) for row in rows) and rows[1][4:6] == ["", ""]
+    heading, rows = plain_table(study)
+    assert all(len(row) == len(heading) for row in rows) and rows[0][1] != "-"
+
+
+# The command
+
+def test_the_command_lists_and_refuses(whole, tmp_path, capsys):
+    plan = written(tmp_path)
+    assert main(["study", *words(plan, tmp_path, "--list", "--seeds", "1")]) == 0
+    assert capsys.readouterr().out.split("\n")[:3] == ["missing  start", "missing  control, seed 1", "missing  mix it, seed 1"]
+    assert main(["study", *words(plan, tmp_path, "--only", "nobody")]) == 1
+    assert capsys.readouterr().err.startswith("pli study: --only nobody: the plan has no such arm")
+    assert main(["study", *words(plan, tmp_path, "--report")]) == 1
+    assert "queries.json: no such file" in capsys.readouterr().err
+    assert main(["study", *words(whole / "plan.toml", whole)]) == 0 and "9 of 9 results are there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name, wanted", [("recolour + masking", "recolour-masking"), ("ARM @ 50", "arm-at-50"), ("../..", ""), ("Zoë 0.5", "zo-0.5")])
+def test_names_become_parts_of_file_names(name, wanted): assert slug(name) == wanted
+
+
+def test_stops_know_where_they_are(tmp_path):
+    class Model:
+        def save(self, folder): Path(folder).mkdir()
+    stops = Stops(tmp_path, (4, 6), 9)
+    assert stops.every == 1 and Stops(tmp_path, (4, 6), 12).every == 2
+    for _ in range(9): stops(Model())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["at-4", "at-6"]
