@@ -232,6 +232,7 @@ def arms_from(path: Path, table: dict) -> dict[str, Arm]:
             if other != "start" and (other not in arms or arms[other].average): raise PliError(f"{path}: arm {shown(name)!r}: average names {shown(other)!r}, which is no arm that is trained; there are {', '.join(['start', *(n for n, a in arms.items() if not a.average)])}")
     return arms
 
+# %% ../nbs/15_study.ipynb #ee700989
 def read_plan(path: str | Path) -> Plan:
     "A plan from its file. Raises `PliError` naming plan and key for whatever it cannot mean."
     path = Path(path)
@@ -271,6 +272,7 @@ def check_sources(plan: Plan) -> None:
     for key, least in {"count": 4, "queries": 4, "gallery": 10}.items():
         if plan.pairs.get(key, least) < least: raise PliError(f"{place}: {key} must be at least {least}, got {plan.pairs[key]}")
 
+# %% ../nbs/15_study.ipynb #fc5a5729
 def start_settings(plan: Plan) -> TuneSettings | None:
     "How the start is trained; None where it is taken as it is."
     if isinstance(plan.start, str) or "steps" not in plan.start: return None
@@ -323,6 +325,7 @@ class Part(Dataset):
             self.kept[row] = pixels, text
         return index, *self.kept[row]
 
+# %% ../nbs/15_study.ipynb #36966d8d
 def apart(
     names: Sequence[str],   # the picture of every pair
     count: int,             # pairs to hold out, at least
@@ -364,6 +367,7 @@ class Material:
 
     def aside(self) -> Part: return Part(self.data, self.names, self.captions, self.held_out, self.kept)
 
+# %% ../nbs/15_study.ipynb #9c429c79
 def gather(
     plan: Plan,
     data: Path,                    # the folder that all paths of the plan start from
@@ -391,6 +395,7 @@ def gather(
         if not arm.average and count < arm.settings.batch_size: raise PliError(f"{plan.path}: arm {shown(arm.name)!r}: {count} pairs do not fill one batch of {arm.settings.batch_size}")
     return material
 
+# %% ../nbs/15_study.ipynb #028c5e10
 def with_pictures(material: Material) -> Material:
     "Read the pictures that queries search, where they fit into memory."
     benchmark, (height, width) = material.benchmark, material.start.size
@@ -613,6 +618,7 @@ def jobs_of(plan: Plan, only: Iterable[str] = (), seeds: Iterable[int] = ()) -> 
     arms = sorted((arm for arm in plan.arms.values() if arm.name in wanted), key=lambda arm: bool(arm.average))
     return [Job(None)] * ("start" in wanted) + [Job(arm, seed) for seed in (list(seeds) or plan.seeds) for arm in arms]
 
+# %% ../nbs/15_study.ipynb #9891e526
 def check_stored(plan: Plan, jobs: Iterable[Job], material: Material, out: Path, clock: Clock | None = None, trained: bool = True) -> None:
     "Raise a `PliError` for a stored result that was made from something else than the plan says now."
     digests, known = {}, {"queries digest": material.benchmark.digest()} | ({"fingerprint": fingerprint(material.start)} if trained else {})
@@ -785,6 +791,7 @@ def stored_results(folder: Path, names: Sequence[str]) -> tuple[dict[str, dict[i
         except PliError as error: raise PliError(str(error).replace("the plan says", "another seed of this arm")) from None
     return found, paths
 
+# %% ../nbs/15_study.ipynb #d96744d2
 def read_results(
     folder: str | Path,          # where `pli study` stores results
     plan: Plan | None = None,    # which arms, figures and control; as stored if not given
@@ -863,6 +870,7 @@ def gain(
     by_seed = {seed: percent([(solved(study, arm, kind, measure, [seed]).mean() - solved(study, against, kind, measure, [seed]).mean()).item()])[0] for seed in both}
     return {"against": against, "seeds": len(both) or max(len(study.seeds(name)) for name in (arm, against)), "difference": percent(paired_bootstrap(a, b)), "ratio": ratio, "by seed": by_seed}
 
+# %% ../nbs/15_study.ipynb #6899c1f1
 @remembered
 def alone(study: Study, arm: str, kind: str, measure: str = "recall@10") -> dict:
     "What each half of the query does alone, and what composing adds to the better one, in percent."
@@ -915,6 +923,7 @@ def plain_table(study: Study) -> tuple[list[str], list[list[str]]]:
 # %% ../nbs/15_study.ipynb #17f44433
 NOTHING = (math.nan,) * 3
 
+# %% ../nbs/15_study.ipynb #f64bf79d
 def shown_value(study: Study, figure: dict, arm: str, kind: str, against: str | None) -> tuple:   # mean, low, high
     "One number of a figure, with its interval; no numbers where there is no result yet."
     measure = figure.get("measure", "recall@10")
@@ -931,6 +940,7 @@ def caption_of(study: Study, figure: dict, arms: Sequence[str], kinds: Sequence[
     return " ".join(filter(None, [figure.get("caption", ""), f"Queries: {queries}; {seeds}; intervals by bootstrap over queries. Each arm has its own best composer, chosen on the other half of the queries.",
                                   f"An arm at a step is compared with {study.control} at that step." * any(arm in study.results and " @ " in partner(study, arm) for arm in arms)]))
 
+# %% ../nbs/15_study.ipynb #f3079b05
 def draw(study: Study, figure: dict) -> viz.Drawing | None:
     "A figure of a plan; None where there are no results for it yet."
     kinds, measure, name = list(figure.get("kinds", study.kinds)), figure.get("measure", "recall@10"), figure.get("title", "")
@@ -985,11 +995,12 @@ def study_record(study: Study) -> dict:
     return {"title": study.title, "control": study.control, "composers chosen by": CHOSEN_BY, "benchmark": {key: study.benchmark[key] for key in ("name", "queries", "gallery", "digest")}, "made": made_of(study), "missing": list(study.missing),
             "kinds": sections, "plain recall": {arm: {seed: record["plain recall"] for seed, record in own.items()} for arm, own in study.results.items()}, "arms": settings}
 
+# %% ../nbs/15_study.ipynb #62e39115
 def study_page(study: Study, figures: dict[str, str]) -> str:   # `figures`: file -> title
     "The report in Markdown."
     sizes, count = " / ".join(dict.fromkeys(study.benchmark["gallery"].values())), len(study.arms) * len(study.kinds) * 2
     parts = [f"# {shown(study.title)}", f"{study.benchmark['queries']:,} queries, gallery of {sizes}. Percent with 95 % bootstrap intervals over queries, values averaged over seeds query by query; differences and ratios are paired over the same queries, against *{shown(study.control)}*. "
-             f"Every arm has its own best composer, chosen per kind of query by {CHOSEN_BY} on the other half of the queries, from the same list. About {count * 0.05:.0f} of {count} differences stand out by luck alone."]
+             f"Every arm has its own best composer, chosen per kind of query by {CHOSEN_BY} on the other half of the queries, from the same list; under *all* one composer serves all kinds. What a seed changes stands beside the means and is not in the intervals. About {count * 0.05:.0f} of {count} differences stand out by luck alone."]
     if study.missing: parts.append(f"**Not there yet, and left out** ({len(study.missing)}): " + "; ".join(map(shown, study.missing[:40])) + " ..." * (len(study.missing) > 40))
     parts += [f"![{shown(title)}]({file})" for file, title in figures.items()]
     for kind, rows in study.kinds.items():
@@ -997,6 +1008,7 @@ def study_page(study: Study, figures: dict[str, str]) -> str:   # `figures`: fil
         parts += [as_markdown(*table(study, kind, measure)) for measure in ("recall@1", "recall@10")] + [as_markdown(*halves_table(study, kind))]
     return "\n\n".join([*parts, "## Without composing", "What the models can still do: held-out pairs, percent, mean over seeds.", as_markdown(*plain_table(study)), "## Made", *made_of(study)]) + "\n"
 
+# %% ../nbs/15_study.ipynb #06d691df
 def write_study(out: str | Path, plan: Plan | None = None) -> list[Path]:   # the files that were written
     "Make `report.md`, `report.json` and the figures from stored results alone."
     out = Path(out)
