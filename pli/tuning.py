@@ -43,7 +43,7 @@ class TuneSettings:
     objective: str = "masked"      # a name in `OBJECTIVES`: `masked`, `paper`, or a control: `clip`, `flip`, `picture`
     symmetric: bool = True         # contrast in both directions (`paper` has one only)
     weight: float = 1.0            # weight of the masked picture beside the words in the training query
-    clip_weight: float = 0.0       # how much of the plain CLIP loss to add
+    clip_weight: float = 0.0       # how much to add of the CLIP loss between the whole picture and the words of the query
     avoid: str = "none"            # a further wrong answer: the corrupted picture itself, of the query's `own` or of `all`
     tune: str = "both"             # which towers learn: `both`, `image`, `text`
     steps: int = 1000              # optimiser steps
@@ -299,7 +299,7 @@ def take_step(
     with torch.random.fork_rng(devices=on_gpu), torch.autocast(backbone.device.type, torch.bfloat16, enabled=half), plain_attention(half and backbone.device.type == "cpu"):
         torch.manual_seed(generator(settings.seed, "step", step).initial_seed())       # for models that draw random numbers themselves
         floats = pixels.to(backbone.device).float().div(255)
-        loss = OBJECTIVES[settings.objective](backbone, floats, captions, settings, generator(settings.seed, "hide", step), step / settings.steps)
+        loss = OBJECTIVES[settings.objective](backbone, floats, captions, settings, generator(settings.seed, "hide", step), step / max(1, settings.steps - 1))
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     weights = [weight for group in optimiser.param_groups for weight in group["params"] if weight.grad is not None]
