@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TOO_SMALL', 'WORD_LISTS', 'HIDERS', 'PATCH_MASKS', 'hide_highest', 'View', 'Hider', 'check_share', 'add_mask',
            'RandomPatches', 'far_from', 'draw_stretch', 'Block', 'Object', 'Ground', 'dither', 'Grid', 'patch_looks',
-           'Similar', 'to_pixels', 'Mix', 'Recolour', 'Grey', 'blur_reach', 'Blur', 'smooth', 'Band', 'Crop', 'bare',
-           'captions_of', 'Drop', 'keep_words', 'check_list', 'Only', 'Without', 'closest_caption', 'Swap', 'Nothing',
-           'Composed', 'pick_rows', 'Mixture', 'Schedule', 'parse_steps', 'parse_hide', 'parse_ways']
+           'unlike_border', 'Similar', 'to_pixels', 'Mix', 'Recolour', 'Grey', 'blur_reach', 'Blur', 'smooth', 'Band',
+           'Crop', 'bare', 'captions_of', 'Drop', 'keep_words', 'check_list', 'Only', 'Without', 'closest_caption',
+           'Swap', 'Nothing', 'Composed', 'pick_rows', 'Mixture', 'Schedule', 'parse_steps', 'parse_hide', 'parse_ways']
 
 # %% ../nbs/03_masking.ipynb #7d39254f
 import dataclasses
@@ -173,18 +173,30 @@ def patch_looks(
     return torch.cat([mean, spread], 1).flatten(2).transpose(1, 2)
 
 # %% ../nbs/03_masking.ipynb #67bc1e39
+def unlike_border(
+    looks: Tensor,           # `(batch, patches, features)`
+    grid: tuple[int, int],   # rows and columns of patches
+) -> Tensor:                 # `(batch, patches)`
+    "How far each patch looks from the mean of the patches along the four edges: little on the page, much on the thing."
+    rows, columns = grid
+    border = torch.ones(rows, columns, dtype=torch.bool)
+    border[1:-1, 1:-1] = False
+    return (looks - looks[:, border.flatten()].mean(1, keepdim=True)).norm(dim=2)
+
+# %% ../nbs/03_masking.ipynb #36e767f1
 @dataclass(frozen=True)
 class Similar:
-    "Draw a patch and hide it with those that look most like it, ties at random (after Wei et al. 2024, arXiv 2405.08815)."
+    "Draw a patch, rather one that is unlike the border, and hide it with those that look most like it, ties at random (after Wei et al. 2024, arXiv 2405.08815)."
     ratio: float = 0.5    # share of the patches to hide, `0 <= r < 1`
-    teaches: ClassVar[str] = "words for a colour or a print that is everywhere in a thing: no patch that stays gives it away"
+    teaches: ClassVar[str] = "words for a colour or a print that is everywhere in a thing: what looks alike goes together, the thing rather than the page behind it"
 
     def __post_init__(self): check_share("similar: ratio", self.ratio)
 
     def __call__(self, view: View, generator: torch.Generator) -> View:
         chance = torch.rand(len(view.pixels), view.patches, generator=generator).to(view.pixels.device)
-        looks, drawn = patch_looks(view.pixels, view.grid), chance.argmin(1)      # the least chance: also the first among equals
-        far = (looks - looks.gather(1, drawn[:, None, None].expand(-1, 1, looks.shape[2]))).norm(dim=2)
+        looks = patch_looks(view.pixels, view.grid)
+        drawn = (-torch.log1p(-chance) / (unlike_border(looks, view.grid) + 1e-4)).argmin(1, keepdim=True)   # the first of exponential clocks: a chance proportional to their rate
+        far = (looks - looks.take_along_dim(drawn[:, :, None], 1)).norm(dim=2).scatter(1, drawn, -1.0)       # the drawn one goes first
         return add_mask(view, hide_highest(-(far + 1e-4 * chance), self.ratio))
 
 # %% ../nbs/03_masking.ipynb #8f912bde

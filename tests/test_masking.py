@@ -201,6 +201,32 @@ def test_the_drawn_patch_is_any_patch_and_always_hidden():
         assert (hidden.sum(1) == 1).all() and (hidden.sum(0) > 8).all()
 
 
+def disc_on_white(radius=18, size=64):
+    "A red disc in the middle of a white page, and where it is."
+    inside = ((torch.arange(size) - size / 2 + 0.5)[:, None] ** 2 + (torch.arange(size) - size / 2 + 0.5) ** 2) < radius**2
+    pixels = torch.ones(1, 3, size, size); pixels[:, 1:, inside] = 0
+    return pixels, inside
+
+
+def test_it_starts_on_the_thing_and_not_on_the_page():
+    "A uniform draw would start on the white page two times in three and leave the whole disc in view."
+    pixels, inside = disc_on_white()
+    red = torch.nn.functional.avg_pool2d(inside[None].float(), 8).flatten() > 0
+    assert red.float().mean() < 0.4
+    one = Similar(1 / 64)(View(pixels.expand(500, -1, -1, -1), (8, 8)), generator(0)).hidden
+    assert one[:, red].sum() > 450                                                # the drawn patch alone
+    half = Similar(0.5)(View(pixels.expand(500, -1, -1, -1), (8, 8)), generator(1)).hidden
+    assert half[:, red].float().mean() > 0.8
+
+
+def test_the_start_is_drawn_in_proportion_to_its_distance_from_the_border():
+    "One picture of two inner patches, one three times as far from the white border as the other."
+    pixels = torch.ones(4000, 3, 3, 4)
+    pixels[:, :, 1, 1], pixels[:, :, 1, 2] = 0.8, 0.4
+    drawn = Similar(1 / 12)(View(pixels, (3, 4)), generator(0)).hidden.float().mean(0).reshape(3, 4)
+    assert drawn[1, 2].item() == pytest.approx(0.75, abs=0.03) and drawn[1, 1].item() == pytest.approx(0.25, abs=0.03)
+
+
 def test_equals_go_at_random():
     hidden = Similar(0.5)(View(torch.ones(500, 3, 8, 8), (4, 4)), generator(0)).hidden.float().mean(0)
     assert (hidden > 0.4).all() and (hidden < 0.6).all()
