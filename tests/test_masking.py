@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pli import world
 from pli.core import PliError, generator
 from pli.masking import (HIDERS, PATCH_MASKS, WORD_LISTS, Band, Block, Blur, Composed, Crop, Drop, Grey, Grid, Ground, Mix, Mixture, Nothing, Object, Only, RandomPatches, Recolour, Schedule, Similar, Swap,
-                         View, Without, add_mask, bare, closest_caption, dither, draw_stretch, far_from, hide_highest, parse_hide, pick_rows, to_pixels)
+                         View, Without, add_mask, bare, closest_caption, dither, draw_far, hide_highest, parse_hide, pick_rows, smooth, to_pixels)
 
 MASKS = {"random": RandomPatches, "block": Block, "grid": Grid, "object": Object, "ground": Ground, "similar": Similar}
 PLACED = ("random", "block", "grid", "object", "ground")   # masks that do not look at the pixels
@@ -147,8 +147,7 @@ def test_blocks_lie_everywhere_and_in_several_shapes():
 def test_the_thing_is_near_and_the_ground_is_far(rows, columns, ratio, seed):
     "One generator, one centre: what goes first in the one goes last in the other."
     thing, ground = (kind(ratio)(blank(3, (rows, columns)), generator(seed)).hidden for kind in (Object, Ground))
-    chance = generator(seed)
-    far = far_from(0.5 + 0.1 * torch.randn(3, 2, 1, generator=chance), draw_stretch(3, chance), (rows, columns))
+    far = draw_far(blank(3, (rows, columns)), generator(seed), middle=True)
     for distance, near, away in zip(far, thing, ground):
         if not near.any(): continue
         assert distance[near].max() <= distance[~near].min() and distance[away].min() >= distance[~away].max()
@@ -452,6 +451,23 @@ def test_a_wider_band_keeps_more():
     disc = ((torch.arange(64) - 32)[:, None] ** 2 + (torch.arange(64) - 32) ** 2 < 300).float().expand(1, 3, 64, 64)
     left = [hide("band", disc, coarse=coarse).pixels.std() for coarse in (0.04, 0.1, 0.3)]
     assert left[0] < left[1] < left[2]
+
+
+def test_a_band_keeps_some_colour_of_a_thing_and_grey_before_it_keeps_none():
+    pixels, inside = disc_on_white()
+    chroma = lambda hide: (view := parse_hide(hide)(View(pixels, (8, 8)), generator(0)).pixels[0, :, inside]).amax(0).sub(view.amin(0)).mean().item()
+    assert chroma("none") == 1 and 0.2 < chroma("band") < 0.6 and chroma("band:0.02:0.05") < chroma("band") / 2 < chroma("band:0.02:0.3")
+    assert chroma("grey+band") < 1e-6
+    page = parse_hide("band")(View(pixels, (8, 8)), generator(0)).pixels[0, :, inside]
+    assert (page[0] > page[1]).all()                                              # what stays is its own colour
+
+
+@pytest.mark.parametrize("size", [(64, 64), (33, 50), (2, 9)])
+@pytest.mark.parametrize("strength", [0.001, 0.02, 0.15, 1.0])
+def test_two_routes_to_one_blur(size, strength):
+    pixels = noise(2, *size)
+    assert torch.allclose(smooth(pixels, strength), smooth(pixels, strength, product=True), atol=1e-5)
+    assert torch.equal(smooth(pixels, strength), hide("blur", pixels, strength=strength).pixels)
 
 
 @quick
