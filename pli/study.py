@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['COMPOSERS', 'FIGURES', 'FIGURE_KEYS', 'TOP', 'ROOM', 'IDLE', 'CHOSEN_BY', 'NOTHING', 'packed', 'unpacked', 'Arm',
-           'Plan', 'slug', 'check_keys', 'a_list_of', 'settings_from', 'arm_from', 'check_figure', 'read_toml',
+           'Plan', 'slug', 'stem', 'check_keys', 'a_list_of', 'settings_from', 'arm_from', 'check_figure', 'read_toml',
            'arms_from', 'read_plan', 'check_sources', 'start_settings', 'start_model', 'Part', 'apart', 'fewer',
-           'Material', 'gather', 'with_pictures', 'claim', 'holder', 'first_ranks', 'measure', 'result_path', 'said_of',
-           'check_same', 'read_result', 'Job', 'Stops', 'step_of', 'train', 'averaged', 'Place', 'make', 'in_words',
-           'Clock', 'jobs_of', 'check_stored', 'ready_start', 'about_queries', 'check_kind', 'write_about', 'teller',
-           'ready', 'run', 'listed', 'remembered', 'Study', 'stored_results', 'read_results', 'best', 'solved', 'level',
-           'partner', 'gain', 'alone', 'signed', 'times', 'table', 'halves_table', 'plain_table', 'shown_value',
-           'caption_of', 'draw', 'draw_lines', 'made_of', 'study_record', 'study_page', 'write_study']
+           'Material', 'gather', 'with_pictures', 'locked', 'held', 'claim', 'holder', 'first_ranks', 'measure',
+           'result_path', 'said_of', 'flat', 'check_same', 'read_result', 'Job', 'Stops', 'step_of', 'train',
+           'averaged', 'Place', 'make', 'in_words', 'Clock', 'jobs_of', 'check_stored', 'ready_start', 'about_queries',
+           'check_kind', 'write_about', 'teller', 'ready', 'run', 'listed', 'remembered', 'Study', 'stored_results',
+           'read_results', 'best', 'solved', 'level', 'lessons', 'control_of', 'partner', 'shared', 'gain', 'is_sure',
+           'gained', 'alone', 'signed', 'times', 'table', 'seeds_of', 'beside', 'unmatched', 'halves_table',
+           'plain_table', 'shown_value', 'caption_of', 'draw', 'draw_lines', 'made_of', 'study_record', 'varied',
+           'printed', 'study_page', 'write_study']
 
 # %% ../nbs/15_study.ipynb #78a53936
 import base64
 import copy
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import math
@@ -39,6 +40,8 @@ from torch.utils.data import Dataset
 
 try: import tomllib
 except ModuleNotFoundError: import tomli as tomllib   # Python 3.10
+try: import fcntl
+except ModuleNotFoundError: fcntl = None              # Windows
 
 from . import tuning, viz, world
 from .backbones import Backbone, load_backbone, register_tiny
@@ -86,6 +89,8 @@ class Arm:
     at: tuple[int, ...] = ()                  # steps at which the model is measured too
     average: tuple[str, ...] = ()             # the arms whose models are averaged, instead of training
     shares: tuple[float, ...] = ()            # how much each of them counts
+    over_seeds: bool = False                  # of an average: of the models of all seeds, stored once
+    control: str = ""                         # what this arm is compared with; the plan's control if not given
 
     def names(self) -> list[str]: return [self.name, *(f"{self.name} @ {step}" for step in self.at)]   # what its results are called
 
@@ -110,10 +115,17 @@ class Plan:
 
     def names(self) -> list[str]: return ["start", *(name for arm in self.arms.values() for name in arm.names())]   # of all results, in order
 
+    def controls(self) -> dict[str, str]: return {arm.name: arm.control for arm in self.arms.values() if arm.control}
+
+    def common(self) -> set[str]:             # names of what is there once, for all seeds
+        return {arm.name for arm in self.arms.values() if arm.over_seeds} | ({"start"} if start_settings(self) is None else set())
+
 # %% ../nbs/15_study.ipynb #1feacc34
 def slug(name: str) -> str:
     "A name as part of a file name."
     return re.sub(r"[^a-z0-9.]+", "-", name.lower().replace(" @ ", "-at-")).strip("-.")
+
+def stem(name: str, seed: int | None) -> str: return slug(name) if seed is None else f"{slug(name)}-{seed}"   # what a result is called; no seed where one stands for all
 
 def check_keys(
     place: str,                        # where the table stands, for the message
@@ -165,19 +177,21 @@ def arm_from(
     "An arm from its table."
     check = lambda key, kind, default: check_keys(place, {key: table[key]}, {key: (kind,)})[key] if key in table else default
     if not isinstance(table, dict): raise PliError(f"{place} must be a table, got {shown(repr(table))}")
+    control = check("control", str, "")
     if "average" in table:
-        check_keys(place, table, {"average": (list,), "shares": (list,)})
-        of = a_list_of(f"{place}: average", table["average"], str, 2)
+        check_keys(place, table, {"average": (list,), "shares": (list,), "over_seeds": (bool,), "control": (str,)})
+        over = table.get("over_seeds", False)
+        of = a_list_of(f"{place}: average", table["average"], str, 1 if over else 2)
         shares = a_list_of(f"{place}: shares", table.get("shares", [1 / len(of)] * len(of)), float)
         if len(shares) != len(of) or not all(math.isfinite(share) for share in shares) or abs(sum(shares) - 1) > 1e-6:
             raise PliError(f"{place}: shares must be {len(of)} numbers that sum to 1, one for each model of average, got {list(shares)}")
-        return Arm(name, average=of, shares=shares)
-    own = {"most_pairs", "at"}
+        return Arm(name, average=of, shares=shares, over_seeds=over, control=control)
+    own = {"most_pairs", "at", "control"}
     settings = settings_from(place, {**base, **{key: value for key, value in table.items() if key not in own}}, TuneSettings())
     most, at = check("most_pairs", int, most_pairs), a_list_of(f"{place}: at", table["at"], int) if "at" in table else ()
     if most < 0: raise PliError(f"{place}: most_pairs must be at least 0, got {most}")
     if any(not 0 < step < settings.steps for step in at): raise PliError(f"{place}: at must name steps between 1 and {settings.steps - 1}, got {list(at)}; the last step is always measured")
-    return Arm(name, settings, most, tuple(sorted(at)))
+    return Arm(name, settings, most, tuple(sorted(at)), control=control)
 
 # %% ../nbs/15_study.ipynb #27d837fe
 FIGURES = ("heatmap", "lines", "bars")
@@ -191,7 +205,8 @@ def check_figure(plan: Plan, figure: dict, place: str) -> None:
     if "series" in figure and ("arms" in figure or not lines): raise PliError(f"{place}: series is for lines, instead of arms: a list of arms for each line")
     rows = figure.get("series", {"arms": figure.get("arms", plan.names())})
     named = [name for key, row in rows.items() for name in a_list_of(f"{place}: {key}", row, str, twice=lines)] + ([against] if isinstance(against, str) else [*dict.fromkeys(against)])
-    a_list_of(f"{place}: kinds", figure.get("kinds", ["all"]), str)
+    kinds = a_list_of(f"{place}: kinds", figure.get("kinds", ["all"]), str)
+    if "series" in figure and len(kinds) > 1: raise PliError(f"{place}: series are for one kind of query, got {shown(', '.join(kinds))}")
     if not re.fullmatch(r"recall@[1-9]\d{0,5}", figure.get("measure", "recall@10")): raise PliError(f"{place}: measure must be recall@K, such as recall@10, got {shown(figure['measure'])!r}")
     if figure.get("show", "gain") not in ("gain", "recall"): raise PliError(f"{place}: show must be gain or recall, got {shown(figure['show'])!r}")
     if figure["kind"] == "heatmap" and figure.get("show") == "recall": raise PliError(f"{place}: a heatmap shows gains; bars and lines can show recall")
@@ -217,7 +232,7 @@ def read_toml(path: Path) -> dict:
 
 def arms_from(path: Path, table: dict) -> dict[str, Arm]:
     "All arms of a plan. Raises `PliError` for names that cannot stand, or would share a file."
-    base, most, arms, files = table.get("settings", {}), table.get("most_pairs", 0), {}, {"start": "start"}
+    base, most, arms, files = table.get("settings", {}), table.get("most_pairs", 0), {}, {"start": "start", "queries": "the queries", "report": "the report"}
     if most < 0: raise PliError(f"{path}: most_pairs must be at least 0, got {most}")
     settings_from(f"{path}: [settings]", base, TuneSettings())
     for name, found in table["arms"].items():
@@ -228,6 +243,7 @@ def arms_from(path: Path, table: dict) -> dict[str, Arm]:
             if slug(each) in files: raise PliError(f"{place}: its results would be called {slug(each)}, as those of {shown(files[slug(each)])!r}; give it another name")
             files[slug(each)] = each
     for name, arm in arms.items():
+        if arm.control and (arm.control == name or arm.control not in {"start", *arms}): raise PliError(f"{path}: arm {shown(name)!r}: control is {shown(arm.control)!r}, which is no other arm; there are {shown(', '.join(['start', *arms]), 1000)}")
         for other in arm.average:
             if other != "start" and (other not in arms or arms[other].average): raise PliError(f"{path}: arm {shown(name)!r}: average names {shown(other)!r}, which is no arm that is trained; there are {', '.join(['start', *(n for n, a in arms.items() if not a.average)])}")
     return arms
@@ -247,6 +263,10 @@ def read_plan(path: str | Path) -> Plan:
     if plan.control not in plan.names(): raise PliError(f"{path}: control is {shown(plan.control)!r}, which is no arm; there are {shown(', '.join(plan.names()), 1000)}")
     if plan.held_out < 2: raise PliError(f"{path}: held_out must be at least 2, got {plan.held_out}: plain recall needs pairs that no arm learns from")
     check_sources(plan)
+    files: dict[str, str] = {}
+    for name in plan.names():
+        for seed in [None] if name in plan.common() else plan.seeds:
+            if (other := files.setdefault(stem(name, seed), name)) != name: raise PliError(f"{path}: arm {shown(name)!r}: its results would be called {stem(name, seed)}, as those of {shown(other)!r}; give it another name")
     for number, figure in enumerate(plan.figures): check_figure(plan, figure, f"{path}: figure {number + 1}")
     return plan
 
@@ -360,6 +380,7 @@ class Material:
     learn: list[int]               # rows to learn from
     held_out: list[int]            # rows for plain recall
     benchmark: Benchmark
+    most: int = 1000               # held-out pairs that plain recall is measured on
     pictures: Tensor | None = None # `uint8 (pictures, 3, height, width)` of the benchmark, where they fit into memory
     kept: dict | None = field(default_factory=dict)
 
@@ -382,14 +403,14 @@ def gather(
         try: stage = set_stage(plan.pairs["world"], DemoSettings(**said))
         except PliError as error: raise PliError(f"{plan.path}: pairs: {error}") from None
         names, captions = [hashlib.sha256(picture.numpy()).hexdigest()[:16] for picture in stage.pairs.pixels], stage.pairs.captions
-        material = Material(start, stage.pairs, names, captions, *apart(names, plan.held_out), stage.queries["dev"], stage.pixels["dev"], None)
+        material = Material(start, stage.pairs, names, captions, *apart(names, plan.held_out), stage.queries["dev"], max(1000, plan.held_out), stage.pixels["dev"], None)
     else:
         inside = fence(data)
         try: table, queries, gallery = (Path(inside(name)) for name in (plan.pairs, plan.queries, plan.gallery))
         except PliError as error: raise PliError(f"{plan.path}: {error}") from None
         pairs, benchmark = read_pairs(table), read_queries(queries, gallery)
         say(pairs.report(1).partition("\n")[0])
-        material = Material(start, PairSet(pairs, start.pixels), pairs.names, list(pairs.captions), *apart(pairs.names, plan.held_out), benchmark)
+        material = Material(start, PairSet(pairs, start.pixels), pairs.names, list(pairs.captions), *apart(pairs.names, plan.held_out), benchmark, max(1000, plan.held_out))
     for arm in plan.arms.values():
         count = len(fewer(material.learn, arm.most_pairs))
         if not arm.average and count < arm.settings.batch_size: raise PliError(f"{plan.path}: arm {shown(arm.name)!r}: {count} pairs do not fill one batch of {arm.settings.batch_size}")
@@ -405,19 +426,37 @@ def with_pictures(material: Material) -> Material:
     return material
 
 # %% ../nbs/15_study.ipynb #148fe0aa
+def locked(path: Path) -> int | None:
+    "Lock a file and open it; None where another holds the lock. Without POSIX locks the file itself is the lock, and one that lies there is an error."
+    if fcntl is None:
+        try: return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError: raise PliError(f"{path}: several processes at once need a POSIX system; if no other process works on this study, remove the file") from None
+    for again in range(3):                                                             # somebody may have looked whether it is held
+        while True:
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError: break
+            if path.exists() and os.stat(path).st_ino == os.fstat(file).st_ino: return file   # not one that its last owner has just removed
+            os.close(file)
+        os.close(file)
+        if again < 2: time.sleep(0.01)
+    return None
+
+def held(path: Path) -> bool:
+    "Does a process hold this lock? One that was killed leaves the file and holds nothing."
+    try: file = os.open(path, os.O_RDWR)
+    except OSError: return False
+    try:
+        if fcntl: fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return fcntl is None
+    except OSError: return True
+    finally: os.close(file)
+
 @contextmanager
 def claim(path: Path):   # yields whether it is ours
     "Try to lock a file that names this process; afterwards it is gone. A lock ends with the process that holds it."
     path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(file)
-            file = None
-            break
-        if path.exists() and os.stat(path).st_ino == os.fstat(file).st_ino: break   # not one that its last owner has just removed
-        os.close(file)
+    file = locked(path)
     if file is None:
         yield False
         return
@@ -426,8 +465,9 @@ def claim(path: Path):   # yields whether it is ours
         os.write(file, str(os.getpid()).encode())
         yield True
     finally:
+        if fcntl is None: os.close(file)                  # an open file cannot be removed there
         path.unlink(missing_ok=True)
-        os.close(file)
+        if fcntl: os.close(file)
 
 def holder(path: Path) -> str:
     "The process that a lock names."
@@ -453,7 +493,7 @@ def measure(
 ) -> dict:
     "What a result says of a model."
     features = encode(backbone, material.benchmark, with_pictures(material).pictures)
-    return {"plain recall": evaluate.plain_recall(backbone, material.aside()), "ranks": {spec: packed(found) for spec, found in first_ranks(features, material.benchmark, composers).items()}}
+    return {"plain recall": evaluate.plain_recall(backbone, material.aside(), material.most), "ranks": {spec: packed(found) for spec, found in first_ranks(features, material.benchmark, composers).items()}}
 
 # %% ../nbs/15_study.ipynb #72a650a9
 IDLE = ("checkpoint_every", "validate_every", "seed")   # settings that change no number, or stand beside them
@@ -464,14 +504,21 @@ def said_of(plan: Plan, arm: Arm | None) -> dict:
     "What a plan says of an arm, or of the start."
     record = {"start": plan.start, "pairs of the plan": plan.pairs, "held out": plan.held_out, "composers": list(plan.composers)}
     if arm is None: return record
-    if arm.average: return record | {"average": list(arm.average), "shares": list(arm.shares)}
-    return record | {"settings": asdict(arm.settings), "most pairs": arm.most_pairs}
+    taught = lambda arm: {"settings": asdict(arm.settings), "most pairs": arm.most_pairs}
+    if not arm.average: return record | taught(arm)
+    members = {name: taught(plan.arms[name]) for name in arm.average if name != "start"}
+    return record | {"average": list(arm.average), "shares": list(arm.shares), "members": members} | ({"seeds": list(plan.seeds)} if arm.over_seeds else {})
+
+def flat(record: dict) -> dict:
+    "What a result was made with, a key for each setting that counts, those of the members of an average too."
+    usual, found = asdict(TuneSettings()), {key: value for key, value in record.items() if key not in ("settings", "members")}
+    if "settings" in record: found |= {key: value for key, value in {**usual, **record["settings"]}.items() if key not in IDLE}
+    for name, member in record.get("members", {}).items(): found |= {f"{key} of {shown(name)}": value for key, value in flat(member).items()}
+    return found
 
 def check_same(path: Path, made: dict, wanted: dict) -> None:
     "Raise a `PliError` that says how a result differs from what the plan wants."
-    usual = asdict(TuneSettings())
-    flat = lambda record: {**{key: value for key, value in record.items() if key != "settings"}, **({key: value for key, value in {**usual, **record["settings"]}.items() if key not in IDLE} if "settings" in record else {})}
-    old, new = flat({key: made[key] for key in [*wanted, "settings", "average"] if key in made}), flat(wanted)
+    old, new = flat({key: made[key] for key in [*wanted, "settings", "average", "members", "seeds"] if key in made}), flat(wanted)
     for key in dict.fromkeys([*new, *old]):
         if old.get(key) != new.get(key): raise PliError(f"{path}: was made with {key} {shown(old.get(key))}, the plan says {shown(new.get(key))}; remove the file to make it again")
 
@@ -479,7 +526,9 @@ def read_result(path: Path) -> dict:
     "A result from its file. Raises `PliError` for a file that is none."
     record = read_json(path)
     needed = {"arm": str, "seed": int, "ranks": dict, "plain recall": dict, "queries digest": str, "pairs digest": str, "fingerprint": str}
-    if not isinstance(record, dict) or any(not isinstance(record.get(key), kind) for key, kind in needed.items()): raise PliError(f"{path}: is no result of a study; remove the file to make it again")
+    optional = {"settings": dict, "members": dict, "average": list, "composers": list, "plain ranks": dict}
+    right = lambda table, kinds: isinstance(table, dict) and all(isinstance(table.get(key), kind) for key, kind in kinds.items())
+    if not right(record, needed) or not right(record, {key: kind for key, kind in optional.items() if key in record}) or not all(right(member, {"settings": dict}) for member in record.get("members", {}).values()): raise PliError(f"{path}: is no result of a study; remove the file to make it again")
     return record
 
 # %% ../nbs/15_study.ipynb #c6a08069
@@ -652,7 +701,7 @@ def ready_start(plan: Plan, material: Material, place: Place, say: Callable[[str
 def about_queries(plan: Plan, benchmark: Benchmark) -> dict:
     "What results need to be read without pictures and model: the queries' kinds, the halves that composers are chosen on, and what the plan calls things."
     return {"title": plan.title, "control": plan.control, "arms": plan.names(), "seeds": list(plan.seeds), "figures": list(plan.figures), "benchmark": described(benchmark),
-            "halves": "".join("1" if first else "0" for first in halves(benchmark).tolist()), "pairs": plan.pairs, "start": plan.start}
+            "halves": "".join("1" if first else "0" for first in halves(benchmark).tolist()), "pairs": plan.pairs, "start": plan.start} | {key: value for key, value in {"controls": plan.controls(), "common": sorted(plan.common())}.items() if value and value != ["start"]}
 
 def check_kind(place: str, kind: str, frame: Frame) -> None:
     "Raise a `PliError` unless there are queries of that kind."
@@ -679,7 +728,7 @@ def teller(job: Job, head: str, clock: Clock, rest: Sequence[Job], runs: Path, s
         end, line = "", line.partition(", validation")[0]
         if found := re.match(r"step (\d+)/(\d+)", line):
             done, steps = int(found[1]), int(found[2])
-            if done > first: end = clock.left(rest, (job.arm.name, steps - done, (time.time() - began) / (done - first)), len(list(runs.glob("*.lock"))))
+            if done > first: end = clock.left(rest, (job.arm.name, steps - done, (time.time() - began) / (done - first)), sum(map(held, runs.glob("*.lock"))))
         say(f"{head} {job.title}: {line}{end}")
     return tell
 
@@ -698,6 +747,7 @@ def run(
     "Train and measure what is missing. Raises `PliError` for stored results that do not belong to the plan, and at the end for arms that failed."
     jobs, clock, failed = jobs_of(plan, only, seeds), Clock(), {}
     material, given = gather(plan, place.data, place.device, say), start_settings(plan) is None
+    if place.workers: material.kept = None        # every worker would keep pictures of its own
     there = lambda job: all(path.exists() for path in job.results(place.out).values())
     check_stored(plan, jobs, material, place.out, clock, given)
     write_about(plan, material.benchmark, place.out)
@@ -721,7 +771,7 @@ def run(
                 for path in job.results(place.out).values(): clock.saw(read_result(path))
     every = [path for job in jobs for path in job.results(place.out).values()]
     found = sum(path.exists() for path in every)
-    busy = sorted(holder(path) for path in place.runs.glob("*.lock"))
+    busy = sorted({holder(path) for path in place.runs.glob("*.lock") if held(path)})
     say(f"{found} of {len(every)} results are there" + f"; at work: {', '.join(busy)}" * bool(busy and found < len(every)))
     if failed: raise PliError(f"{len(failed)} of {len(jobs)} runs failed: " + "; ".join(f"{shown(job.title)}: {why}" for job, why in failed.items()))
     return found, len(every)
@@ -733,7 +783,7 @@ def listed(plan: Plan, place: Place, only: Iterable[str] = (), seeds: Iterable[i
     for job in jobs_of(plan, only, seeds):
         for name, path in job.results(place.out).items():
             lock = place.runs / f"{job.folder}.result.lock"
-            state = "there" if path.exists() else f"{holder(lock)} is at it, or died" if lock.exists() else "begun" if (place.runs / job.folder / "run.json").exists() else "missing"
+            state = "there" if path.exists() else f"{holder(lock)} is at it" if held(lock) else "begun" if (place.runs / job.folder / "run.json").exists() else "missing"
             lines.append(f"{state:8} {name}, seed {job.seed}" if job.arm else f"{state:8} start")
     return lines
 
@@ -761,6 +811,8 @@ class Study:
     first: Tensor                            # `(queries,)` bool: the half of every query
     missing: tuple[str, ...] = ()            # what the plan names and nobody has made yet
     figures: tuple[dict, ...] = ()
+    controls: dict[str, str] = field(default_factory=dict)   # arms that are compared with another one than the control
+    common: frozenset[str] = frozenset({"start"})            # arms whose one result stands for all seeds
     memory: dict = field(default_factory=dict, repr=False)
 
     @functools.cached_property
@@ -787,7 +839,7 @@ def stored_results(folder: Path, names: Sequence[str]) -> tuple[dict[str, dict[i
         for key in ("queries digest", "fingerprint", "composers"):
             if record.get(key) != other.get(key): raise PliError(f"{path}: was made with another {key} than {one.name} ({shown(record.get(key))} and {shown(other.get(key))}); remove what is out of date")
         kept = found[record["arm"]][min(found[record["arm"]])]
-        try: check_same(path, record, {key: kept[key] for key in ("settings", "most pairs", "average", "shares", "at", "pairs digest") if key in kept})
+        try: check_same(path, record, {key: kept[key] for key in ("settings", "most pairs", "average", "shares", "members", "at", "pairs digest") if key in kept})
         except PliError as error: raise PliError(str(error).replace("the plan says", "another seed of this arm")) from None
     return found, paths
 
@@ -803,16 +855,17 @@ def read_results(
         benchmark, first = about["benchmark"], torch.tensor([side == "1" for side in about["halves"]])
         frame = evaluate.frame_from({"benchmark": benchmark})
         title, control, names, seeds, figures = (about[key] for key in ("title", "control", "arms", "seeds", "figures"))
+        controls, common = dict(about.get("controls", {})), set(about.get("common", ["start"] * ("common" not in about)))
         if not len(first) == len(frame.kinds) == benchmark["queries"]: raise ValueError("its parts are of different length")
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error: raise PliError(f"{path}: does not describe the queries of a study ({type(error).__name__}: {error})") from None
-    if plan: title, control, names, seeds, figures = plan.title, plan.control, plan.names(), plan.seeds, plan.figures
+    if plan: title, control, names, seeds, figures, controls, common = plan.title, plan.control, plan.names(), plan.seeds, plan.figures, plan.controls(), plan.common()
     found, paths = stored_results(folder, names)
     if not paths: raise PliError(f"{folder}: holds no results of this study yet")
-    for (name, seed), path in paths.items():
+    for (name, seed), path in sorted(paths.items(), key=lambda item: "average" in found[item[0][0]][item[0][1]]):   # what an average is made of comes first
         if plan: check_same(path, found[name][seed], said_of(plan, plan.arms.get(name.partition(" @ ")[0])))
         if found[name][seed]["queries digest"] != benchmark["digest"]: raise PliError(f"{path}: is about other queries than {folder / 'queries.json'}")
-    missing = [f"{name}, seed {seed}" for name in names for seed in seeds if name != "start" and seed not in found[name]] + ["start"] * ("start" in names and not found["start"])
-    return Study(title, control, tuple(name for name in names if found[name]), {name: own for name, own in found.items() if own}, benchmark, frame, first, tuple(missing), tuple(figures))
+    missing = [f"{name}, seed {seed}" for name in names if name not in common for seed in seeds if seed not in found[name]] + [name for name in names if name in common and not found[name]]
+    return Study(title, control, tuple(name for name in names if found[name]), {name: own for name, own in found.items() if own}, benchmark, frame, first, tuple(missing), tuple(figures), controls, frozenset(common))
 
 # %% ../nbs/15_study.ipynb #f8855e8e
 @remembered
@@ -847,28 +900,60 @@ def level(study: Study, arm: str, kind: str, measure: str = "recall@10", family:
     return {"mean": percent(bootstrap(solved(study, arm, kind, measure, family=family))), "by seed": by_seed, "composers": {seed: list(dict.fromkeys(best(study, arm, seed, kind, family)[1])) for seed in by_seed}}
 
 # %% ../nbs/15_study.ipynb #74a11884
-def partner(study: Study, arm: str) -> str:
-    "What an arm is compared with: the control, at the same step if it was measured there."
-    same = f"{study.control} @ {arm.rpartition(' @ ')[2]}" if " @ " in arm else study.control
-    return same if same in study.results else study.control
+def lessons(record: dict) -> set[tuple]:
+    "How a model learned: steps, rate, size of a batch, pairs, step of measuring; of an average, for each model in it. Empty for the start."
+    parts, usual = record.get("members", {}).values() if "average" in record else [record] if "settings" in record else [], asdict(TuneSettings())
+    return {(*({**usual, **part["settings"]}[key] for key in ("steps", "learning_rate", "batch_size")), part.get("most pairs", 0), record.get("at")) for part in parts}
 
+def control_of(study: Study, arm: str) -> str:
+    "The name of what an arm should be compared with, whether it is there or not."
+    name, _, step = arm.partition(" @ ")
+    control = study.controls.get(name, study.control)
+    return control if not step or control == "start" else f"{control.partition(' @ ')[0]} @ {step}"
+
+def partner(study: Study, arm: str) -> str | None:
+    "What an arm is compared with; None for the control itself, and where nothing is there that learned as long, as fast and from as many pairs."
+    control = control_of(study, arm)
+    if control == arm or arm not in study.results or control not in study.results: return None
+    mine, theirs = (lessons(next(iter(study.results[name].values()))) for name in (arm, control))
+    return control if arm.partition(" @ ")[0] in study.controls or not mine or not theirs or len(mine | theirs) == 1 else None
+
+def shared(study: Study, one: str, other: str) -> list[tuple[int, int]]:
+    "The seeds that are compared: those that both arms have. What is there once, for all seeds, is compared with each."
+    if {one, other} & study.common: return [(a, b) for a in study.seeds(one) for b in study.seeds(other)]
+    return [(seed, seed) for seed in study.seeds(one) if seed in study.seeds(other)]
+
+# %% ../nbs/15_study.ipynb #49cc56db
 @remembered
 def gain(
     study: Study, arm: str,
-    against: str | None = None,   # another arm; the control if not given
+    against: str | None = None,   # another arm; what it is compared with, if not given
     kind: str = "all",
     measure: str = "recall@10",
-) -> dict:                        # percent points and ratio, each with its interval, over the seeds that both have
-    "How much an arm is above another on the same queries, by paired bootstrap. Raises `PliError` for an arm or a kind that is not there."
+) -> dict:                        # percent points and ratio, each with its interval, over the seeds that both have; the difference of every seed; whether it is sure
+    "How much an arm is above another on the same queries, by paired bootstrap. Raises `PliError` for an arm or a kind that is not there, and for arms without a common seed."
     against = against or partner(study, arm)
+    if arm in study.results and against is None: raise PliError(f"arm {shown(arm)!r} has nothing to be compared with that took as many steps, at the same rate, from as many pairs; name another arm")
     for name in (arm, against):
         if name not in study.results: raise PliError(f"no results of arm {name!r}; there are {', '.join(study.arms)}")
     check_kind(f"gain of {arm}", kind, study.frame)
-    both = sorted(set(study.seeds(arm)) & set(study.seeds(against))) if "start" not in (arm, against) else []
-    a, b = (solved(study, name, kind, measure, both or None) for name in (arm, against))
+    both = shared(study, arm, against)
+    if not both: raise PliError(f"arms {shown(arm)!r} and {shown(against)!r} have no seed in common: {study.seeds(arm)} and {study.seeds(against)}")
+    a, b = (solved(study, name, kind, measure, dict.fromkeys(seeds)) for name, seeds in zip((arm, against), zip(*both)))
     ratio = [round(value, 3) if math.isfinite(value) else None for value in paired_ratio(a, b)] if b.any() else None
-    by_seed = {seed: percent([(solved(study, arm, kind, measure, [seed]).mean() - solved(study, against, kind, measure, [seed]).mean()).item()])[0] for seed in both}
-    return {"against": against, "seeds": len(both) or max(len(study.seeds(name)) for name in (arm, against)), "difference": percent(paired_bootstrap(a, b)), "ratio": ratio, "by seed": by_seed}
+    by_seed = {y if arm in study.common else x: percent([(solved(study, arm, kind, measure, [x]).mean() - solved(study, against, kind, measure, [y]).mean()).item()])[0] for x, y in both}
+    difference = percent(paired_bootstrap(a, b))
+    return {"against": against, "seeds": len(by_seed), "difference": difference, "ratio": ratio, "by seed": by_seed, "sure": is_sure(difference, by_seed.values())}
+
+def is_sure(difference: Sequence[float], by_seed: Iterable[float]) -> bool:
+    "Is an interval clear of zero, and has the difference of every seed the same sign?"
+    return any(sign * end > 0 and all(sign * each > 0 for each in by_seed) for sign, end in ((1, difference[1]), (-1, difference[2])))
+
+def gained(study: Study, arm: str, kind: str, measure: str = "recall@10", against: str | None = None) -> dict | None:
+    "The gain of an arm; None where there is nothing that it can be compared with."
+    against = against or partner(study, arm)
+    if against is None or not {arm, against} <= study.results.keys() or not shared(study, arm, against): return None
+    return gain(study, arm, against, kind, measure)
 
 # %% ../nbs/15_study.ipynb #6899c1f1
 @remembered
@@ -891,15 +976,28 @@ def times(found: Sequence[float | None] | None) -> str:
 def table(
     study: Study, kind: str = "all", measure: str = "recall@10",
 ) -> tuple[list[str], list[list[str]]]:   # heading, rows
-    "A row for each arm: what it reaches, by seed, what it gains over the control, and the composers that were chosen."
+    "A row for each arm: what it reaches, by seed, what it gains over the control, by seed, and the composers that were chosen."
     rows, brief = [], evaluate.short(measure)
     for arm in study.arms:
-        own = level(study, arm, kind, measure)
-        row = [arm, str(len(own["by seed"])), evaluate.spread(own["mean"]), " / ".join(f"{value:.1f}" for value in own["by seed"].values())]
-        found = gain(study, arm, kind=kind, measure=measure) if study.control in study.results and arm != partner(study, arm) else None
-        row += [signed(found["difference"]), times(found["ratio"])] if found else ["", ""]
+        own, found = level(study, arm, kind, measure), gained(study, arm, kind, measure)
+        row = [arm, seeds_of(study, arm), evaluate.spread(own["mean"]), " / ".join(f"{value:.1f}" for value in own["by seed"].values())]
+        none = "" if arm == control_of(study, arm) else "-"
+        row += [signed(found["difference"]) + beside(study, arm), " / ".join(f"{value:+.1f}" for value in found["by seed"].values()), times(found["ratio"])] if found else [none] * 3
         rows.append(row + [" / ".join(dict.fromkeys(spec for specs in own["composers"].values() for spec in specs))])
-    return ["arm", "seeds", brief, "by seed", f"{brief} minus {study.control}", "ratio", "composers"], rows
+    return ["arm", "seeds", brief, "by seed", f"{brief} minus {study.control}", "minus, by seed", "ratio", "composers"], rows
+
+def seeds_of(study: Study, arm: str) -> str:
+    "How many seeds an arm has, and how many of them its control has too, where these are others."
+    own, other = study.seeds(arm), partner(study, arm)
+    if other is None or {arm, other} & study.common or own == study.seeds(other): return str(len(own))
+    return f"{len(own)} ({len(shared(study, arm, other))} shared)"
+
+def beside(study: Study, arm: str) -> str: return f" over {study.controls[arm.partition(' @ ')[0]]}" if arm.partition(" @ ")[0] in study.controls else ""
+
+def unmatched(study: Study) -> list[str]:
+    "Arms that are there, and the control too, but learned differently: their gain is left blank."
+    base = study.control.partition(" @ ")[0]
+    return [arm for arm in study.arms if study.control in study.results and arm.partition(" @ ")[0] not in (base, *study.controls) and partner(study, arm) is None]
 
 def halves_table(study: Study, kind: str = "all", measure: str = "recall@10") -> tuple[list[str], list[list[str]]]:
     "A row for each arm: each half of the query alone, what composing adds, and every family of composers with its own best weight."
@@ -929,16 +1027,16 @@ def shown_value(study: Study, figure: dict, arm: str, kind: str, against: str | 
     measure = figure.get("measure", "recall@10")
     if arm not in study.results: return NOTHING
     if figure.get("show", "gain") == "recall": return tuple(level(study, arm, kind, measure)["mean"])
-    against = against or partner(study, arm)
-    return tuple(gain(study, arm, against, kind, measure)["difference"]) if against in study.results else NOTHING
+    found = gained(study, arm, kind, measure, against)
+    return tuple(found["difference"]) if found else NOTHING
 
 def caption_of(study: Study, figure: dict, arms: Sequence[str], kinds: Sequence[str]) -> str:
     "What a figure shows, in a sentence, and how much stands behind it."
     counts = sorted({len(study.seeds(arm)) for arm in arms if arm in study.results and arm != "start"}) or [1]
     seeds = f"{counts[0]} seed{'s' * (counts[0] > 1)}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
     queries = ", ".join(f"{kind} {int(study.kinds[kind].sum()):,}" for kind in kinds)
-    return " ".join(filter(None, [figure.get("caption", ""), f"Queries: {queries}; {seeds}; intervals by bootstrap over queries. Each arm has its own best composer, chosen on the other half of the queries.",
-                                  f"An arm at a step is compared with {study.control} at that step." * any(arm in study.results and " @ " in partner(study, arm) for arm in arms)]))
+    return " ".join(filter(None, [figure.get("caption", ""), f"Queries: {queries}; {seeds} (of {varied(study)}); intervals by bootstrap over queries. Each arm has its own best composer, chosen on the other half of the queries.",
+                                  f"An arm at a step is compared with {study.control} at that step." * any(" @ " in (partner(study, arm) or "") for arm in arms)]))
 
 # %% ../nbs/15_study.ipynb #f3079b05
 def draw(study: Study, figure: dict) -> viz.Drawing | None:
@@ -961,7 +1059,6 @@ def draw_lines(study: Study, figure: dict, kinds: list[str], label: str) -> viz.
     "Lines of a plan: a line for each kind of query, or for each list of arms."
     series, against, x = figure.get("series"), figure.get("against"), figure["x"]
     if series is None: series = {kind: (figure["arms"], kind) for kind in kinds}
-    elif len(kinds) > 1 and "kinds" in figure: raise PliError(f"figure {shown(figure.get('title', ''))!r}: series are for one kind of query, got {', '.join(kinds)}")
     else: series = {name: (arms, kinds[0]) for name, arms in series.items()}
     beside = against if isinstance(against, list) else [against] * len(x)
     lines = {name: np.array([shown_value(study, figure, arm, kind, other) for arm, other in zip(arms, beside)]).T for name, (arms, kind) in series.items()}
@@ -989,18 +1086,27 @@ def study_record(study: Study) -> dict:
         arms = {}
         for arm in study.arms:
             arms[arm] = {measure: level(study, arm, kind, measure) for measure in ("recall@1", "recall@10")} | {"halves": alone(study, arm, kind)}
-            if study.control in study.results and arm != partner(study, arm): arms[arm]["gain"] = {measure: gain(study, arm, kind=kind, measure=measure) for measure in ("recall@1", "recall@10")}
+            if gained(study, arm, kind): arms[arm]["gain"] = {measure: gain(study, arm, kind=kind, measure=measure) for measure in ("recall@1", "recall@10")}
         sections[kind] = {"queries": int(rows.sum()), "arms": arms}
     settings = {arm: {key: own[min(own)].get(key) for key in ("settings", "most pairs", "average", "shares", "pairs", "at")} for arm, own in study.results.items()}
     return {"title": study.title, "control": study.control, "composers chosen by": CHOSEN_BY, "benchmark": {key: study.benchmark[key] for key in ("name", "queries", "gallery", "digest")}, "made": made_of(study), "missing": list(study.missing),
             "kinds": sections, "plain recall": {arm: {seed: record["plain recall"] for seed, record in own.items()} for arm, own in study.results.items()}, "arms": settings}
 
 # %% ../nbs/15_study.ipynb #62e39115
+def varied(study: Study) -> str: return "batches and masks" if "start" in study.common else "the start, batches and masks"   # what a seed changes
+
+def printed(study: Study) -> int:
+    "How many differences with intervals the report holds: gains at two cutoffs, and what composing adds."
+    gains = [gained(study, arm, kind) for kind in study.kinds for arm in study.arms]
+    return 2 * sum(map(bool, gains)) + len(gains)
+
 def study_page(study: Study, figures: dict[str, str]) -> str:   # `figures`: file -> title
     "The report in Markdown."
-    sizes, count = " / ".join(dict.fromkeys(study.benchmark["gallery"].values())), len(study.arms) * len(study.kinds) * 2
+    sizes, count = " / ".join(dict.fromkeys(study.benchmark["gallery"].values())), printed(study)
     parts = [f"# {shown(study.title)}", f"{study.benchmark['queries']:,} queries, gallery of {sizes}. Percent with 95 % bootstrap intervals over queries, values averaged over seeds query by query; differences and ratios are paired over the same queries, against *{shown(study.control)}*. "
-             f"Every arm has its own best composer, chosen per kind of query by {CHOSEN_BY} on the other half of the queries, from the same list; under *all* one composer serves all kinds. What a seed changes stands beside the means and is not in the intervals. About {count * 0.05:.0f} of {count} differences stand out by luck alone."]
+             f"Every arm has its own best composer, chosen per kind of query by {CHOSEN_BY} on the other half of the queries, from the same list; under *all* one composer serves all kinds. A seed changes {varied(study)}; what that does stands beside the means and is not in the intervals, which are over queries. "
+             f"So read a difference as real when its interval is clear of zero *and* every seed has the same sign. About {count * 0.05:.0f} of the {count} intervals of differences below are clear of zero by luck alone."]
+    if found := unmatched(study): parts.append(f"**No gain is given** for what learned longer, faster, in other batches or from other pairs than *{shown(study.control)}*, or was measured at a step at which that was not: " + "; ".join(map(shown, found)) + ". Name a control for it in the plan.")
     if study.missing: parts.append(f"**Not there yet, and left out** ({len(study.missing)}): " + "; ".join(map(shown, study.missing[:40])) + " ..." * (len(study.missing) > 40))
     parts += [f"![{shown(title)}]({file})" for file, title in figures.items()]
     for kind, rows in study.kinds.items():
@@ -1013,14 +1119,20 @@ def write_study(out: str | Path, plan: Plan | None = None) -> list[Path]:   # th
     "Make `report.md`, `report.json` and the figures from stored results alone."
     out = Path(out)
     study = read_results(out, plan)
-    wanted, figures, written = study.figures or ({"kind": "heatmap", "title": study.title},), {}, []
+    wanted, figures, failed = study.figures or ({"kind": "heatmap", "title": study.title},), {}, []
+
+    def write() -> None:
+        write_json(out / "report.json", study_record(study) | {"figures": figures})
+        with atomic(out / "report.md") as temporary: temporary.write_text(study_page(study, figures), encoding="utf-8")
+    write()                                           # the tables do not wait for a figure that cannot be drawn
     for number, figure in enumerate(wanted, 1):
-        drawing = draw(study, figure)
-        if drawing is None: continue
         path = out / f"figure-{number}-{slug(figure.get('title', ''))[:60] or figure['kind']}.png"
-        viz.save_figure(drawing, path)
-        figures[path.name] = figure.get("title", "") or figure["kind"]
-        written.append(path)
-    write_json(out / "report.json", study_record(study) | {"figures": figures})
-    with atomic(out / "report.md") as temporary: temporary.write_text(study_page(study, figures), encoding="utf-8")
-    return [*written, out / "report.json", out / "report.md"]
+        try: drawing = draw(study, figure)
+        except PliError as error: failed.append(f"figure {number}: {error}")
+        else:
+            if drawing is None: continue
+            viz.save_figure(drawing, path)
+            figures[path.name] = figure.get("title", "") or figure["kind"]
+    write()
+    if failed: raise PliError(f"{out / 'report.md'}: written, but {len(failed)} of {len(wanted)} figures cannot be drawn: " + "; ".join(failed))
+    return [*(out / name for name in figures), out / "report.json", out / "report.md"]

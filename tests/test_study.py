@@ -19,8 +19,8 @@ from pli.cli import main
 from pli.core import PliError
 from pli.evaluate import Features, cross_chosen, every_composer, halves, of_ranks, sweep
 from pli.metrics import paired_bootstrap, recall_at
-from pli.study import (COMPOSERS, Arm, Clock, Job, Part, Place, Stops, alone, apart, best, claim, fewer, first_ranks, gain, gather, holder, jobs_of, level, listed, packed,
-                       plain_table, read_plan, read_results, run, slug, solved, table, unpacked, write_study)
+from pli.study import (COMPOSERS, Arm, Clock, Job, Part, Place, Stops, alone, apart, best, claim, fewer, first_ranks, gain, gather, held, holder, is_sure, jobs_of, lessons, level, listed, packed,
+                       partner, plain_table, read_plan, read_results, run, slug, solved, table, unpacked, write_study)
 from pli.tuning import TuneSettings
 from pli.world import save_world
 
@@ -156,6 +156,11 @@ def test_a_plan_says_what_it_means(tmp_path):
     ('["start", "mix it"]', '["start", "mix it"]\nshares = [inf, -inf]', "sum to 1"),
     ('["start", "mix it"]', '["start", "mix it"]\nsteps = 3', "unknown key 'steps'"),
     ("[arms.half]", "[arms.start]", "would be called start"),
+    ("[arms.half]", "[arms.queries]", "would be called queries"),
+    ('["start", "mix it"]', '["start", "mix it"]\ncontrol = "half"', "control is 'half', which is no other arm"),
+    ('["start", "mix it"]', '["start", "mix it"]\ncontrol = "nobody"', "control is 'nobody', which is no other arm"),
+    ('["start", "mix it"]', '["start", "mix it"]\nover_seeds = 1', "over_seeds must be true or false"),
+    ('[arms.half]', '[arms."mix it 0"]\naverage = ["mix it"]\nover_seeds = true\n[arms.half]', "would be called mix-it-0, as those of 'mix it'"),
     ("[arms.half]", '[arms."Mix  it!"]', "would be called mix-it"),
     ("[arms.half]", '[arms."../x @ 2"]', "a name has letters or digits"),
     ('start = "pli-tiny-48"', 'start = {model = "pli-tiny-48", batch_size = 3}', "unknown key 'batch_size'"),
@@ -173,6 +178,7 @@ def test_a_plan_with_a_mistake_is_refused_before_anything_runs(tmp_path, old, ne
     ('kind = "pie"', "kind must be one of heatmap, lines, bars, got 'pie'"), ('kind = "bars"\narms = ["nobody"]', "'nobody' is no arm"), ('kind = "lines"\narms = ["control"]\nx = [1, 2]', "1 arms for 2 numbers of x"),
     ('kind = "bars"\nagainst = "nobody"', "'nobody' is no arm"), ('kind = "bars"\nmeasure = "mAP@5"', "measure must be recall@K"), ('kind = "lines"\narms = ["control", "half"]\nx = [2, 1]', "numbers that rise"),
     ('kind = "lines"\narms = ["half"]\nx = [0]\nlogx = true', "above 0"), ('kind = "bars"\nseries = {a = ["half"]}', "series is for lines"), ('kind = "bars"\nshow = "all"', "show must be gain or recall"),
+    ('kind = "lines"\nseries = {a = ["half"]}\nx = [1]\nkinds = ["colour", "shape"]', "series are for one kind of query, got colour, shape"),
     ('kind = "bars"\nkinds = [1]', "kinds must be a list of texts"), ('colour = 1\nkind = "bars"', "unknown key 'colour'"), ('kind = "lines"\narms = ["half"]\nx = [1]\nagainst = ["half", "control"]', "2 arms for 1 numbers of x")])
 def test_a_figure_that_cannot_be_drawn_is_refused(tmp_path, figure, says):
     with pytest.raises(PliError, match=f"figure 1: .*{says}"): read_plan(written(tmp_path, f"{TINY}\n[[figures]]\n{figure}\n"))
@@ -318,10 +324,28 @@ def test_a_lock_ends_with_its_process(tmp_path):
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
     assert other.stdout.readline() == "True\n" and holder(lock) == f"process {other.pid}"
     with claim(lock) as ours: assert not ours
+    assert held(lock)
     os.kill(other.pid, signal.SIGKILL)
     other.wait()
+    assert lock.exists() and not held(lock)            # left behind, nobody holds it
     with claim(lock) as ours: assert ours and holder(lock) == f"process {os.getpid()}"
     assert not lock.exists() and holder(lock) == "another process"
+
+
+def test_without_posix_locks_one_process_works(tmp_path, monkeypatch):
+    import pli.study
+    monkeypatch.setattr(pli.study, "fcntl", None)
+    lock = tmp_path / "arm.lock"
+    with claim(lock) as ours:
+        assert ours and held(lock)
+        with pytest.raises(PliError, match="need a POSIX system"), claim(lock): pass
+    assert not lock.exists() and not held(lock)
+
+
+def test_all_that_is_held_out_is_measured(tmp_path):
+    plan = read_plan(written(tmp_path, TINY.replace("held_out = 20", "held_out = 1100").replace("count = 120", "count = 1300")))
+    material = gather(plan, tmp_path, torch.device("cpu"), quiet)
+    assert len(material.held_out) >= 1100 and material.most == 1100 and gather(read_plan(written(tmp_path)), tmp_path, torch.device("cpu"), quiet).most == 1000
 
 
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
@@ -359,6 +383,20 @@ def test_results_of_another_plan_are_neither_used_nor_overwritten(copied, old, n
     with pytest.raises(PliError, match=says): run(plan, place(copied), say=quiet)
     with pytest.raises(PliError, match=says): write_study(copied / "out", plan)
     assert stored(copied / "out") == before and not (copied / "runs").exists()
+
+
+def changed(path: Path, **values) -> None:
+    path.write_text(json.dumps({key: value for key, value in (json.loads(path.read_text()) | values).items() if value is not None}))
+
+
+def test_an_average_is_out_of_date_when_a_model_in_it_is(copied):
+    for seed in (0, 1): (copied / "out" / f"mix-it-{seed}.json").unlink()
+    for seed in (0, 1): (copied / "out" / f"mix-it-at-2-{seed}.json").unlink()
+    plan = read_plan(written(copied, TINY.replace('hide = "mix:0.5"', 'hide = "mix:0.4"')))
+    with pytest.raises(PliError, match="half-0.json: was made with hide of mix it mix:0.5, the plan says mix:0.4"): run(plan, place(copied), say=quiet)
+    with pytest.raises(PliError, match="half-0.json: was made with hide of mix it"): write_study(copied / "out", plan)
+    changed(copied / "out" / "half-0.json", members=None)
+    with pytest.raises(PliError, match="half-0.json: was made with .* of mix it None"): run(read_plan(written(copied)), place(copied), say=quiet)
 
 
 def test_checkpoints_may_be_written_as_often_as_you_like(copied):
@@ -443,6 +481,57 @@ def test_a_report_without_the_control_and_of_nothing(copied):
     with pytest.raises(PliError, match="queries.json: no such file"): read_results(copied)
 
 
+def test_arms_without_a_common_seed_are_not_compared(copied):
+    (copied / "out" / "mix-it-1.json").unlink()
+    (copied / "out" / "control-0.json").unlink()
+    study = read_results(copied / "out")
+    with pytest.raises(PliError, match=r"have no seed in common: \[0\] and \[1\]"): gain(study, "mix it")
+    rows = {row[0]: row for row in table(study)[1]}
+    assert rows["mix it"][1] == "1 (0 shared)" and rows["mix it"][4:7] == ["-"] * 3 and rows["half"][1] == "2 (1 shared)" and rows["control"][1] == "1"
+    assert gain(study, "half")["by seed"].keys() == {1} and gain(study, "start")["by seed"].keys() == {1}       # the start is there for all seeds
+    write_study(copied / "out")
+
+
+def test_only_what_learned_alike_is_compared(copied):
+    plan = written(copied, TINY.replace("at = [2]", 'at = [2]\ncontrol = "half"'))
+    for seed in (0, 1):
+        record = json.loads((copied / "out" / f"control-{seed}.json").read_text())
+        changed(copied / "out" / f"control-{seed}.json", settings=record["settings"] | {"learning_rate": 2e-3})
+    study = read_results(copied / "out")
+    assert [partner(study, arm) for arm in study.arms] == ["control", None, None, None, None]      # the start has learned nothing, all others at another rate
+    with pytest.raises(PliError, match="'half' has nothing to be compared with"): gain(study, "half")
+    study.controls["mix it"] = "half"
+    assert partner(study, "mix it") == "half" and partner(study, "mix it @ 2") is None and gain(study, "mix it")["against"] == "half"
+    assert {row[0]: row[4] for row in table(study)[1]}["half"] == "-" and "over half" in {row[0]: row[4] for row in table(study)[1]}["mix it"]
+    write_study(copied / "out")
+    assert "**No gain is given** for" in (copied / "out" / "report.md").read_text() and ": mix it; mix it @ 2; half." in (copied / "out" / "report.md").read_text()
+    assert read_plan(plan).controls() == {"mix it": "half"}
+    for key, value in {"steps": 5, "batch_size": 8, "learning_rate": 1.0}.items():
+        assert lessons({"settings": {}}) != lessons({"settings": {key: value}})
+    assert lessons({"settings": {}}) != lessons({"settings": {}, "most pairs": 9}) and lessons({"settings": {}}) != lessons({"settings": {}, "at": 3}) and lessons({}) == set()
+
+
+def test_an_arm_on_the_way_is_compared_with_the_control_at_that_step(whole):
+    study = read_results(whole / "out")
+    assert partner(study, "mix it") == "control" and partner(study, "mix it @ 2") is None and partner(study, "half") == "control" and partner(study, "control") is None
+    study.control = "mix it"
+    assert partner(study, "control") == "mix it" and partner(study, "mix it @ 2") is None and partner(study, "half") == "mix it"
+    study.control = "start"
+    assert partner(study, "mix it @ 2") == "start" == partner(study, "half")
+
+
+@pytest.mark.parametrize("difference, by_seed, wanted", [([2, 1, 3], [1, 3], True), ([2, 1, 3], [4, -0.1], False), ([2, 1, 3], [2, 0], False), ([2, 0, 3], [2, 2], False), ([-2, -3, -1], [-1, -3], True), ([-2, -3, -1], [-1, 1], False)])
+def test_a_difference_is_sure_when_interval_and_seeds_agree(difference, by_seed, wanted): assert is_sure(difference, by_seed) is wanted
+
+
+def test_a_figure_that_cannot_be_drawn_leaves_the_tables(copied, monkeypatch):
+    import pli.study
+    def fail(*args): raise PliError("no ink")
+    monkeypatch.setattr(pli.study, "draw", fail)
+    with pytest.raises(PliError, match=r"report.md: written, but 1 of 1 figures cannot be drawn: figure 1: no ink"): write_study(copied / "out")
+    assert "| mix it |" in (copied / "out" / "report.md").read_text() and (copied / "out" / "report.json").exists()
+
+
 FIGURES = """
 [[figures]]
 kind = "heatmap"
@@ -490,7 +579,7 @@ def test_the_command_reports_from_files_alone(copied):
 def test_tables_have_a_row_for_each_arm(whole):
     study = read_results(whole / "out")
     heading, rows = table(study, "colour")
-    assert [row[0] for row in rows] == ["start", "control", "mix it", "mix it @ 2", "half"] and all(len(row) == len(heading) for row in rows) and rows[1][4:6] == ["", ""]
+    assert [row[0] for row in rows] == ["start", "control", "mix it", "mix it @ 2", "half"] and all(len(row) == len(heading) for row in rows) and rows[1][4:7] == ["", "", ""] and re.fullmatch(r"[+-][\d.]+ / [+-][\d.]+", rows[2][5])
     heading, rows = plain_table(study)
     assert all(len(row) == len(heading) for row in rows) and rows[0][1] != "-"
 
