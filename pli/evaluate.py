@@ -746,6 +746,7 @@ def plain_recall(
     most: int = 1000,          # pairs to use
     seed: int = 0,             # decides which
     say: Callable[[str], None] = print,
+    with_ranks: bool = False,  # for paired intervals: also, under `ranks`, for each way the rank of the first right answer of every caption or picture
 ) -> dict:                     # `{"pairs": n, "text to picture": {"recall@1": percent, ...}, "picture to text": {...}}`
     "Recall of finding pictures by their captions and captions by their pictures."
     pixels, captions = held_out_pairs(data, most, seed, say)
@@ -755,10 +756,10 @@ def plain_recall(
     scores = encode_pictures(backbone, pixels[list(picture)]) @ encode_texts(backbone, text).T
     fits = torch.zeros(scores.shape, dtype=torch.bool)
     fits[[picture[rows[0]] for rows in same], [text[caption] for caption in captions]] = True
-    found = {"text to picture": (scores.T, fits.T), "picture to text": (scores, fits)}
-    return {"pairs": len(captions)} | {way: plain_recalls(*pair) for way, pair in found.items()}
+    first = lambda scores, fits: ranks(scores, [tuple(row.nonzero().flatten().tolist()) for row in fits])
+    found = {"text to picture": first(scores.T, fits.T), "picture to text": first(scores, fits)}
+    return {"pairs": len(captions)} | {way: plain_recalls(each) for way, each in found.items()} | ({"ranks": found} if with_ranks else {})
 
-def plain_recalls(scores: Tensor, fits: Tensor) -> dict[str, float]:
-    "Percent of the rows whose first right answer is among the first 1, 5 and 10."
-    found = ranks(scores, [tuple(row.nonzero().flatten().tolist()) for row in fits])
+def plain_recalls(found: Tensor) -> dict[str, float]:
+    "Percent of the ranks that are among the first 1, 5 and 10."
     return {f"recall@{k}": round(100 * recall_at(found, k).double().mean().item(), 4) for k in (1, 5, 10)}

@@ -480,14 +480,14 @@ def show_cells(axis: Axes, values: np.ndarray, sure: np.ndarray, limit: float, l
     axis.hlines(range(1, rows), 0, columns, color="white", linewidth=1.5)
     for side in axis.spines.values(): side.set_visible(False)
 
-def show_scale(axis: Axes, limit: float, label: str) -> None:
+def show_scale(axis: Axes, limit: float, label: str, words: tuple[str, str]) -> None:
     "The colours and what they mean: a strong strip for what is sure, a pale one for what is not."
     gains = np.linspace(-limit, limit, 201)
     axis.imshow(tint(np.stack([gains, gains]), limit, [[True] * 201, [False] * 201]), extent=(-limit, limit, 2, 0), aspect="auto", interpolation="nearest")
     axis.set(xticks=[-limit, 0, limit], xticklabels=[signed(end, limit) for end in (-limit, 0, limit)], yticks=[])
     axis.tick_params(length=2)
-    for place, words, look in ((0.5, "interval without 0", {"weight": "bold"}), (1.5, "interval contains 0", {"color": UNSURE})):
-        axis.annotate(words, (1, place), (5, 0), xycoords=axis.get_yaxis_transform(), textcoords="offset points", va="center", size=7.5, **look)
+    for place, word, look in zip((0.5, 1.5), words, ({"weight": "bold"}, {"color": UNSURE})):
+        axis.annotate(word, (1, place), (5, 0), xycoords=axis.get_yaxis_transform(), textcoords="offset points", va="center", size=7.5, **look)
     for side in axis.spines.values(): side.set_visible(False)
     axis.set_xlabel(label, size=8, labelpad=2)
 
@@ -505,8 +505,9 @@ def gain_map(
     reference: str = "control",                    # what the gains are over
     named: tuple[str, str] = ("way", "query"),     # what rows and columns are
     limit: float | None = None,                    # the gain of the full colour, to share a scale between figures; the largest if not given
+    sure: np.ndarray | None = None,                # `(rows, columns)` bool: cells that are sure, where more than the interval decides; say in the caption what
 ) -> Drawing:                                      # two axes: the map and its scale
-    "A map of gains: colour and number in each cell, pale and grey where the interval contains 0."
+    "A map of gains: colour and number in each cell, pale and grey where the interval contains 0, or where the caller says that it is not sure."
     values, low, high = (np.asarray(part, float) for part in (values, low, high))
     if not values.size or not values.shape == low.shape == high.shape == (len(rows), len(columns)):
         raise PliError(f"a map of {len(rows)} rows and {len(columns)} columns needs values, low and high of that shape, at least one cell; got {values.shape}, {low.shape}, {high.shape}")
@@ -515,7 +516,9 @@ def gain_map(
     if limit is not None and not 0 < limit < math.inf: raise PliError(f"the limit is the gain of the full colour, a number above 0, got {limit}")
     largest = np.abs(values[np.isfinite(values)]).max(initial=0.0) or 1.0
     limit = float(limit or largest)
-    sure = (low > 0) | (high < 0)
+    clear, words = (low > 0) | (high < 0), ("interval without 0", "interval contains 0") if sure is None else ("sure", "not sure")
+    sure = clear if sure is None else np.asarray(sure, bool)
+    if sure.shape != values.shape or (sure & ~clear).any(): raise PliError(f"a cell can be sure only where its interval is clear of 0, and there must be {len(rows)} x {len(columns)} of them; got {sure.shape}, {int((sure & ~clear).sum()) if sure.shape == values.shape else 'some'} of them not clear")
     names, heads = names_of(rows, 44), names_of(columns, 13)
     cell = min(max(0.62, *(width_of(head.text, 8.5) + 0.14 for head in heads)), 1.3), 0.29 + 0.13 * (max(len(name.lines) for name in names) - 1)
     left = 0.2 + max(width_of(named[0], 8), *(width_of(name.text, 8.5) for name in names))
@@ -529,7 +532,7 @@ def gain_map(
     axis.set_xlabel(named[1], size=8, style="italic", color=UNSURE)
     row_names(axis, names, np.arange(len(rows)) + 0.5, named[0])
     axis.tick_params(length=0)
-    show_scale(axes_at(figure, left, top + above + inside[1] + 0.15, strip, 0.24), limit, f"gain over {reference} ({unit})")
+    show_scale(axes_at(figure, left, top + above + inside[1] + 0.15, strip, 0.24), limit, f"gain over {reference} ({unit})", words)
     return figure
 
 # %% ../nbs/12_viz.ipynb #8c737aed

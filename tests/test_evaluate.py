@@ -682,6 +682,14 @@ def test_plain_recall_counts_every_picture_and_caption_once():
     assert found["picture to text"]["recall@5"] == 100
 
 
+def test_plain_recall_gives_its_ranks():
+    data = TensorPairs(numbered_pictures([1, 1, 2, 3, 4]), ["a", "b", "c", "c", "d"])
+    model = Looks(lambda text: torch.eye(64)[{"a": 1, "b": 1, "c": 2, "d": 4}[text]])
+    found = plain_recall(model, data, with_ranks=True)
+    assert {way: sorted(each.tolist()) for way, each in found.pop("ranks").items()} == {"text to picture": [1, 1, 1, 1], "picture to text": [1, 1, 1, 4]}
+    assert found == plain_recall(model, data)
+
+
 def test_plain_recall_takes_some_and_leaves_broken_ones_out(tmp_path):
     data = TensorPairs(numbered_pictures(range(40)), [str(i) for i in range(40)])
     model = Looks(lambda text: torch.eye(64)[int(text)])

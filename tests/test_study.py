@@ -18,10 +18,11 @@ from pli.benchmarks import own_queries
 from pli.cli import main
 from pli.core import PliError
 from pli.evaluate import Features, cross_chosen, every_composer, halves, of_ranks, sweep
+from pli.backbones import load_backbone
 from pli.metrics import paired_bootstrap, recall_at
-from pli.study import (COMPOSERS, Arm, Clock, Job, Part, Place, Stops, alone, apart, best, claim, fewer, first_ranks, gain, gather, held, holder, is_sure, jobs_of, lessons, level, listed, packed,
+from pli.study import (COMPOSERS, Arm, Clock, Job, Part, Place, Stops, alone, apart, best, claim, code_digest, draw, fewer, first_ranks, gain, gather, held, holder, is_sure, jobs_of, lessons, level, listed, made_of, model_of, packed,
                        partner, plain_table, read_plan, read_results, run, slug, solved, table, unpacked, write_study)
-from pli.tuning import TuneSettings
+from pli.tuning import TuneSettings, average
 from pli.world import save_world
 
 TINY = """
@@ -165,6 +166,7 @@ def test_a_plan_says_what_it_means(tmp_path):
     ("[arms.half]", '[arms."../x @ 2"]', "a name has letters or digits"),
     ('start = "pli-tiny-48"', 'start = {model = "pli-tiny-48", batch_size = 3}', "unknown key 'batch_size'"),
     ('start = "pli-tiny-48"', "start = {steps = 3}", "model is missing"),
+    ('start = "pli-tiny-48"', 'start = {model = "pli-tiny-48", steps = 3, seed = 1}', "seed is not for a table of settings; the seeds stand at the top"),
     ('start = "pli-tiny-48"', 'start = {model = "pli-tiny-48", steps = 0}', r"\[start\]: steps must be at least 1"),
     ('start = "pli-tiny-48"', 'start = "pli-tiny-48"\nqueries = "q.json"', "a drawn world has its own queries"),
 ])
@@ -311,11 +313,20 @@ def test_two_processes_share_the_work(whole, tmp_path):
     both = [subprocess.Popen([*COMMAND, *words(plan, tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) for _ in range(2)]
     said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0] and [error for _, error in said] == ["", ""]
-    assert {path.name for path in (tmp_path / "out").iterdir()} == NAMES
+    names = NAMES - {"start.json"} | {"start-0.json", "start-1.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
     made = [re.findall(r"measured(?: at step \d+)?: (\S+)", text) for text, _ in said]
-    assert sorted(made[0] + made[1]) == sorted(NAMES - {"queries.json"})           # each result once
-    assert any("9 of 9 results are there" in text for text, _ in said) and not list((tmp_path / "runs").glob("*.lock"))
-    assert len({record["fingerprint"] for record in stored(tmp_path / "out").values()}) == 1
+    assert sorted(made[0] + made[1]) == sorted(names - {"queries.json"})           # each result once
+    assert any("10 of 10 results are there" in text for text, _ in said) and not list((tmp_path / "runs").glob("*.lock"))
+    every = stored(tmp_path / "out")
+    assert {(record["fingerprint"], record["seed"]) for record in every.values()} == {(every[f"start-{seed}.json"]["fingerprint"], seed) for seed in (0, 1)}     # a start for each seed
+    assert every["start-0.json"]["fingerprint"] != every["start-1.json"]["fingerprint"]
+    study = read_results(tmp_path / "out")
+    assert study.seeds("start") == [0, 1] and not study.missing and study.common == frozenset() and gain(study, "start")["by seed"].keys() == {0, 1}
+    write_study(tmp_path / "out", read_plan(plan))
+    assert "A seed changes the start, batches and masks;" in (tmp_path / "out" / "report.md").read_text()
+    changed(tmp_path / "out" / "half-1.json", fingerprint=every["start-0.json"]["fingerprint"])
+    with pytest.raises(PliError, match="mix-it-1.json: was made with another fingerprint|half-1.json: was made with another fingerprint"): read_results(tmp_path / "out")
 
 
 def test_a_lock_ends_with_its_process(tmp_path):
@@ -431,7 +442,118 @@ def test_a_folder_of_other_queries_is_refused(copied):
 
 def test_a_model_that_an_average_needs_and_nobody_has_any_more(copied):
     (copied / "out" / "half-0.json").unlink()
-    with pytest.raises(PliError, match="needs the model of 'mix it' with seed 0"): run(read_plan(copied / "plan.toml"), place(copied), say=quiet)
+    with pytest.raises(PliError, match="half, seed 0 needs the model of mix it, seed 0, and .*last is gone"): run(read_plan(copied / "plan.toml"), place(copied), say=quiet)
+
+
+@pytest.fixture
+def with_runs(copied, whole) -> Path:
+    shutil.copytree(whole / "runs", copied / "runs")
+    return copied
+
+
+def test_a_run_whose_model_is_there_is_measured_and_not_trained(with_runs, monkeypatch):
+    import pli.study
+    def never(*args): raise AssertionError("trained")
+    monkeypatch.setattr(pli.study, "tune", never)
+    plan, before, said = read_plan(with_runs / "plan.toml"), stored(with_runs / "out"), []
+    for name in ("control-1", "mix-it-0"): (with_runs / "out" / f"{name}.json").unlink()
+    assert run(plan, place(with_runs), say=said.append) == (9, 9) and sum("is trained already" in line for line in said) == 2
+    after = stored(with_runs / "out")
+    for name in before: assert all(after[name].get(key) == before[name].get(key) for key in ("ranks", "plain recall", "plain ranks", "last loss", "settings", "fingerprint", "pairs digest")), name
+    record = json.loads((with_runs / "runs" / "control-0" / "run.json").read_text())
+    (with_runs / "out" / "control-0.json").unlink()
+    for spoilt in ({"start": "x"}, {"pairs digest": "x"}, {"bf16": True}, {"settings": record["settings"] | {"steps": 3}}, {"settings": record["settings"] | {"seed": 1}}):      # another run's model
+        changed(with_runs / "runs" / "control-0" / "run.json", **record | spoilt)
+        with pytest.raises(AssertionError, match="trained"): run(plan, place(with_runs), say=quiet)
+    changed(with_runs / "runs" / "control-0" / "run.json", **record)
+    (with_runs / "runs" / "control-0" / "log.jsonl").write_text("")
+    with pytest.raises(AssertionError, match="trained"): run(plan, place(with_runs), say=quiet)
+
+
+def test_more_composers_are_measured_later(with_runs, tmp_path):
+    text = TINY.replace("at = [2]\n", "")
+    for seed in (0, 1): (with_runs / "out" / f"mix-it-at-2-{seed}.json").unlink()
+    before, plan = stored(with_runs / "out"), read_plan(written(with_runs, text.replace('"sum:2", ', '"sum:2", "harris:1", "product:2", ')))
+    said = []
+    assert run(plan, place(with_runs), say=said.append) == (7, 7) and sum("with harris:1, product:2" in line for line in said) == 7
+    after = stored(with_runs / "out")
+    for name in before:
+        assert list(after[name]["ranks"]) == list(plan.composers) == after[name]["composers"] and {spec: after[name]["ranks"][spec] for spec in before[name]["ranks"]} == before[name]["ranks"]
+        assert after[name]["plain recall"] == before[name]["plain recall"] and after[name]["added later"][0]["composers"] == ["harris:1", "product:2"]
+    again = place(tmp_path / "again")
+    run(replace(plan, arms={"control": plan.arms["control"]}), again, seeds=[0], say=quiet)
+    assert stored(again.out)["control-0.json"]["ranks"] == after["control-0.json"]["ranks"]
+    assert run(plan, place(with_runs), say=said.append) == (7, 7)
+    write_study(with_runs / "out", plan)
+    with pytest.raises(PliError, match="was made with composers"): run(read_plan(written(with_runs, text)), place(with_runs), say=quiet)      # fewer
+
+
+def test_more_composers_need_the_model(with_runs):
+    plan = read_plan(written(with_runs, TINY.replace('"sum:2", ', '"sum:2", "harris:1", ')))
+    with pytest.raises(PliError, match="mix-it-at-2-0.json: was made without harris:1, and models on the way are not kept; remove the file"): run(plan, place(with_runs), say=quiet)
+    shutil.rmtree(with_runs / "runs" / "control-0")
+    with pytest.raises(PliError, match="control-0.json: was made without harris:1; .* needs the model of control, seed 0, and .*control-0/last is gone"): run(plan, place(with_runs), say=quiet)
+
+
+def test_an_average_over_seeds(with_runs):
+    text = TINY + '[arms.soup]\naverage = ["mix it"]\nover_seeds = true\n[arms."cold soup"]\naverage = ["start", "mix it"]\nshares = [0.25, 0.75]\nover_seeds = true\n'
+    plan = read_plan(written(with_runs, text))
+    assert [job.folder for job in jobs_of(plan)][-3:] == ["half-1", "soup", "cold-soup"] and [job.folder for job in jobs_of(plan, ["soup"], [1])] == ["mix-it-1", "soup"]
+    assert run(plan, place(with_runs), say=quiet) == (11, 11) and listed(plan, place(with_runs))[-1] == "there    cold soup"
+    material = gather(plan, with_runs, torch.device("cpu"), quiet)
+    models = [load_backbone(with_runs / "runs" / f"mix-it-{seed}" / "last") for seed in (0, 1)]
+    for name, wanted in {"soup": average(models), "cold soup": average([material.start(None), *models], [0.25, 0.375, 0.375])}.items():
+        found = model_of(plan, Job(plan.arms[name]), material, with_runs / "runs", torch.device("cpu"))
+        for key, value in wanted.model.state_dict().items(): assert torch.allclose(found.model.state_dict()[key], value, atol=1e-7)
+    record = json.loads((with_runs / "out" / "soup.json").read_text())
+    assert record["seeds"] == [0, 1] and record["members"].keys() == {"mix it"} and record["ranks"] not in [json.loads((with_runs / "out" / f"mix-it-{seed}.json").read_text())["ranks"] for seed in (0, 1)]
+    for study in (read_results(with_runs / "out"), read_results(with_runs / "out", plan)):
+        assert study.common == {"start", "soup", "cold soup"} and not study.missing
+        assert gain(study, "soup")["by seed"].keys() == {0, 1} == gain(study, "mix it", "soup")["by seed"].keys() and gain(study, "soup", "start")["by seed"].keys() == {0}
+        one = solved(study, "soup", "all").mean() - solved(study, "control", "all").mean()
+        assert gain(study, "soup")["difference"][0] == pytest.approx(100 * one.item(), abs=0.01)
+    write_study(with_runs / "out", plan)
+    with pytest.raises(PliError, match=r"soup.json: was made with seeds \[0, 1\], the plan says \[0\]"): run(read_plan(written(with_runs, text.replace("seeds = [0, 1]", "seeds = [0]"))), place(with_runs), say=quiet)
+
+
+def test_plain_recall_is_compared_by_its_ranks(copied):
+    heading, rows = plain_table(read_results(copied / "out"))
+    assert heading[3] == "words find picture R@10 minus control" and rows[1][3] == "" and re.fullmatch(r"[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]", rows[2][3])
+    study = read_results(copied / "out")
+    record = study.results["mix it"][0]
+    assert 100 * recall_at(unpacked(record["plain ranks"]["text to picture"]["ranks"], record["plain ranks"]["text to picture"]["count"]), 10).double().mean().item() == pytest.approx(record["plain recall"]["text to picture"]["recall@10"], abs=1e-3)
+    changed(copied / "out" / "mix-it-0.json", **{"plain ranks": None})              # as results were stored before
+    rows = plain_table(read_results(copied / "out"))[1]
+    assert rows[2][1] != "-" and rows[2][3] == "-" and rows[0][3] != "-"
+    write_study(copied / "out")
+    assert "remembers them: compare with *control*" in (copied / "out" / "report.md").read_text()
+
+
+def test_results_know_the_code_that_made_them(copied):
+    record = stored(copied / "out")["control-0.json"]
+    assert record["code"] == code_digest() and "1 version of the code" in made_of(read_results(copied / "out"))
+    changed(copied / "out" / "control-0.json", code="0123")
+    changed(copied / "out" / "control-1.json", code=None)
+    assert "2 versions of the code; some results do not say which" in made_of(read_results(copied / "out"))
+
+
+def test_a_map_is_sure_only_where_seeds_agree(whole, monkeypatch):
+    import pli.study
+    seen = {}
+    monkeypatch.setattr(pli.study.viz, "gain_map", lambda *args, **more: seen.update(more))
+    study = read_results(whole / "out")
+    draw(study, {"kind": "heatmap", "arms": ["mix it", "half"], "kinds": ["all", "colour"]})
+    assert seen["sure"] == [[gain(study, arm, "control", kind)["sure"] for kind in ("all", "colour")] for arm in ("mix it", "half")]
+
+
+def test_pictures_are_not_kept_by_every_worker(whole, monkeypatch):
+    import pli.study
+    for workers in (0, 2):
+        material = gather(read_plan(whole / "plan.toml"), whole, torch.device("cpu"), quiet)
+        material.kept = {}
+        monkeypatch.setattr(pli.study, "gather", lambda *args: material)
+        run(read_plan(whole / "plan.toml"), replace(place(whole), workers=workers), say=quiet)
+        assert (material.kept is None) == bool(workers)
 
 
 def test_kinds_of_a_figure_are_checked_before_anything_runs(tmp_path):

@@ -180,6 +180,14 @@ def test_a_map_tells_what_is_sure():
     assert {place for place, text in cells.items() if text.get_color() == UNSURE} == {(0, 1), (1, 0), (1, 2)}                # an interval that ends at 0 contains it
 
 
+def test_a_map_is_as_sure_as_the_caller_says():
+    values, low, high = np.array([[3.0, 2.0]]), np.array([[1.0, 1.0]]), np.array([[5.0, 4.0]])
+    figure = gain_map(values, low, high, ["a"], ["x", "y"], sure=[[True, False]])
+    assert {place: text.get_weight() for place, text in cells_of(figure).items()} == {(0, 0): "bold", (0, 1): "normal"}
+    words = lambda figure: {text.get_text() for text in figure.axes[1].texts}
+    assert words(figure) == {"sure", "not sure"} and words(gain_map(values, low, high, ["a"], ["x", "y"])) == {"interval without 0", "interval contains 0"}
+
+
 def test_colours_of_gains():
     assert np.allclose(tint(0.0, 2, True), 1) and np.allclose(tint(np.nan, 2, True), 1) and np.allclose(tint(9.0, 2, True), tint(2.0, 2, True))
     blue, orange = tint(2.0, 2, True), tint(-2.0, 2, True)
@@ -293,6 +301,8 @@ def test_shares_add_up():
     (lambda: gain_map([[1.0]], [[None]], [[2.0]], ["a"], ["x"]), "a, x: a gain needs low <= high, all finite, got 1 with nan and 2"),
     (lambda: gain_map([[float("inf")]], [[0.0]], [[2.0]], ["a"], ["x"]), "a, x: a gain needs low <= high, all finite, got inf"),
     (lambda: gain_map([[1.0]], [[0.0]], [[2.0]], ["a"], ["x"], limit=-1), "limit"),
+    (lambda: gain_map([[1.0]], [[-1.0]], [[2.0]], ["a"], ["x"], sure=[[True]]), "sure only where its interval is clear of 0"),
+    (lambda: gain_map([[1.0]], [[0.5]], [[2.0]], ["a"], ["x"], sure=[True]), r"got \(1,\)"),
     (lambda: gain_lines([], {"a": ([], [], [])}, "x", "y"), "nothing to draw"),
     (lambda: gain_lines([1], {}, "x", "y"), "nothing to draw"),
     (lambda: gain_lines([2, 1], {"a": ([1, 2],) * 3}, "x", "y"), "x has to rise from point to point, got 2, 1"),
