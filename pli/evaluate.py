@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['MEASURES', 'SHORT', 'UNSAFE', 'WRITERS', 'Features', 'words_together', 'encode', 'scores_of', 'Outcomes', 'of_ranks',
            'outcomes_of_piece', 'together', 'every_composer', 'sweep', 'outcomes', 'values', 'short', 'Frame',
-           'frame_of', 'drawn_together', 'mean_of', 'interval', 'choose', 'halves', 'cross_chosen', 'choose_families',
-           'percent', 'halves_alone', 'bounds', 'families_of', 'main_family', 'section_of', 'in_short', 'at_length',
-           'gallery_sizes', 'described', 'stored', 'outcomes_from', 'frame_from', 'late', 'report', 'compare',
-           'check_same_queries', 'verdict', 'means_of', 'comparison', 'comparison_rows', 'spread', 'rows_of',
-           'side_by_side', 'halves_line', 'protocol_of', 'choice_line', 'title_of', 'missing_lines', 'as_page',
-           'sweep_rows', 'as_text', 'as_markdown', 'long_rows', 'as_csv', 'latex_table', 'as_latex', 'as_markdown_page',
-           'check_outputs', 'write_report', 'query_validator', 'same_pictures', 'held_out_pairs', 'pair_validator',
-           'plain_recall', 'plain_recalls']
+           'frame_of', 'drawn_together', 'mean_of', 'interval', 'choose', 'halves', 'cross_chosen', 'chosen_across',
+           'choose_families', 'percent', 'halves_alone', 'bounds', 'families_of', 'main_family', 'section_of',
+           'in_short', 'at_length', 'gallery_sizes', 'described', 'stored', 'outcomes_from', 'frame_from', 'late',
+           'report', 'compare', 'ratio_of', 'check_same_queries', 'verdict', 'means_of', 'comparison',
+           'comparison_rows', 'spread', 'rows_of', 'side_by_side', 'halves_line', 'protocol_of', 'choice_line',
+           'title_of', 'missing_lines', 'as_page', 'sweep_rows', 'as_text', 'as_markdown', 'long_rows', 'as_csv',
+           'latex_table', 'as_latex', 'as_markdown_page', 'check_outputs', 'write_report', 'query_validator',
+           'same_pictures', 'held_out_pairs', 'pair_validator', 'plain_recall', 'plain_recalls']
 
 # %% ../nbs/11_evaluate.ipynb #2b2337cf
 import csv
@@ -274,12 +274,22 @@ def cross_chosen(
     kind: str | None = None,        # choose on queries of this kind only
 ) -> tuple[Outcomes, list[str]]:    # outcomes; the two specs, in the order (chosen on second half, on first half)
     "Outcomes in which every query is scored with the composer that is best on the other half."
-    first, wanted = halves(benchmark), torch.tensor([kind in (None, name) for name in benchmark.kinds])
+    wanted = torch.tensor([kind in (None, name) for name in benchmark.kinds])
+    return chosen_across(table, halves(benchmark), wanted, benchmark.rules.headline, frame_of(benchmark), kind)
+
+def chosen_across(
+    table: dict[str, Outcomes],
+    first: Tensor,                  # `(queries,)` bool: the half of every query
+    wanted: Tensor,                 # `(queries,)` bool: choose on these only
+    measure: str, frame: Frame,
+    kind: str | None = None,        # what they are called
+) -> tuple[Outcomes, list[str]]:
+    "The same from halves and frame, as they are stored."
     sides = [side & wanted for side in (first, ~first)]
     if len(table) > 1 and not all(side.any() for side in sides):
         raise PliError(f"{int(wanted.sum())} queries{f' of kind {kind}' if kind else ''} are too few to choose between {len(table)} composers: all have their reference in the same half. "
                        "Add queries, or choose on other ones and pass chosen=")
-    specs = [choose(table, side, benchmark.rules.headline, frame_of(benchmark)) for side in reversed(sides)]
+    specs = [choose(table, side, measure, frame) for side in reversed(sides)] if len(table) > 1 else [*table] * 2
     return table[specs[0]].where(first, table[specs[1]]), specs
 
 # %% ../nbs/11_evaluate.ipynb #64a90c64
@@ -449,8 +459,11 @@ def compare(
     if section is not None and section not in places: raise PliError(f"no queries of kind {section!r}; there are {', '.join(places)}")
     rows = None if section is None else places[section]
     (a, strata), (b, _) = (drawn_together(frame, values(outcomes_from(record, name), measure), rows) for record, name in zip((one, other), names))
-    return {"difference": percent(paired_bootstrap(a, b, strata=strata)),
-            "ratio": [round(value, 3) if math.isfinite(value) else None for value in paired_ratio(a, b, strata=strata)] if b.any() else None}
+    return {"difference": percent(paired_bootstrap(a, b, strata=strata)), "ratio": ratio_of(a, b, strata)}
+
+def ratio_of(a: Tensor, b: Tensor, strata: Tensor | None = None) -> list[float | None] | None:
+    "The ratio of two means over the same queries with its interval, as records hold it; None where the second never succeeds."
+    return [round(value, 3) if math.isfinite(value) else None for value in paired_ratio(a, b, strata=strata)] if b.any() else None
 
 def check_same_queries(one: dict, other: dict) -> None:
     "Raise a `PliError` unless two reports are over the same queries, answers and galleries, by the same protocol."

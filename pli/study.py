@@ -28,7 +28,7 @@ import re
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -48,13 +48,13 @@ from . import tuning, viz, world
 from .backbones import Backbone, load_backbone, register_tiny
 from .benchmarks import Benchmark, read_queries
 from .composition import parse_composer
-from .core import PliError, atomic, pick_device, generator, provenance, read_json, write_json
-from .data import Pairs, PairSet, TensorPairs, digest_of, fence, first_line, numbered, open_picture, read_pairs, shown
+from .core import PliError, atomic, generator, provenance, read_json, write_json
+from .data import PairSet, TensorPairs, digest_of, fence, first_line, numbered, open_picture, read_pairs, shown
 from .demo import DemoSettings, set_stage
 from . import evaluate
-from .evaluate import Features, Frame, Outcomes, as_markdown, at_length, choose, described, encode, halves, in_short, of_ranks, percent, scores_of, values
+from .evaluate import Features, Frame, as_markdown, described, encode, halves, of_ranks, percent, scores_of, values
 from .gallery import check_files
-from .metrics import bootstrap, paired_bootstrap, paired_ratio, ranks
+from .metrics import bootstrap, paired_bootstrap, ranks
 from .tuning import TuneSettings, check_settings, fingerprint, tune
 
 # %% ../nbs/15_study.ipynb #6ba0f004
@@ -963,12 +963,9 @@ def best(
 ) -> tuple[Tensor, list[str]]:      # `(queries,)` ranks; the specs, chosen on the second and on the first half
     "Ranks in which every query of a kind is scored with the composer that is best on the other half."
     table = {spec: of_ranks(found) for spec, found in study.ranks(arm, seed).items() if family in (None, spec.partition(":")[0])}
-    wanted = study.kinds[kind]
-    sides = [~study.first & wanted, study.first & wanted]
     if not table: raise PliError(f"no composer {family!r} was measured")
-    if len(table) > 1 and not all(side.any() for side in sides): raise PliError(f"{int(wanted.sum())} queries of kind {kind} are too few to choose between {len(table)} composers: all have their reference in the same half")
-    specs = [choose(table, side, CHOSEN_BY, study.frame) for side in sides] if len(table) > 1 else [*table] * 2
-    return torch.where(study.first, table[specs[0]].rank, table[specs[1]].rank), specs
+    found, specs = evaluate.chosen_across(table, study.first, study.kinds[kind], CHOSEN_BY, study.frame, kind)
+    return found.rank, specs
 
 def solved(
     study: Study, arm: str, kind: str,
@@ -1027,10 +1024,9 @@ def gain(
     both = shared(study, arm, against)
     if not both: raise PliError(f"arms {shown(arm)!r} and {shown(against)!r} have no seed in common: {study.seeds(arm)} and {study.seeds(against)}")
     a, b = (solved(study, name, kind, measure, dict.fromkeys(seeds)) for name, seeds in zip((arm, against), zip(*both)))
-    ratio = [round(value, 3) if math.isfinite(value) else None for value in paired_ratio(a, b)] if b.any() else None
     by_seed = {y if arm in study.common else x: percent([(solved(study, arm, kind, measure, [x]).mean() - solved(study, against, kind, measure, [y]).mean()).item()])[0] for x, y in both}
     difference = percent(paired_bootstrap(a, b))
-    return {"against": against, "seeds": len(by_seed), "difference": difference, "ratio": ratio, "by seed": by_seed, "sure": is_sure(difference, by_seed.values())}
+    return {"against": against, "seeds": len(by_seed), "difference": difference, "ratio": evaluate.ratio_of(a, b), "by seed": by_seed, "sure": is_sure(difference, by_seed.values())}
 
 def is_sure(difference: Sequence[float], by_seed: Iterable[float]) -> bool:
     "Is an interval clear of zero, and has the difference of every seed the same sign?"

@@ -104,7 +104,7 @@ def test_ranks_come_back(numbers):
 
 def test_ranks_are_small():
     some = torch.randint(1, 5_500, (2_550,), generator=torch.Generator().manual_seed(0))
-    assert len(packed(some)) * len(COMPOSERS) < 150_000 and len(COMPOSERS) <= 14
+    assert len(packed(some)) * len(COMPOSERS) < 100_000 and len(COMPOSERS) <= 14
 
 
 @pytest.mark.parametrize("spoil, says", [
