@@ -566,7 +566,7 @@ def test_users_add_their_own_lists(monkeypatch):
     assert words_of(parse_hide("only:sport"), ["Puma Cricket Shoe"]) == ("Cricket",)
 
 
-@pytest.mark.parametrize("name", ["drop", "only", "without", "swap"])
+@pytest.mark.parametrize("name", ["drop", "only", "without", "ask", "swap"])
 def test_hiders_of_words_need_words(name):
     with pytest.raises(PliError, match=f"{name} reads the captions"): parse_hide(name)(View(noise(), (6, 6)), generator(0))
     with pytest.raises(PliError, match="got 3 for 4 pictures"): parse_hide(name)(View(noise(), (6, 6), captions=("a", "b", "c")), generator(0))
@@ -626,7 +626,7 @@ def test_swap_needs_company():
 # ---- all of them
 
 EVERY = ["none", "random", "block", "grid", "mix", "recolour", "grey", "blur", "crop", "recolour+random:0.5", "grey+blur+block", "crop+mix+grid:0.5",
-         "object", "ground", "similar", "band", "swap", "drop", "only:colour", "without:colour", "swap+drop+similar:0.3", "random:0.5|blur", "mix|swap|grey+object", "grey>recolour:1+random:0.5", "drop|none>similar:0.2|swap>ground"]
+         "object", "ground", "similar", "band", "swap", "drop", "only:colour", "without:colour", "ask", "only:colour+ask", "swap+drop+similar:0.3", "random:0.5|blur", "mix|swap|grey+object", "grey>recolour:1+random:0.5", "drop|none>similar:0.2|swap>ground"]
 ALONE = [text for text in EVERY if "mix" not in text and "swap" not in text]      # what needs no other picture
 
 
@@ -890,3 +890,22 @@ def test_a_users_own_way_is_found(monkeypatch):
     with pytest.raises(PliError, match="only one patch mask"): parse_hide("top+random")(View(noise(), (6, 6)), generator(0))
     with pytest.raises(PliError, match="dark takes at most 0"): parse_hide("dark:1")
     with pytest.raises(PliError, match="known are .*dark"): parse_hide("darker")
+
+
+@given(seed=st.integers(0, 10_000), captions=st.lists(st.sampled_from(["Red", "navy blue", "Nike Men Red Shirt", "green", "RED"]), min_size=1, max_size=6))
+@settings(max_examples=40, deadline=None)
+def test_a_request_names_what_is_wanted_and_turns_down_only_something_else(seed, captions):
+    asked = HIDERS["ask"]()(View(torch.zeros(len(captions), 3, 8, 8), (2, 2), captions=tuple(captions)), generator(seed)).captions
+    for caption, said in zip(captions, asked):
+        if len(caption.split()) > 3: assert said == caption
+        else:
+            assert caption in said and "{" not in said
+            turned_down = said.partition(" instead of ")[2] or said.partition(", not ")[2]
+            assert not turned_down or turned_down.lower() != caption.lower() and turned_down in captions and len(turned_down.split()) <= 3
+
+
+def test_requests_are_limited_and_vary():
+    with pytest.raises(PliError, match="ask: most must be at least 1, got 0"): parse_hide("ask:0")
+    view = View(torch.zeros(60, 3, 8, 8), (2, 2), captions=("Red", "navy blue") * 30)
+    assert len(set(parse_hide("ask")(view, generator(0)).captions)) > 10 and parse_hide("ask")(view, generator(0)).captions == parse_hide("ask")(view, generator(0)).captions
+    assert set(parse_hide("ask:1")(view, generator(0)).captions) & {"navy blue"}
