@@ -97,6 +97,7 @@ class Arm:
 
     def steps(self) -> int: return 0 if self.average else self.settings.steps
 
+# %% ../nbs/15_study.ipynb #a2fcc046
 @dataclass(frozen=True)
 class Plan:
     "What a study compares."
@@ -244,7 +245,8 @@ def arms_from(path: Path, table: dict) -> dict[str, Arm]:
             if slug(each) in files: raise PliError(f"{place}: its results would be called {slug(each)}, as those of {shown(files[slug(each)])!r}; give it another name")
             files[slug(each)] = each
     for name, arm in arms.items():
-        if arm.control and (arm.control == name or arm.control not in {"start", *arms}): raise PliError(f"{path}: arm {shown(name)!r}: control is {shown(arm.control)!r}, which is no other arm; there are {shown(', '.join(['start', *arms]), 1000)}")
+        if arm.control and (arm.control == name or arm.control not in {"start", *arms}):
+            raise PliError(f"{path}: arm {shown(name)!r}: control is {shown(arm.control)!r}, which is no other arm; there are {shown(', '.join(['start', *arms]), 1000)}")
         for other in arm.average:
             if other != "start" and (other not in arms or arms[other].average): raise PliError(f"{path}: arm {shown(name)!r}: average names {shown(other)!r}, which is no arm that is trained; there are {', '.join(['start', *(n for n, a in arms.items() if not a.average)])}")
     return arms
@@ -466,6 +468,7 @@ def held(path: Path) -> bool:
     except OSError: return True
     finally: os.close(file)
 
+# %% ../nbs/15_study.ipynb #ad36c90e
 @contextmanager
 def claim(path: Path):   # yields whether it is ours
     "Try to lock a file that names this process; afterwards it is gone. A lock ends with the process that holds it."
@@ -556,7 +559,8 @@ def read_result(path: Path) -> dict:
     needed = {"arm": str, "seed": int, "ranks": dict, "plain recall": dict, "queries digest": str, "pairs digest": str, "fingerprint": str}
     optional = {"settings": dict, "members": dict, "average": list, "composers": list, "plain ranks": dict}
     right = lambda table, kinds: isinstance(table, dict) and all(isinstance(table.get(key), kind) for key, kind in kinds.items())
-    if not right(record, needed) or not right(record, {key: kind for key, kind in optional.items() if key in record}) or not all(right(member, {"settings": dict}) for member in record.get("members", {}).values()): raise PliError(f"{path}: is no result of a study; remove the file to make it again")
+    if not right(record, needed) or not right(record, {key: kind for key, kind in optional.items() if key in record}) or not all(right(member, {"settings": dict}) for member in record.get("members", {}).values()):
+        raise PliError(f"{path}: is no result of a study; remove the file to make it again")
     return record
 
 # %% ../nbs/15_study.ipynb #c6a08069
@@ -666,7 +670,8 @@ class Place:
 def make(plan: Plan, job: Job, material: Material, place: Place, say: Callable[[str], None]) -> None:
     "Train, measure and store one arm with one seed, whole or not at all. What was measured already keeps its numbers; only composers that are new are added."
     folder, paths = place.runs / job.folder, job.results(place.out)
-    about = {"study": plan.title, "arm": "", "seed": job.seed or 0, "at": None, **said_of(plan, job.arm), "fingerprint": material.print_of(plan, job.seed), "queries digest": material.benchmark.digest(), "pairs digest": material.pairs(plan.most_pairs).digest()}
+    about = {"study": plan.title, "arm": "", "seed": job.seed or 0, "at": None, **said_of(plan, job.arm),
+             "fingerprint": material.print_of(plan, job.seed), "queries digest": material.benchmark.digest(), "pairs digest": material.pairs(plan.most_pairs).digest()}
     step_of_name = lambda name: int(name.rpartition(" @ ")[2]) if " @ " in name else None
     missing = [name for name in paths if not paths[name].exists()]
     if missing and job.arm and not job.arm.average:
@@ -785,7 +790,8 @@ def ready_starts(plan: Plan, seeds: Iterable[int], material: Material, place: Pl
 def about_queries(plan: Plan, benchmark: Benchmark) -> dict:
     "What results need to be read without pictures and model: the queries' kinds, the halves that composers are chosen on, and what the plan calls things."
     return {"title": plan.title, "control": plan.control, "arms": plan.names(), "seeds": list(plan.seeds), "figures": list(plan.figures), "benchmark": described(benchmark),
-            "halves": "".join("1" if first else "0" for first in halves(benchmark).tolist()), "pairs": plan.pairs, "start": plan.start} | ({"controls": plan.controls()} if plan.controls() else {}) | ({"common": sorted(plan.common())} if plan.common() != {"start"} else {})
+            "halves": "".join("1" if first else "0" for first in halves(benchmark).tolist()), "pairs": plan.pairs, "start": plan.start
+            } | ({"controls": plan.controls()} if plan.controls() else {}) | ({"common": sorted(plan.common())} if plan.common() != {"start"} else {})
 
 def check_kind(place: str, kind: str, frame: Frame) -> None:
     "Raise a `PliError` unless there are queries of that kind."
@@ -1067,8 +1073,9 @@ def table(
         none = "" if arm == control_of(study, arm) else "-"
         row += [signed(found["difference"]) + beside(study, arm), " / ".join(f"{value:+.1f}" for value in found["by seed"].values()), times(found["ratio"])] if found else [none] * 3
         rows.append(row + [" / ".join(dict.fromkeys(spec for specs in own["composers"].values() for spec in specs))])
-    return ["arm", "seeds", brief, "by seed", f"{brief} minus {study.control}", "minus, by seed", "ratio", "composers"], rows
+    return ["arm", "seeds", brief, "by seed", f"{brief} minus {study.control}", "gain by seed", "ratio", "composers"], rows
 
+# %% ../nbs/15_study.ipynb #90b7582b
 def seeds_of(study: Study, arm: str) -> str:
     "How many seeds an arm has, and how many of them its control has too, where these are others."
     own, other = study.seeds(arm), partner(study, arm)
@@ -1082,6 +1089,7 @@ def unmatched(study: Study) -> list[str]:
     base = study.control.partition(" @ ")[0]
     return [arm for arm in study.arms if study.control in study.results and arm.partition(" @ ")[0] not in (base, *study.controls) and partner(study, arm) is None]
 
+# %% ../nbs/15_study.ipynb #2ca9f7fe
 def halves_table(study: Study, kind: str = "all", measure: str = "recall@10") -> tuple[list[str], list[list[str]]]:
     "A row for each arm: each half of the query alone, what composing adds, and every family of composers with its own best weight."
     families = list(dict.fromkeys(spec.partition(":")[0] for spec in study.ranks(study.arms[0], study.seeds(study.arms[0])[0])))
@@ -1092,6 +1100,7 @@ def halves_table(study: Study, kind: str = "all", measure: str = "recall@10") ->
         rows.append([arm, f"{own['image only']:.1f}", f"{own['text only']:.1f}", signed(own["composing adds"]), *(f"{value:.1f}" for value in each)])
     return ["arm", "image only", "text only", "composing adds", *others], rows
 
+# %% ../nbs/15_study.ipynb #86d29684
 WAYS = {"text to picture": "words find picture", "picture to text": "picture finds words"}
 
 def plain_solved(study: Study, arm: str, way: str, measure: str, seeds: Iterable[int]) -> Tensor | None:   # `(pictures or captions,)` double
@@ -1109,6 +1118,7 @@ def plain_gain(study: Study, arm: str, way: str, measure: str = "recall@10") -> 
     a, b = (plain_solved(study, name, way, measure, dict.fromkeys(seeds)) for name, seeds in zip((arm, other), zip(*both)))
     return None if a is None or b is None or len(a) != len(b) else percent(paired_bootstrap(a, b))
 
+# %% ../nbs/15_study.ipynb #b1c2ca15
 def plain_table(study: Study) -> tuple[list[str], list[list[str]]]:
     "A row for each arm: plain recall on held-out pairs, mean over seeds, and the difference to the control where ranks are stored."
     rows = []
@@ -1203,24 +1213,28 @@ def study_record(study: Study) -> dict:
 # %% ../nbs/15_study.ipynb #62e39115
 def varied(study: Study) -> str: return "batches and masks" if "start" in study.common else "the start, batches and masks"   # what a seed changes
 
+# %% ../nbs/15_study.ipynb #c8d0a36c
 def printed(study: Study) -> int:
     "How many differences with intervals the report holds: gains at two cutoffs, what composing adds, and plain recall."
     gains = [gained(study, arm, kind) for kind in study.kinds for arm in study.arms]
     return 2 * sum(map(bool, gains)) + len(gains) + sum(plain_gain(study, arm, way) is not None for arm in study.arms for way in WAYS)
 
+# %% ../nbs/15_study.ipynb #9c57c4ac
 def study_page(study: Study, figures: dict[str, str]) -> str:   # `figures`: file -> title
     "The report in Markdown."
     sizes, count = " / ".join(dict.fromkeys(study.benchmark["gallery"].values())), printed(study)
     parts = [f"# {shown(study.title)}", f"{study.benchmark['queries']:,} queries, gallery of {sizes}. Percent with 95 % bootstrap intervals over queries, values averaged over seeds query by query; differences and ratios are paired over the same queries, against *{shown(study.control)}*. "
              f"Every arm has its own best composer, chosen per kind of query by {CHOSEN_BY} on the other half of the queries, from the same list; under *all* one composer serves all kinds. A seed changes {varied(study)}; what that does stands beside the means and is not in the intervals, which are over queries. "
              f"So read a difference as real when its interval is clear of zero *and* every seed has the same sign. About {count * 0.05:.0f} of the {count} intervals of differences below are clear of zero by luck alone."]
-    if found := unmatched(study): parts.append(f"**No gain is given** for what learned longer, faster, in other batches or from other pairs than *{shown(study.control)}*, or was measured at a step at which that was not: " + "; ".join(map(shown, found)) + ". Name a control for it in the plan.")
+    if found := unmatched(study):
+        parts.append(f"**No gain is given** for what learned longer, faster, in other batches or from other pairs than *{shown(study.control)}*, or was measured at a step at which that was not: " + "; ".join(map(shown, found)) + ". Name a control for it in the plan.")
     if study.missing: parts.append(f"**Not there yet, and left out** ({len(study.missing)}): " + "; ".join(map(shown, study.missing[:40])) + " ..." * (len(study.missing) > 40))
     parts += [f"![{shown(title)}]({file})" for file, title in figures.items()]
     for kind, rows in study.kinds.items():
         parts.append(f"## {shown(kind)} ({int(rows.sum()):,} queries)")
         parts += [as_markdown(*table(study, kind, measure)) for measure in ("recall@1", "recall@10")] + [as_markdown(*halves_table(study, kind))]
-    return "\n\n".join([*parts, "## Without composing", f"What the models can still do: held-out pairs, percent, mean over seeds. A start that was trained on these very pairs remembers them: compare with *{shown(study.control)}*, not with the start.", as_markdown(*plain_table(study)), "## Made", *made_of(study)]) + "\n"
+    return "\n\n".join([*parts, "## Without composing",
+        f"What the models can still do: held-out pairs, percent, mean over seeds. A start that was trained on these very pairs remembers them: compare with *{shown(study.control)}*, not with the start.", as_markdown(*plain_table(study)), "## Made", *made_of(study)]) + "\n"
 
 # %% ../nbs/15_study.ipynb #06d691df
 def write_study(out: str | Path, plan: Plan | None = None) -> list[Path]:   # the files that were written
