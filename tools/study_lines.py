@@ -1,0 +1,68 @@
+"""The short answer of the studies, for README and the page of the study; every number is computed from stored ranks.
+
+    python tools/study_lines.py       # writes results/study/lines.md
+"""
+from pathlib import Path
+
+from pli.core import atomic
+from pli.study import Study, alone, gain, level, read_plan, read_results, signed, times
+
+ROOT = Path(__file__).parent.parent
+KINDS = ("colour", "pattern", "type", "wearer")
+
+
+def stored(name: str) -> Study:
+    "A study from its stored results, with the arms and figures of its plan."
+    return read_results(ROOT / "results" / "study" / name, read_plan(ROOT / "studies" / f"{name}.toml"))
+
+
+def at(study: Study, arm: str, kind: str = "colour", measure: str = "recall@10") -> str:
+    "A level in percent."
+    return f"{level(study, arm, kind, measure)['mean'][0]:.1f}"
+
+
+def above(study: Study, arm: str, kind: str = "colour", measure: str = "recall@10") -> str:
+    "What an arm gives above the control, with its interval, and whether it may be luck: not clear of zero, or not of one sign in every seed."
+    found = gain(study, arm, kind=kind, measure=measure)
+    low, high = found["difference"][1:]
+    sure = (low > 0 or high < 0) and len({value > 0 for value in found["by seed"].values()}) == 1
+    return signed(found["difference"]) + ("" if sure else ", may be luck")
+
+
+def ratio(study: Study, arm: str, measure: str) -> str: return times(gain(study, arm, kind="colour", measure=measure)["ratio"])
+
+
+def added(study: Study, arm: str) -> str:
+    "What composing adds over the better half of the query."
+    return signed(alone(study, arm, "colour")["composing adds"])
+
+
+def seeds(study: Study, arm: str) -> str: return f"{len(study.seeds(arm))} seed" + "s" * (len(study.seeds(arm)) > 1)
+
+
+def lines(shop: Study, longer: Study) -> list[str]:
+    "What a reader should do, and why."
+    both, asked, mixed = "recolour + random 0.5", "colour requests", "mixture"
+    return [
+        f"**Rule.** Take from the query picture what the words will change, and say to it what a user would say. Recall@10 on `colour` queries: control {at(longer, 'control')}, `{asked}` {at(longer, asked)}, {ratio(longer, asked, 'recall@10')} times; "
+        f"recall@1 {at(longer, 'control', measure='recall@1')} and {at(longer, asked, measure='recall@1')}, {ratio(longer, asked, 'recall@1')} times ({seeds(longer, asked)}).",
+        "**Only colour words**: `--hide \"recolour+random:0.5+only:colour+ask\"`: colours falsified, half of the patches hidden, of the caption only its colour words, said as a request (\"in red\", \"red instead of blue\").",
+        f"**All kinds of words**: `--hide \"recolour+random:0.5+only:colour+ask|recolour+random:0.5+drop:0.6\" --clip-weight 0.5`, the `mixture`. Above the control at 10: " + "; ".join(f"{kind} {above(longer, mixed, kind)}" for kind in KINDS) + f" ({seeds(longer, mixed)}).",
+        f"**The words' side matters as much as the picture's.** Same pictures, after 120 steps: whole captions {at(shop, both)}, half the words {at(shop, both + ', half the words')}, colour words {at(shop, both + ', colour words')}"
+        + (f", colour words as requests {at(shop, both + ', colour requests')}" if both + ", colour requests" in shop.results else "") + f"; control {at(shop, 'control')}.",
+        "**Random masking alone is wrong for colour** (a quarter of a shirt still shows it), by ratio: " + "; ".join(f"{share}: {above(shop, f'random {share}')}" for share in ("0.25", "0.5", "0.75", "0.9")) + ".",
+        "**Words for the wearer and the kind of thing**: drop words. `random:0.75+drop:0.5` gives " + " and ".join(f"{kind} {above(shop, 'random 0.75, half the words', kind)}" for kind in ("wearer", "type"))
+        + f"; part of it needs no hiding: half the words and the recolouring in the plain CLIP loss give wearer {above(shop, both + ', half the words, in the CLIP loss', 'wearer')}.",
+        f"**Look at the halves.** Much of what recolouring gives at 10 is a picture half that looks past colour: alone it finds {alone(longer, 'control', 'colour')['image only']:.1f} (control), {alone(longer, 'recolour + random 0.5, few words', 'colour')['image only']:.1f} (few words), "
+        f"{alone(longer, asked, 'colour')['image only']:.1f} (`{asked}`). What composing adds: {added(longer, 'control')}, {added(longer, 'recolour + random 0.5, few words')}, {added(longer, asked)}; `{mixed}` {added(longer, mixed)}.",
+        f"**What does not need the words is not composing**: without any colour word in the captions the same corruption still reaches {at(shop, both + ', no colour words')} at 10.",
+    ]
+
+
+def main() -> None:
+    text = "\n".join(f"{number}. {line}" for number, line in enumerate(lines(stored("shop"), stored("shop-longer")), 1)) + "\n"
+    with atomic(ROOT / "results" / "study" / "lines.md") as temporary: temporary.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__": main()
