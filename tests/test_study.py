@@ -642,7 +642,7 @@ def test_an_arm_on_the_way_is_compared_with_the_control_at_that_step(whole):
     assert partner(study, "mix it @ 2") == "start" == partner(study, "half")
 
 
-@pytest.mark.parametrize("difference, by_seed, wanted", [([2, 1, 3], [1, 3], True), ([2, 1, 3], [4, -0.1], False), ([2, 1, 3], [2, 0], False), ([2, 0, 3], [2, 2], False), ([-2, -3, -1], [-1, -3], True), ([-2, -3, -1], [-1, 1], False)])
+@pytest.mark.parametrize("difference, by_seed, wanted", [([2, 1, 3], [1, 3], True), ([2, 1, 3], [4, -0.1], False), ([2, 1, 3], [2, 0], False), ([2, 0, 3], [2, 2], False), ([-2, -3, -1], [-1, -3], True), ([-2, -3, -1], [-1, 1], False), ([-2, -3, -1], [-1], False)])
 def test_a_difference_is_sure_when_interval_and_seeds_agree(difference, by_seed, wanted): assert is_sure(difference, by_seed) is wanted
 
 
