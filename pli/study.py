@@ -1167,7 +1167,7 @@ def draw(study: Study, figure: dict) -> viz.Drawing | None:
     caption = caption_of(study, figure, arms, kinds)
     if figure["kind"] == "heatmap":
         sure = [[bool((found := gained(study, arm, kind, measure, against)) and found["sure"]) for kind in kinds] for arm in arms]
-        return viz.gain_map(*cells.transpose(2, 0, 1), arms, kinds, name, f"{caption} Sure: the interval is clear of 0 and every seed has the same sign.", f"points of {measure}", above, ("arm", "query"), sure=sure)
+        return viz.gain_map(*cells.transpose(2, 0, 1), arms, kinds, name, f"{caption} Sure: the interval is clear of 0 and all of several seeds have the same sign.", f"points of {measure}", above, ("arm", "query"), sure=sure)
     return viz.gain_bars(arms, {kind: tuple(cells[:, i].T) for i, kind in enumerate(kinds)}, label, name, caption, named="arm", gains=show == "gain")
 
 def draw_lines(study: Study, figure: dict, kinds: list[str], label: str) -> viz.Drawing | None:
