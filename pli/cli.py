@@ -8,7 +8,8 @@ __all__ = ['TUNE_OPTIONS', 'BENCHMARKS', 'Parser', 'natural', 'model_options', '
            'benchmark_options', 'picture_options', 'composer_options', 'add_evaluate', 'asked', 'features_for',
            'list_missing', 'with_weight', 'wanted_composers', 'check_choices', 'run_evaluate', 'made_by', 'named',
            'draw_curve', 'add_compare', 'read_report', 'run_compare', 'add_submit', 'run_submit', 'add_score',
-           'run_score', 'add_cache', 'run_cache', 'add_mask', 'run_mask', 'fitted', 'add_study', 'run_study', 'main']
+           'run_score', 'add_cache', 'run_cache', 'add_mask', 'run_mask', 'fitted', 'add_study', 'without_folders',
+           'run_study', 'main']
 
 # %% ../nbs/14_cli.ipynb #97f1f5ba
 import argparse
@@ -507,11 +508,17 @@ def add_study(commands) -> None:
     parser.add_argument("--report", action="store_true", help="make report.md, report.json and figures from the stored results alone, without model or pictures")
     parser.set_defaults(run=run_study)
 
+def without_folders(command: str, **folders: str | None) -> str:
+    "A command with names in place of folders of one machine, which are nobody's business in a result that is passed on."
+    names = {f"{start}{folder}": f"{start}{name}" for name, folder in folders.items() if folder for start in ("", f"--{name.lower()}=")}
+    words = [names.get(word, word) for word in shlex.split(command)]
+    return " ".join(word if word in names.values() else shlex.quote(word) for word in words)
+
 def run_study(args) -> None:
     from pli.core import pick_device
     from pli.study import Place, listed, read_plan, run, write_study
     plan, name = read_plan(args.plan), Path(args.plan).stem
-    place = Place(Path(args.data or plan.path.parent), Path(args.runs or f"{name}-runs"), Path(args.out or f"{name}-results"), pick_device(args.device), args.workers, args.typed)
+    place = Place(Path(args.data or plan.path.parent), Path(args.runs or f"{name}-runs"), Path(args.out or f"{name}-results"), pick_device(args.device), args.workers, without_folders(args.typed, DATA=args.data, RUNS=args.runs))
     if args.list: print(*listed(plan, place, args.only, args.seeds), sep="\n")
     elif args.report: print(*write_study(place.out, plan), sep="\n")
     else: run(plan, place, args.only, args.seeds)
