@@ -516,7 +516,8 @@ def without_folders(command: str, **folders: str | None) -> str:
 
 def run_study(args) -> None:
     from pli.core import pick_device
-    from pli.study import Place, listed, read_plan, run, write_study
+    from pli.findings import write_study
+    from pli.study import Place, listed, read_plan, run
     plan, name = read_plan(args.plan), Path(args.plan).stem
     place = Place(Path(args.data or plan.path.parent), Path(args.runs or f"{name}-runs"), Path(args.out or f"{name}-results"), pick_device(args.device), args.workers, without_folders(args.typed, DATA=args.data, RUNS=args.runs))
     if args.list: print(*listed(plan, place, args.only, args.seeds), sep="\n")

@@ -5,7 +5,8 @@
 from pathlib import Path
 
 from pli.core import atomic
-from pli.study import Study, alone, gain, level, read_plan, read_results, signed, times
+from pli.findings import Study, alone, gain, level, read_results, signed, times
+from pli.study import read_plan
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("colour", "pattern", "type", "wearer")
