@@ -19,25 +19,25 @@ import sys
 from pathlib import Path
 
 # %% ../nbs/14_cli.ipynb #1e1091be
-TUNE_OPTIONS = {   # field of TuneSettings: (type, help)
-    "hide": (str, "what the query hides of picture and words: random:0.75, recolour+random:0.5, recolour+only:colour; 'a|b' draws one for each picture, 'a>b' goes from the first to the last during training (put it in quotes)"),
-    "objective": (str, "masked, paper (the released code's loss), or a control: clip, flip (clip on hidden pictures), picture (no words)"),
-    "weight": (float, "weight of the masked picture beside the words in the training query"),
-    "clip-weight": (float, "how much of the CLIP loss between whole picture and the words of the query to add"),
-    "avoid": (str, "none, own or all: the corrupted picture itself as a further wrong answer"),
-    "tune": (str, "which towers learn: both, image, text"),
-    "steps": (int, "optimiser steps"),
-    "batch-size": (int, "pairs a step"),
-    "batches": (str, "random, near (half of a batch are look-alikes of the other half), or kin:colour (the same words but for the colour)"),
-    "learning-rate": (float, "peak learning rate"),
-    "weight-decay": (float, "of matrices"),
-    "warmup": (int, "steps of linear warm-up"),
-    "schedule": (str, "cosine, step or constant"),
-    "clip-gradient": (float, "greatest gradient norm, 0 for none"),
-    "precision": (str, "auto, fp32 or bf16"),
-    "checkpoint-every": (int, "steps between checkpoints"),
-    "validate-every": (int, "steps between validations, 0 for the end only"),
-    "seed": (int, "order of pairs, masks, corruptions"),
+TUNE_OPTIONS = {   # field of TuneSettings: (type, default, help)
+    "hide": (str, "random:0.75", "what the query hides of picture and words: random:0.75, recolour+random:0.5, recolour+only:colour; 'a|b' draws one for each picture, 'a>b' goes from the first to the last during training (put it in quotes)"),
+    "objective": (str, "masked", "masked, paper (the released code's loss), or a control: clip, flip (clip on hidden pictures), picture (no words)"),
+    "weight": (float, 1.0, "weight of the masked picture beside the words in the training query"),
+    "clip-weight": (float, 0.0, "how much of the CLIP loss between whole picture and the words of the query to add"),
+    "avoid": (str, "none", "none, own or all: the corrupted picture itself as a further wrong answer"),
+    "tune": (str, "both", "which towers learn: both, image, text"),
+    "steps": (int, 1000, "optimiser steps"),
+    "batch-size": (int, 128, "pairs a step"),
+    "batches": (str, "random", "random, near (half of a batch are look-alikes of the other half), or kin:colour (the same words but for the colour)"),
+    "learning-rate": (float, 1e-5, "peak learning rate"),
+    "weight-decay": (float, 0.01, "of matrices"),
+    "warmup": (int, 50, "steps of linear warm-up"),
+    "schedule": (str, "cosine", "cosine, step or constant"),
+    "clip-gradient": (float, 1.0, "greatest gradient norm, 0 for none"),
+    "precision": (str, "auto", "auto, fp32 or bf16"),
+    "checkpoint-every": (int, 100, "steps between checkpoints"),
+    "validate-every": (int, 0, "steps between validations, 0 for the end only"),
+    "seed": (int, 0, "order of pairs, masks, corruptions"),
 }
 
 # %% ../nbs/14_cli.ipynb #2d2da10d
@@ -85,7 +85,7 @@ def run_demo(args) -> None:
 # %% ../nbs/14_cli.ipynb #f0c61973
 def add_tune(commands) -> None:
     parser = commands.add_parser("tune", help="tune a model on picture-caption pairs",
-        description="Tune a CLIP-like model on plain picture-caption pairs. A run that was stopped is continued by the same command. Options that are not given take the defaults of pli.tuning.TuneSettings.")
+        description="Tune a CLIP-like model on plain picture-caption pairs. A run that was stopped is continued by the same command.")
     parser.add_argument("pairs", metavar="PAIRS", help="CSV or TSV with columns filepath,title; JSONL with the same fields; or a folder of pictures with a .txt beside each")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run: best/ and last/ hold the tuned model")
     parser.add_argument("--root", metavar="DIR", help="folder that the pairs' paths start from (default: the folder of the table)")
@@ -95,8 +95,8 @@ def add_tune(commands) -> None:
     parser.add_argument("--queries", metavar="JSON", help="development queries in CIRCO's field names: validate on them instead")
     parser.add_argument("--gallery", metavar="JSON", help="the pictures that the queries search")
     model_options(parser)
-    for name, (kind, text) in TUNE_OPTIONS.items():
-        parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=text)
+    for name, (kind, usual, text) in TUNE_OPTIONS.items():
+        parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=f"{text} (default: {usual})")
     parser.add_argument("--one-way", action="store_true", help="contrast from query to target only")
     parser.set_defaults(run=run_tune)
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CHOSEN_BY', 'WAYS', 'NOTHING', 'remembered', 'Study', 'stored_results', 'read_results', 'best', 'solved', 'level',
            'how_it_learned', 'control_of', 'compared_with', 'seeds_in_common', 'gain', 'is_sure', 'gained', 'alone',
-           'signed', 'times', 'table', 'seeds_of', 'beside', 'unmatched', 'halves_table', 'plain_solved', 'plain_gain',
-           'plain_table', 'shown_value', 'caption_of', 'draw', 'draw_lines', 'made_of', 'study_record', 'varied',
-           'printed', 'study_page', 'write_study']
+           'signed', 'times', 'table', 'levels_table', 'seeds_of', 'beside', 'unmatched', 'halves_table',
+           'plain_solved', 'plain_gain', 'plain_table', 'shown_value', 'caption_of', 'draw', 'draw_lines', 'made_of',
+           'study_record', 'varied', 'printed', 'study_page', 'write_study']
 
 # %% ../nbs/18_findings.ipynb #4cfe928d
 import functools
@@ -226,6 +226,16 @@ def table(
         rows.append(row + [" / ".join(dict.fromkeys(spec for specs in own["composers"].values() for spec in specs))])
     return ["arm", "seeds", brief, "by seed", f"{brief} minus {study.control}", "gain by seed", "ratio", "composers"], rows
 
+# %% ../nbs/18_findings.ipynb #ff9f36ba
+def levels_table(
+    study: Study,
+    columns: Sequence[tuple[str, str]],     # kind of query and measure, such as ("colour", "recall@1")
+    arms: Sequence[str] | None = None,      # all that have results, if not given
+) -> tuple[list[str], list[list[str]]]:     # heading, rows
+    "A row for each arm: what it reaches on several kinds of query, with intervals."
+    rows = [[arm, *(evaluate.spread(level(study, arm, kind, measure)["mean"]) for kind, measure in columns)] for arm in arms or study.arms]
+    return ["recall, percent", *(f"{kind} {evaluate.short(measure)}" for kind, measure in columns)], rows
+
 # %% ../nbs/18_findings.ipynb #14518ea6
 def seeds_of(study: Study, arm: str) -> str:
     "How many seeds an arm has, and how many of them its control has too, where these are others."
@@ -315,10 +325,11 @@ def draw(study: Study, figure: dict) -> viz.Drawing | None:
     cells = np.array([[shown_value(study, figure, arm, kind, against) for kind in kinds] for arm in arms]).reshape(len(arms), len(kinds), 3)
     if not np.isfinite(cells).any(): return None
     caption = caption_of(study, figure, arms, kinds)
-    if figure["kind"] == "heatmap":
-        sure = [[bool((found := gained(study, arm, kind, measure, against)) and found["sure"]) for kind in kinds] for arm in arms]
-        return viz.gain_map(*cells.transpose(2, 0, 1), arms, kinds, name, f"{caption} Sure: the interval is clear of 0 and all of several seeds have the same sign.", f"points of {measure}", above, ("arm", "query"), sure=sure)
-    return viz.gain_bars(arms, {kind: tuple(cells[:, i].T) for i, kind in enumerate(kinds)}, label, name, caption, named="arm", gains=show == "gain")
+    sure = [[bool((found := gained(study, arm, kind, measure, against)) and found["sure"]) for kind in kinds] for arm in arms]
+    if show == "gain": caption += " Sure: the interval is clear of 0 and all of several seeds have the same sign."
+    if figure["kind"] == "heatmap": return viz.gain_map(*cells.transpose(2, 0, 1), arms, kinds, name, caption, f"points of {measure}", above, ("arm", "query"), sure=sure)
+    believed = {kind: [row[i] for row in sure] for i, kind in enumerate(kinds)} if show == "gain" else None
+    return viz.gain_bars(arms, {kind: tuple(cells[:, i].T) for i, kind in enumerate(kinds)}, label, name, caption, named="arm", gains=show == "gain", sure=believed)
 
 def draw_lines(study: Study, figure: dict, kinds: list[str], label: str) -> viz.Drawing | None:
     "Lines of a plan: a line for each kind of query, or for each list of arms."

@@ -644,14 +644,14 @@ def gain_lines(
     return figure
 
 # %% ../nbs/12_viz.ipynb #71007c4c
-def lying_bar(axis: Axes, y: float, thick: float, look: tuple, value: np.ndarray, written: str) -> None:
-    "One bar with its whisker and its number; grey if the interval contains 0."
+def lying_bar(axis: Axes, y: float, thick: float, look: tuple, value: np.ndarray, written: str, sure: bool) -> None:
+    "One bar with its whisker and its number, which is grey if it is not sure."
     mean, low, high = value
     axis.barh(y, mean, thick, color=look[0], hatch=look[3], edgecolor="white", linewidth=0)
     axis.plot([low, high], [y, y], color=INK, linewidth=1.1, solid_capstyle="butt")
     right = mean >= 0
     axis.annotate(written, (max(high, mean, 0) if right else min(low, mean, 0), y), (3 if right else -3, 0), textcoords="offset points", gid="value",
-                  ha="left" if right else "right", va="center_baseline", size=7.5, color=UNSURE if low <= 0 <= high else INK, path_effects=[withStroke(linewidth=2.5, foreground="white")])
+                  ha="left" if right else "right", va="center_baseline", size=7.5, color=INK if sure else UNSURE, path_effects=[withStroke(linewidth=2.5, foreground="white")])
 
 
 def keys_of(series: list[str], baselines: list[str], across: float) -> tuple[list, list[str], int, float]:
@@ -674,6 +674,7 @@ def gain_bars(
     baselines: dict[str, float] | None = None,    # name -> value: lines through all rows, such as the control's
     named: str = "way",                           # what the rows are
     gains: bool = False,                          # differences: written with their sign
+    sure: dict[str, Sequence[bool]] | None = None,   # name -> which rows are to be believed; those whose interval is clear of 0, if not given
 ) -> Drawing:
     "Lying bars with 95 % intervals as whiskers and the values written, a group of bars for each name."
     arrays, baselines = checked_series(series, len(names), "row"), checked_levels(baselines)
@@ -684,15 +685,16 @@ def gain_bars(
     high = max(thick * len(arrays) + 0.1, 0.15 * max(len(name.lines) for name in lines) + 0.08)
     keys, labels, columns, room = keys_of(list(arrays), list(baselines), 4.2)
     left = 0.2 + max(width_of(named, 8), *(width_of(name.text, 8.5) for name in lines))
-    unsure = any(((low <= 0) & (high >= 0)).any() for _, low, high in arrays.values())
+    believed = {name: np.asarray(sure[name], bool) if sure else ~((low <= 0) & (high >= 0)) for name, (_, low, high) in arrays.items()}
+    unsure = any((~believed[name] & np.isfinite(mean)).any() for name, (mean, _, _) in arrays.items())
     missing = any(np.isnan(mean).any() for mean, _, _ in arrays.values())
-    notes = [caption, "Whiskers: 95 % intervals.", unsure * "Grey number: the interval contains 0.", missing * "No bar: not measured."]
+    notes = [caption, "Whiskers: 95 % intervals.", unsure * ("Grey number: not sure." if sure else "Grey number: the interval contains 0."), missing * "No bar: not measured."]
     figure, axis, top = plate((4.0, high * len(names)), (left, 0.2, room + 0.24, 0.45), title, [" ".join(filter(None, notes))])
     for row in range(0, len(names), 2): axis.axhspan(row, row + 1, color="#f4f4f4", linewidth=0, zorder=0)
-    for number, array in enumerate(arrays.values()):
+    for number, (name, array) in enumerate(arrays.items()):
         for row in np.flatnonzero(np.isfinite(array[0])):
             written = signed(array[0, row], largest) if gains else number_of(array[0, row], largest)
-            lying_bar(axis, row + 0.5 + (number - (len(arrays) - 1) / 2) * thick / high, 0.9 * thick / high, LOOKS[(number + 1) % len(LOOKS)], array[:, row], written)
+            lying_bar(axis, row + 0.5 + (number - (len(arrays) - 1) / 2) * thick / high, 0.9 * thick / high, LOOKS[(number + 1) % len(LOOKS)], array[:, row], written, believed[name][row])
     space = 0.12 * ((most - least) or 1.0)
     axis.set(xlim=(least - space * (least < 0), most + space), ylim=(len(names), 0), xlabel=ylabel)
     axis.axvline(0, color=INK, linewidth=0.8)

@@ -115,7 +115,8 @@ def test_every_setting_has_its_option():
     fields = {field.name: field for field in dataclasses.fields(TuneSettings)}
     assert set(fields) - {"symmetric"} == {name.replace("-", "_") for name in TUNE_OPTIONS}          # symmetric is --one-way
     kinds = {"str": str, "float": float, "int": int}
-    for name, (kind, text) in TUNE_OPTIONS.items():
+    for name, (kind, usual, text) in TUNE_OPTIONS.items():
+        assert usual == fields[name.replace("-", "_")].default and type(usual) is kind, name
         said = fields[name.replace("-", "_")].type
         assert kind is kinds.get(said, said) and text
 
