@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from pli import __version__, world
 from pli.backbones import load_backbone
-from pli.cli import TUNE_OPTIONS, main, make_parser, tune_settings, wanted_composers
+from pli.cli import TUNE_OPTIONS, main, make_parser, tune_settings, wanted_composers, without_folders
 from pli.core import PliError, generator
 from pli.benchmarks import read_queries
 from pli.evaluate import every_composer, outcomes_from, query_validator, rows_of
@@ -119,6 +119,13 @@ def test_every_setting_has_its_option():
         assert usual == fields[name.replace("-", "_")].default and type(usual) is kind, name
         said = fields[name.replace("-", "_")].type
         assert kind is kinds.get(said, said) and text
+
+
+@pytest.mark.parametrize("typed, wanted", [
+    ("pli study p.toml --data /home/me/data --runs 'my runs' --only 'a b'", "pli study p.toml --data DATA --runs RUNS --only 'a b'"),
+    ("pli study p.toml --data=/home/me/data", "pli study p.toml --data=DATA"), ("pli study p.toml --out data", "pli study p.toml --out data")])
+def test_stored_commands_name_no_folder_of_a_machine(typed, wanted):
+    assert without_folders(typed, DATA="/home/me/data", RUNS="my runs" if "my runs" in typed else None) == wanted
 
 
 def test_options_arrive():

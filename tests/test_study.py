@@ -19,7 +19,7 @@ from pli.cli import main
 from pli.core import PliError
 from pli.evaluate import Features, cross_chosen, every_composer, halves, of_ranks, sweep
 from pli.backbones import load_backbone
-from pli.findings import alone, best, compared_with, draw, gain, how_it_learned, is_sure, level, made_of, plain_table, read_results, solved, table, write_study
+from pli.findings import alone, best, compared_with, draw, gain, hours_of, how_it_learned, is_sure, level, levels_table, made_of, plain_table, read_results, solved, table, write_study
 from pli.metrics import paired_bootstrap, recall_at
 from pli.study import COMPOSERS, Arm, Clock, Job, Place, Stops, claim, code_digest, fewer, first_ranks, gather, held, hold_out, holder, jobs_of, listed, model_of, packed, read_plan, run, slug, unpacked
 from pli.tuning import TuneSettings, average
@@ -707,6 +707,34 @@ def test_tables_have_a_row_for_each_arm(whole):
 
 
 # The command
+
+def test_levels_stand_side_by_side(whole):
+    study = read_results(whole / "out")
+    heading, rows = levels_table(study, [("colour", "recall@1"), ("all", "recall@10")], ["half", "control"])
+    assert heading == ["recall, percent", "colour R@1", "all R@10"] and [row[0] for row in rows] == ["half", "control"]
+    mean, low, high = level(study, "half", "colour", "recall@1")["mean"]
+    assert rows[0][1] == f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+    assert [row[0] for row in levels_table(study, [("all", "recall@10")])[1]] == list(study.arms)
+
+
+def test_hours_count_every_run_once(copied):
+    "An arm that was measured on the way was trained once."
+    folder = copied / "out"
+    for path in folder.glob("*-*.json"): changed(path, **{"seconds to measure": 1800, "seconds a step": None})
+    changed(folder / "start.json", **{"seconds to measure": 0})
+    before = hours_of(read_results(folder))
+    for name in ("mix-it-0.json", "mix-it-at-2-0.json"): changed(folder / name, **{"seconds a step": 900})
+    assert before == pytest.approx(0.5 * len(list(folder.glob("*-*.json")))) and hours_of(read_results(folder)) - before == pytest.approx(4 * 900 / 3600)
+
+
+def test_bars_are_sure_only_where_seeds_agree(whole, monkeypatch):
+    import pli.findings
+    seen = []
+    monkeypatch.setattr(pli.findings.viz, "gain_bars", lambda *args, **more: seen.append(more["sure"]))
+    study = read_results(whole / "out")
+    for show in ("gain", "recall"): draw(study, {"kind": "bars", "arms": ["mix it", "half"], "kinds": ["colour"], "show": show})
+    assert seen == [{"colour": [gain(study, arm, "control", "colour")["sure"] for arm in ("mix it", "half")]}, None]
+
 
 def test_the_command_lists_and_refuses(whole, tmp_path, capsys):
     plan = written(tmp_path)
