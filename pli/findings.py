@@ -6,8 +6,8 @@
 __all__ = ['CHOSEN_BY', 'WAYS', 'NOTHING', 'remembered', 'Study', 'stored_results', 'read_results', 'best', 'solved', 'level',
            'how_it_learned', 'control_of', 'compared_with', 'seeds_in_common', 'gain', 'is_sure', 'gained', 'alone',
            'signed', 'times', 'table', 'levels_table', 'seeds_of', 'beside', 'unmatched', 'halves_table',
-           'plain_solved', 'plain_gain', 'plain_table', 'shown_value', 'caption_of', 'draw', 'draw_lines', 'made_of',
-           'study_record', 'varied', 'printed', 'study_page', 'write_study']
+           'plain_solved', 'plain_gain', 'plain_table', 'shown_value', 'caption_of', 'draw', 'draw_lines', 'records_of',
+           'hours_of', 'made_of', 'study_record', 'varied', 'printed', 'study_page', 'write_study']
 
 # %% ../nbs/18_findings.ipynb #4cfe928d
 import functools
@@ -345,16 +345,21 @@ def draw_lines(study: Study, figure: dict, kinds: list[str], label: str) -> viz.
     return viz.gain_lines(x, lines, figure.get("xlabel", ""), label, figure.get("title", ""), caption, figure.get("logx", False), floor)
 
 # %% ../nbs/18_findings.ipynb #c442e175
+def records_of(study: Study) -> list[dict]: return [record for own in study.results.values() for record in own.values()]
+
+def hours_of(study: Study) -> float:
+    "The hours that processes spent on training and measuring what is stored; training the starts of a plan is not in it."
+    runs = {(record["arm"].partition(" @ ")[0], record["seed"]): (record.get("seconds a step") or 0) * record.get("steps", 0) for record in records_of(study)}
+    return (sum(runs.values()) + sum(record.get("seconds to measure", 0) for record in records_of(study))) / 3600
+
 def made_of(study: Study) -> list[str]:
     "Where the numbers of a study come from, in lines."
-    records = [record for own in study.results.values() for record in own.values()]
+    records = records_of(study)
     machines = sorted({f"{record['machine']['processor']}, {record['machine'].get('gpu', record['machine']['device'])}" for record in records})
-    runs = {(record["arm"].partition(" @ ")[0], record["seed"]): (record.get("seconds a step") or 0) * record.get("steps", 0) for record in records}
-    hours = (sum(runs.values()) + sum(record.get("seconds to measure", 0) for record in records)) / 3600
     codes = {record.get("code") for record in records} | {more.get("code") for record in records for more in record.get("added later", [])}
     named = codes - {None}
     dates, versions = sorted({record["date"] for record in records}), sorted({f"torch {record['versions']['torch']}, open_clip {record['versions']['open_clip_torch']}" for record in records})
-    return [f"{len(records)} results, {hours:.1f} hours of training and measuring, {dates[0]}" + f" to {dates[-1]}" * (len(dates) > 1), "; ".join(machines), "; ".join(versions),
+    return [f"{len(records)} results, {hours_of(study):.1f} hours of training and measuring, {dates[0]}" + f" to {dates[-1]}" * (len(dates) > 1), "; ".join(machines), "; ".join(versions),
             f"{len(named)} version{'s' * (len(named) != 1)} of the code" + "; some results do not say which" * (None in codes) if named else "the results do not say which version of the code made them"]
 
 def study_record(study: Study) -> dict:
