@@ -519,7 +519,7 @@ def run_study(args) -> None:
     from pli.findings import write_study
     from pli.study import Place, listed, read_plan, run
     plan, name = read_plan(args.plan), Path(args.plan).stem
-    place = Place(Path(args.data or plan.path.parent), Path(args.runs or f"{name}-runs"), Path(args.out or f"{name}-results"), pick_device(args.device), args.workers, without_folders(args.typed, DATA=args.data, RUNS=args.runs))
+    place = Place(Path(args.data or plan.path.parent), Path(args.runs or f"{name}-runs"), Path(args.out or f"{name}-results"), pick_device(args.device), args.workers, without_folders(args.typed, DATA=args.data, RUNS=args.runs, OUT=args.out if Path(args.out or "").is_absolute() else None))
     if args.list: print(*listed(plan, place, args.only, args.seeds), sep="\n")
     elif args.report: print(*write_study(place.out, plan), sep="\n")
     else: run(plan, place, args.only, args.seeds)

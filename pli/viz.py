@@ -429,7 +429,7 @@ def plate(
     "A figure with axes of a given size, a title above and its caption below."
     left, right, above, below = around
     across = max(left + inside[0] + right, 4.4)
-    title, words = folded(title, int(12.5 * across), 9), "\n".join(folded(part, int(16.5 * across), 99) for part in words if part)
+    title, words = folded(title, int(11 * across), 9), "\n".join(folded(part, int(16.5 * across), 99) for part in words if part)
     top = 0.1 + (0.2 * (title.count("\n") + 1) + 0.06 if title else 0)
     foot = top + above + inside[1] + below
     figure = Drawing(figsize=(across, foot + 0.08 + (0.145 * (words.count("\n") + 1) if words else 0)))
