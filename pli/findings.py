@@ -325,10 +325,10 @@ def draw(study: Study, figure: dict) -> viz.Drawing | None:
     cells = np.array([[shown_value(study, figure, arm, kind, against) for kind in kinds] for arm in arms]).reshape(len(arms), len(kinds), 3)
     if not np.isfinite(cells).any(): return None
     caption = caption_of(study, figure, arms, kinds)
-    sure = [[bool((found := gained(study, arm, kind, measure, against)) and found["sure"]) for kind in kinds] for arm in arms]
-    if show == "gain": caption += " Sure: the interval is clear of 0 and all of several seeds have the same sign."
+    sure = None if show == "recall" else [[bool((found := gained(study, arm, kind, measure, against)) and found["sure"]) for kind in kinds] for arm in arms]
+    if sure: caption += " Sure: the interval is clear of 0 and all of several seeds have the same sign."
     if figure["kind"] == "heatmap": return viz.gain_map(*cells.transpose(2, 0, 1), arms, kinds, name, caption, f"points of {measure}", above, ("arm", "query"), sure=sure)
-    believed = {kind: [row[i] for row in sure] for i, kind in enumerate(kinds)} if show == "gain" else None
+    believed = {kind: [row[i] for row in sure] for i, kind in enumerate(kinds)} if sure else None
     return viz.gain_bars(arms, {kind: tuple(cells[:, i].T) for i, kind in enumerate(kinds)}, label, name, caption, named="arm", gains=show == "gain", sure=believed)
 
 def draw_lines(study: Study, figure: dict, kinds: list[str], label: str) -> viz.Drawing | None:
