@@ -7,11 +7,13 @@ __all__ = ['CHOSEN_BY', 'WAYS', 'NOTHING', 'remembered', 'Study', 'stored_result
            'how_it_learned', 'control_of', 'compared_with', 'seeds_in_common', 'gain', 'is_sure', 'gained', 'alone',
            'signed', 'times', 'table', 'levels_table', 'seeds_of', 'beside', 'unmatched', 'halves_table',
            'plain_solved', 'plain_gain', 'plain_table', 'shown_value', 'caption_of', 'draw', 'draw_lines', 'records_of',
-           'hours_of', 'made_of', 'study_record', 'varied', 'printed', 'study_page', 'write_study']
+           'hours_of', 'made_of', 'command_of', 'study_record', 'varied', 'printed', 'by_hand', 'study_page',
+           'write_study']
 
 # %% ../nbs/18_findings.ipynb #4cfe928d
 import functools
 import math
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,7 +27,7 @@ from .core import PliError, atomic, read_json, write_json
 from .data import shown
 from .evaluate import Frame, as_markdown, of_ranks, percent, values
 from .metrics import bootstrap, paired_bootstrap
-from .study import Plan, check_kind, check_same, read_result, said_of, slug, unpacked
+from .study import Plan, check_kind, check_same, read_result, said_of, slug, stem, unpacked
 from .tuning import TuneSettings
 
 # %% ../nbs/18_findings.ipynb #c41674d1
@@ -362,6 +364,28 @@ def made_of(study: Study) -> list[str]:
     return [f"{len(records)} results, {hours_of(study):.1f} hours of training and measuring, {dates[0]}" + f" to {dates[-1]}" * (len(dates) > 1), "; ".join(machines), "; ".join(versions),
             f"{len(named)} version{'s' * (len(named) != 1)} of the code" + "; some results do not say which" * (None in codes) if named else "the results do not say which version of the code made them"]
 
+def command_of(
+    study: Study, arm: str,
+    seed: int | None = None,   # the first that is there, if not given
+) -> str | None:
+    "The command that makes the model of an arm without a plan; None where there is none: for the start, a model on the way, and what learned in a drawn world, from some of the pairs, or from a start that the plan trains."
+    seed = min(study.results[arm]) if seed is None else seed
+    record = study.results[arm][seed]
+    start, pairs, out = record["start"], record["pairs of the plan"], stem(arm, None if arm in study.common else seed)
+    start = {"model": start} if isinstance(start, str) else start
+    if isinstance(pairs, dict) or "steps" in start or record.get("most pairs") or record.get("at"): return None
+    if "average" in record:
+        names = [(name, each) for each in record.get("seeds", [seed]) for name in record["average"]]
+        models = [start["model"] if name == "start" else f"{stem(name, each)}/last" for name, each in names]
+        shares = [share * len(record["average"]) / len(names) for share in record["shares"]] * (len(names) // len(record["average"]))
+        words = ["pli", "average", *models, *(["--shares", *(f"{share:.10g}" for share in shares)] if len({*shares}) > 1 else [])]
+    elif "settings" in record:
+        usual, settings = asdict(TuneSettings()), {**asdict(TuneSettings()), **record["settings"], "seed": seed}
+        told = [name for name in settings if settings[name] != usual.get(name) and name not in ("symmetric", "checkpoint_every", "validate_every")]
+        words = ["pli", "tune", pairs, "--model", start["model"], *(word for name in told for word in (f"--{name.replace('_', '-')}", str(settings[name])))] + ["--one-way"] * (not settings["symmetric"])
+    else: return None
+    return shlex.join([*words, *(["--pretrained", start["pretrained"]] if start.get("pretrained") else []), "--out", out])
+
 def study_record(study: Study) -> dict:
     "Every number of the report, as data."
     sections = {}
@@ -386,6 +410,13 @@ def printed(study: Study) -> int:
     return 2 * sum(map(bool, gains)) + len(gains) + sum(plain_gain(study, arm, way) is not None for arm in study.arms for way in WAYS)
 
 # %% ../nbs/18_findings.ipynb #edd0d9a0
+def by_hand(study: Study, arms: Iterable[str] | None = None) -> list[str]:
+    "The commands that make the models of arms, all of them if not given, without a plan; in Markdown."
+    commands = [command for arm in (study.arms if arms is None else arms) if (command := command_of(study, arm))]
+    if not commands: return []
+    return ["The same models without a plan, one by one, in the folder that its paths start from (the pairs that a plan holds out, a single run learns from as well, but for those that it validates on):", "\n".join(["```sh", *map(lambda each: shown(each, 2000), commands), "```"])]
+
+# %% ../nbs/18_findings.ipynb #aaa4d673
 def study_page(study: Study, figures: dict[str, str]) -> str:   # `figures`: file -> title
     "The report in Markdown."
     sizes, count = " / ".join(dict.fromkeys(study.benchmark["gallery"].values())), printed(study)
@@ -400,7 +431,7 @@ def study_page(study: Study, figures: dict[str, str]) -> str:   # `figures`: fil
         parts.append(f"## {shown(kind)} ({int(rows.sum()):,} queries)")
         parts += [as_markdown(*table(study, kind, measure)) for measure in ("recall@1", "recall@10")] + [as_markdown(*halves_table(study, kind))]
     return "\n\n".join([*parts, "## Without composing",
-        f"What the models can still do: held-out pairs, percent, mean over seeds. A start that was trained on these very pairs remembers them: compare with *{shown(study.control)}*, not with the start.", as_markdown(*plain_table(study)), "## Made", *made_of(study)]) + "\n"
+        f"What the models can still do: held-out pairs, percent, mean over seeds. A start that was trained on these very pairs remembers them: compare with *{shown(study.control)}*, not with the start.", as_markdown(*plain_table(study)), "## Made", *made_of(study), *by_hand(study)]) + "\n"
 
 # %% ../nbs/18_findings.ipynb #95bff03a
 def write_study(out: str | Path, plan: Plan | None = None) -> list[Path]:   # the files that were written

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,15 +16,17 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from pli.benchmarks import own_queries
-from pli.cli import main
+from pli.cli import main, make_parser, tune_settings
 from pli.core import PliError
 from pli.evaluate import Features, cross_chosen, every_composer, halves, of_ranks, sweep
 from pli.backbones import load_backbone
-from pli.findings import alone, best, compared_with, draw, gain, hours_of, how_it_learned, is_sure, level, levels_table, made_of, plain_table, read_results, solved, table, write_study
+from pli.findings import alone, best, command_of, compared_with, draw, gain, hours_of, how_it_learned, is_sure, level, levels_table, made_of, plain_table, read_results, solved, table, write_study
 from pli.metrics import paired_bootstrap, recall_at
 from pli.study import COMPOSERS, Arm, Clock, Job, Place, Stops, claim, code_digest, fewer, first_ranks, gather, held, hold_out, holder, jobs_of, listed, model_of, packed, read_plan, run, slug, unpacked
 from pli.tuning import TuneSettings, average
 from pli.world import save_world
+
+ROOT = Path(__file__).parent.parent
 
 TINY = """
 title = "Tiny"
@@ -725,6 +728,26 @@ def test_hours_count_every_run_once(copied):
     before = hours_of(read_results(folder))
     for name in ("mix-it-0.json", "mix-it-at-2-0.json"): changed(folder / name, **{"seconds a step": 900})
     assert before == pytest.approx(0.5 * len(list(folder.glob("*-*.json")))) and hours_of(read_results(folder)) - before == pytest.approx(4 * 900 / 3600)
+
+
+def test_an_arm_can_be_made_without_its_plan():
+    "What the command says are the very settings of the result."
+    folder = ROOT / "results" / "study" / "shop-longer"
+    study = read_results(folder)
+    for arm, seed in [("control", 0), ("random 0.75", 2), ("mixture", 1)]:
+        typed = shlex.split(command_of(study, arm, seed))
+        args = make_parser().parse_args(typed[1:])
+        assert tune_settings(args) == replace(TuneSettings(**study.results[arm][seed]["settings"]), seed=seed, checkpoint_every=100) and (args.pairs, args.model, args.out) == ("shop/pairs.csv", "shop/base", f"{slug(arm)}-{seed}")
+    args = make_parser().parse_args(shlex.split(command_of(study, "mixture, a third of the start"))[1:])
+    assert args.models == ["shop/base", "mixture-0/last"] and args.shares == [0.34, 0.66]
+    args = make_parser().parse_args(shlex.split(command_of(study, "mixture, soup of all seeds"))[1:])
+    assert args.models == [f"mixture-{seed}/last" for seed in range(3)] and args.shares is None
+    assert command_of(study, "start") is None and command_of(study, "control @ 100") is None
+
+
+def test_a_drawn_world_has_no_command_of_its_own():
+    study = read_results(ROOT / "results" / "study" / "quick")
+    assert not any(command_of(study, arm) for arm in study.arms)
 
 
 def test_bars_are_sure_only_where_seeds_agree(whole, monkeypatch):
