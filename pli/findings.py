@@ -6,8 +6,8 @@
 __all__ = ['CHOSEN_BY', 'WAYS', 'NOTHING', 'remembered', 'Study', 'stored_results', 'read_results', 'best', 'solved', 'level',
            'how_it_learned', 'control_of', 'compared_with', 'seeds_in_common', 'gain', 'is_sure', 'gained', 'alone',
            'signed', 'times', 'table', 'levels_table', 'seeds_of', 'beside', 'unmatched', 'halves_table',
-           'plain_solved', 'plain_gain', 'plain_table', 'shown_value', 'caption_of', 'draw', 'draw_lines', 'records_of',
-           'hours_of', 'made_of', 'command_of', 'study_record', 'varied', 'printed', 'by_hand', 'study_page',
+           'plain_solved', 'plain_gain', 'plain_table', 'shown_value', 'varied', 'caption_of', 'draw', 'draw_lines',
+           'records_of', 'hours_of', 'made_of', 'command_of', 'study_record', 'printed', 'by_hand', 'study_page',
            'write_study']
 
 # %% ../nbs/18_findings.ipynb #4cfe928d
@@ -295,7 +295,6 @@ def plain_table(study: Study) -> tuple[list[str], list[list[str]]]:
 # %% ../nbs/18_findings.ipynb #18e220a6
 NOTHING = (math.nan,) * 3
 
-# %% ../nbs/18_findings.ipynb #4f57bb63
 def shown_value(study: Study, figure: dict, arm: str, kind: str, against: str | None) -> tuple:   # mean, low, high
     "One number of a figure, with its interval; no numbers where there is no result yet."
     measure = figure.get("measure", "recall@10")
@@ -303,6 +302,8 @@ def shown_value(study: Study, figure: dict, arm: str, kind: str, against: str | 
     if figure.get("show", "gain") == "recall": return tuple(level(study, arm, kind, measure)["mean"])
     found = gained(study, arm, kind, measure, against)
     return tuple(found["difference"]) if found else NOTHING
+
+def varied(study: Study) -> str: return "batches and masks" if "start" in study.common else "the start, batches and masks"   # what a seed changes
 
 def caption_of(study: Study, figure: dict, arms: Sequence[str], kinds: Sequence[str]) -> str:
     "What a figure shows, in a sentence, and how much stands behind it."
@@ -364,6 +365,7 @@ def made_of(study: Study) -> list[str]:
     return [f"{len(records)} results, {hours_of(study):.1f} hours of training and measuring, {dates[0]}" + f" to {dates[-1]}" * (len(dates) > 1), "; ".join(machines), "; ".join(versions),
             f"{len(named)} version{'s' * (len(named) != 1)} of the code" + "; some results do not say which" * (None in codes) if named else "the results do not say which version of the code made them"]
 
+# %% ../nbs/18_findings.ipynb #545e13f4
 def command_of(
     study: Study, arm: str,
     seed: int | None = None,   # the first that is there, if not given
@@ -386,6 +388,7 @@ def command_of(
     else: return None
     return shlex.join([*words, *(["--pretrained", start["pretrained"]] if start.get("pretrained") else []), "--out", out])
 
+# %% ../nbs/18_findings.ipynb #a8de15dc
 def study_record(study: Study) -> dict:
     "Every number of the report, as data."
     sections = {}
@@ -399,9 +402,6 @@ def study_record(study: Study) -> dict:
     return {"title": study.title, "control": study.control, "composers chosen by": CHOSEN_BY, "benchmark": {key: study.benchmark[key] for key in ("name", "queries", "gallery", "digest")}, "made": made_of(study), "missing": list(study.missing),
             "kinds": sections, "plain recall": {arm: {seed: record["plain recall"] for seed, record in own.items()} for arm, own in study.results.items()},
             "plain gain": {arm: {way: plain_gain(study, arm, way) for way in WAYS} for arm in study.arms}, "arms": settings}
-
-# %% ../nbs/18_findings.ipynb #1e78779c
-def varied(study: Study) -> str: return "batches and masks" if "start" in study.common else "the start, batches and masks"   # what a seed changes
 
 # %% ../nbs/18_findings.ipynb #5d1c5ea0
 def printed(study: Study) -> int:
