@@ -39,7 +39,7 @@ def added(study: Study, arm: str) -> str:
 def seeds(study: Study, arm: str) -> str: return f"{len(study.seeds(arm))} seed" + "s" * (len(study.seeds(arm)) > 1)
 
 
-def lines(shop: Study, longer: Study, world: Study, emoji: Study) -> list[str]:
+def lines(shop: Study, longer: Study, world: Study, emoji: Study, *captions: Study) -> list[str]:
     "What a reader should do, and why."
     both, asked, mixed, kept = "recolour + random 0.5", "colour requests", "mixture", "mixture, a third of the start"
     every = lambda study, arm: "; ".join(f"{kind} {above(study, arm, kind)}" for kind in KINDS)
@@ -52,7 +52,7 @@ def lines(shop: Study, longer: Study, world: Study, emoji: Study) -> list[str]:
         f"**Words teach nothing that the picture still shows.** Recall@10 on `colour` after 120 steps: control {at(shop, 'control')}; recolouring and masking with whole captions {at(shop, both)}, half the words {at(shop, both + ', half the words')}, colour words {at(shop, both + ', colour words')}"
         + f", colour requests {at(shop, both + ', colour requests')}; the same requests without recolouring {at(shop, 'random 0.5, colour requests')}. In a drawn world, where properties can be switched, requests about shape give `shape` {above(world, 'shape requests', 'shape')} where the picture shows the shape, and {above(world, 'shape requests, random 0.75', 'shape')} where it hides it.",
         "**Random masking alone is wrong for colour on photographs** (a quarter of a shirt still shows it), by ratio: " + "; ".join(f"{share}: {above(shop, f'random {share}')}" for share in ("0.25", "0.5", "0.75", "0.9"))
-        + f". In the drawn world, whose captions say shape and colour and nothing else, it is right: 0.75 gives `colour` {above(world, 'random 0.75')}, `shape` {above(world, 'random 0.75', 'shape')}.",
+        + f". In the drawn world, whose captions say shape and colour and nothing else, it is right: 0.75 gives `colour` {above(world, 'random 0.75')}, `shape` {above(world, 'random 0.75', 'shape')}; where captions name any property 30, 70 or 100 times in 100, it gives {', '.join(above(study, 'random 0.75', 'all') for study in captions)} on all queries: what is hidden must be said.",
         "**Words for the wearer and the kind of thing**: drop words, and crop. " + f"`random:0.75+drop:0.5` gives wearer {above(shop, 'random 0.75, half the words', 'wearer')} and type {above(shop, 'random 0.75, half the words', 'type')}, `crop:0.4` wearer {above(shop, 'crop 0.4', 'wearer')} and type {above(shop, 'crop 0.4', 'type')}; they cost colour {above(shop, 'random 0.75, half the words')} and {above(shop, 'crop 0.4')}. "
         + f"Most of the first needs neither hiding nor composing: half the words in the plain CLIP loss give wearer {above(shop, 'half the words in the CLIP loss', 'wearer')} and type {above(shop, 'half the words in the CLIP loss', 'type')}, and cost colour little ({above(shop, 'half the words in the CLIP loss')}).",
         f"**Look at the halves.** Much of what recolouring gives at 10 is a picture half that looks past colour: alone it finds {alone(longer, 'control', 'colour')['image only']:.1f} (control), {alone(longer, 'recolour + random 0.5, few words', 'colour')['image only']:.1f} (few words), "
@@ -63,7 +63,7 @@ def lines(shop: Study, longer: Study, world: Study, emoji: Study) -> list[str]:
 
 
 def main() -> None:
-    text = "\n".join(f"{number}. {line}" for number, line in enumerate(lines(*map(stored, ("shop", "shop-longer", "world", "emoji"))), 1)) + "\n"
+    text = "\n".join(f"{number}. {line}" for number, line in enumerate(lines(*map(stored, ("shop", "shop-longer", "world", "emoji", *(f"world-captions-{share}" for share in (30, 70, 100))))), 1)) + "\n"
     with atomic(ROOT / "results" / "study" / "lines.md") as temporary: temporary.write_text(text, encoding="utf-8")
     print(text)
 
