@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['CHOSEN_BY', 'WAYS', 'NOTHING', 'remembered', 'Study', 'stored_results', 'read_results', 'best', 'solved', 'level',
            'how_it_learned', 'control_of', 'compared_with', 'seeds_in_common', 'gain', 'is_sure', 'gained', 'alone',
-           'signed', 'times', 'table', 'levels_table', 'seeds_of', 'beside', 'unmatched', 'halves_table',
-           'plain_solved', 'plain_gain', 'plain_table', 'shown_value', 'varied', 'caption_of', 'draw', 'draw_lines',
-           'records_of', 'hours_of', 'made_of', 'command_of', 'study_record', 'printed', 'by_hand', 'study_page',
-           'write_study']
+           'signed', 'times', 'table', 'levels_table', 'seeds_of', 'beside', 'unmatched', 'halves_table', 'plain_ranks',
+           'plain_gain', 'plain_table', 'shown_value', 'varied', 'caption_of', 'draw', 'draw_lines', 'records_of',
+           'hours_of', 'made_of', 'command_of', 'study_record', 'printed', 'by_hand', 'study_page', 'write_study']
 
 # %% ../nbs/18_findings.ipynb #4cfe928d
 import functools
@@ -266,20 +265,19 @@ def halves_table(study: Study, kind: str = "all", measure: str = "recall@10") ->
 # %% ../nbs/18_findings.ipynb #ee5df0e9
 WAYS = {"text to picture": "words find picture", "picture to text": "picture finds words"}
 
-def plain_solved(study: Study, arm: str, way: str, measure: str, seeds: Iterable[int]) -> Tensor | None:   # `(pictures or captions,)` double
-    "For every held-out caption or picture, the share of seeds that find it; None where ranks were not stored."
-    found = [study.results[arm][seed].get("plain ranks", {}).get(way) for seed in seeds]
-    if not all(isinstance(each, dict) and type(each.get("count")) is int for each in found) or len({each["count"] for each in found}) != 1: return None
-    return torch.stack([values(of_ranks(unpacked(each.get("ranks"), each["count"])), measure) for each in found]).mean(0)
+def plain_ranks(study: Study, arm: str, seed: int, way: str) -> Tensor | None:   # `(pictures or captions,)`
+    "The rank of the right picture of every held-out caption, or the other way about; None where a result does not have them."
+    found = study.results[arm][seed].get("plain ranks", {}).get(way)
+    return unpacked(found.get("ranks"), found["count"]) if isinstance(found, dict) and type(found.get("count")) is int else None
 
 @remembered
 def plain_gain(study: Study, arm: str, way: str, measure: str = "recall@10") -> list[float] | None:   # difference, low, high
-    "How much better an arm finds held-out pictures or captions than what it is compared with, by paired bootstrap; None where ranks of one of them were not stored."
+    "How much better an arm finds held-out pictures or captions than what it is compared with, by paired bootstrap, over the seeds whose ranks were stored for both; None where there is no such seed."
     other = compared_with(study, arm)
-    both = seeds_in_common(study, arm, other) if other else []
-    if not both: return None
-    a, b = (plain_solved(study, name, way, measure, dict.fromkeys(seeds)) for name, seeds in zip((arm, other), zip(*both)))
-    return None if a is None or b is None or len(a) != len(b) else percent(paired_bootstrap(a, b))
+    found = [(a, b) for x, y in (seeds_in_common(study, arm, other) if other else []) if (a := plain_ranks(study, arm, x, way)) is not None and (b := plain_ranks(study, other, y, way)) is not None and len(a) == len(b)]
+    if len({len(a) for a, _ in found}) != 1: return None
+    a, b = (torch.stack([values(of_ranks(each), measure) for each in side]).mean(0) for side in zip(*found))
+    return percent(paired_bootstrap(a, b))
 
 # %% ../nbs/18_findings.ipynb #dc3da423
 def plain_table(study: Study) -> tuple[list[str], list[list[str]]]:

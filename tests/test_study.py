@@ -20,7 +20,7 @@ from pli.cli import main, make_parser, tune_settings
 from pli.core import PliError
 from pli.evaluate import Features, cross_chosen, every_composer, halves, of_ranks, sweep
 from pli.backbones import load_backbone
-from pli.findings import alone, best, command_of, compared_with, draw, gain, hours_of, how_it_learned, is_sure, level, levels_table, made_of, plain_table, read_results, solved, table, write_study
+from pli.findings import alone, best, command_of, compared_with, draw, gain, hours_of, how_it_learned, is_sure, level, levels_table, made_of, plain_gain, plain_table, read_results, solved, table, write_study
 from pli.metrics import paired_bootstrap, recall_at
 from pli.study import COMPOSERS, Arm, Clock, Job, Place, Stops, claim, code_digest, fewer, first_ranks, gather, held, hold_out, holder, jobs_of, listed, model_of, packed, read_plan, run, slug, unpacked
 from pli.tuning import TuneSettings, average
@@ -526,6 +526,10 @@ def test_plain_recall_is_compared_by_its_ranks(copied):
     record = study.results["mix it"][0]
     assert 100 * recall_at(unpacked(record["plain ranks"]["text to picture"]["ranks"], record["plain ranks"]["text to picture"]["count"]), 10).double().mean().item() == pytest.approx(record["plain recall"]["text to picture"]["recall@10"], abs=1e-3)
     changed(copied / "out" / "mix-it-0.json", **{"plain ranks": None})              # as results were stored before
+    one = plain_gain(read_results(copied / "out"), "mix it", "text to picture")     # what the other seed says
+    hits = [recall_at(unpacked(study.results[arm][1]["plain ranks"]["text to picture"]["ranks"], study.results[arm][1]["plain ranks"]["text to picture"]["count"]), 10).double().mean().item() for arm in ("mix it", "control")]
+    assert one[0] == pytest.approx(100 * (hits[0] - hits[1]), abs=1e-3)
+    changed(copied / "out" / "mix-it-1.json", **{"plain ranks": None})
     rows = plain_table(read_results(copied / "out"))[1]
     assert rows[2][1] != "-" and rows[2][3] == "-" and rows[0][3] != "-"
     write_study(copied / "out")
