@@ -6,8 +6,9 @@
 __all__ = ['CHOSEN_BY', 'WAYS', 'NOTHING', 'remembered', 'Study', 'stored_results', 'read_results', 'best', 'solved', 'level',
            'how_it_learned', 'control_of', 'compared_with', 'seeds_in_common', 'gain', 'is_sure', 'gained', 'alone',
            'signed', 'times', 'table', 'levels_table', 'seeds_of', 'beside', 'unmatched', 'halves_table', 'plain_ranks',
-           'plain_gain', 'plain_table', 'shown_value', 'varied', 'caption_of', 'draw', 'draw_lines', 'records_of',
-           'hours_of', 'made_of', 'command_of', 'study_record', 'printed', 'by_hand', 'study_page', 'write_study']
+           'plain_gain', 'plain_level', 'plain_table', 'shown_value', 'varied', 'caption_of', 'draw', 'draw_lines',
+           'records_of', 'hours_of', 'made_of', 'command_of', 'study_record', 'printed', 'by_hand', 'study_page',
+           'write_study']
 
 # %% ../nbs/18_findings.ipynb #4cfe928d
 import functools
@@ -26,7 +27,7 @@ from .core import PliError, atomic, read_json, write_json
 from .data import shown
 from .evaluate import Frame, as_markdown, of_ranks, percent, values
 from .metrics import bootstrap, paired_bootstrap
-from .study import Plan, check_kind, check_same, read_result, said_of, slug, stem, unpacked
+from .study import IDLE, Plan, check_kind, check_same, read_result, said_of, slug, stem, unpacked
 from .tuning import TuneSettings
 
 # %% ../nbs/18_findings.ipynb #c41674d1
@@ -280,12 +281,16 @@ def plain_gain(study: Study, arm: str, way: str, measure: str = "recall@10") -> 
     return percent(paired_bootstrap(a, b))
 
 # %% ../nbs/18_findings.ipynb #dc3da423
+def plain_level(study: Study, arm: str, way: str, measure: str = "recall@10") -> float | None:
+    "How many held-out pictures or captions an arm finds, in percent, mean over seeds; None where it was not measured."
+    own = [record["plain recall"] for record in study.results[arm].values()]
+    return sum(one[way][measure] for one in own) / len(own) if all(way in one for one in own) else None
+
 def plain_table(study: Study) -> tuple[list[str], list[list[str]]]:
     "A row for each arm: plain recall on held-out pairs, mean over seeds, and the difference to the control where ranks are stored."
     rows = []
     for arm in study.arms:
-        own = [record["plain recall"] for record in study.results[arm].values()]
-        mean = lambda way, k: f"{sum(one[way][f'recall@{k}'] for one in own) / len(own):.1f}" if all(way in one for one in own) else "-"
+        mean = lambda way, k: "-" if (found := plain_level(study, arm, way, f"recall@{k}")) is None else f"{found:.1f}"
         gains = {way: plain_gain(study, arm, way) for way in WAYS}
         rows.append([arm, *(cell for way in WAYS for cell in (mean(way, 1), mean(way, 10), signed(gains[way]) + beside(study, arm) if gains[way] else "" if arm == control_of(study, arm) else "-"))])
     return ["arm", *(f"{text} {head}" for text in WAYS.values() for head in ("R@1", "R@10", f"R@10 minus {study.control}"))], rows
@@ -373,16 +378,17 @@ def command_of(
     record = study.results[arm][seed]
     start, pairs, out = record["start"], record["pairs of the plan"], stem(arm, None if arm in study.common else seed)
     start = {"model": start} if isinstance(start, str) else start
-    if isinstance(pairs, dict) or "steps" in start or record.get("most pairs") or record.get("at"): return None
+    learned = [record, *record.get("members", {}).values()]
+    if isinstance(pairs, dict) or "steps" in start or record.get("at") or any(each.get("most pairs") for each in learned): return None
     if "average" in record:
         names = [(name, each) for each in record.get("seeds", [seed]) for name in record["average"]]
         models = [start["model"] if name == "start" else f"{stem(name, each)}/last" for name, each in names]
         shares = [share * len(record["average"]) / len(names) for share in record["shares"]] * (len(names) // len(record["average"]))
         words = ["pli", "average", *models, *(["--shares", *(f"{share:.10g}" for share in shares)] if len({*shares}) > 1 else [])]
     elif "settings" in record:
-        usual, settings = asdict(TuneSettings()), {**asdict(TuneSettings()), **record["settings"], "seed": seed}
-        told = [name for name in settings if settings[name] != usual.get(name) and name not in ("symmetric", "checkpoint_every", "validate_every")]
-        words = ["pli", "tune", pairs, "--model", start["model"], *(word for name in told for word in (f"--{name.replace('_', '-')}", str(settings[name])))] + ["--one-way"] * (not settings["symmetric"])
+        usual = asdict(TuneSettings())
+        told = {name: value for name, value in record["settings"].items() if value != usual.get(name) and name not in (*IDLE, "symmetric")} | ({"seed": seed} if seed != usual["seed"] else {})
+        words = ["pli", "tune", pairs, "--model", start["model"], *(word for name, value in told.items() for word in (f"--{name.replace('_', '-')}", str(value)))] + ["--one-way"] * (not record["settings"].get("symmetric", True))
     else: return None
     return shlex.join([*words, *(["--pretrained", start["pretrained"]] if start.get("pretrained") else []), "--out", out])
 
@@ -412,7 +418,7 @@ def by_hand(study: Study, arms: Iterable[str] | None = None) -> list[str]:
     "The commands that make the models of arms, all of them if not given, without a plan; in Markdown."
     commands = [command for arm in (study.arms if arms is None else arms) if (command := command_of(study, arm))]
     if not commands: return []
-    return ["The same models without a plan, one by one, in the folder that its paths start from (the pairs that a plan holds out, a single run learns from as well, but for those that it validates on):", "\n".join(["```sh", *map(lambda each: shown(each, 2000), commands), "```"])]
+    return ["The same models without a plan, one by one, in the folder that its paths start from (the pairs that a plan holds out, a single run learns from as well, but for those that it validates on):", "\n".join(["```sh", *(shown(command, 2000) for command in commands), "```"])]
 
 # %% ../nbs/18_findings.ipynb #aaa4d673
 def study_page(study: Study, figures: dict[str, str]) -> str:   # `figures`: file -> title

@@ -5,7 +5,7 @@
 from pathlib import Path
 
 from pli.core import atomic
-from pli.findings import Study, alone, gain, level, read_results, signed, times
+from pli.findings import Study, alone, gain, level, plain_level, read_results, signed, times
 from pli.study import read_plan
 
 ROOT = Path(__file__).parent.parent
@@ -36,10 +36,7 @@ def added(study: Study, arm: str) -> str:
     return signed(alone(study, arm, "colour")["composing adds"])
 
 
-def plain(study: Study, arm: str) -> str:
-    "Plain retrieval of held-out pictures by their captions, recall at 10 in percent, mean over seeds."
-    found = [record["plain recall"]["text to picture"]["recall@10"] for record in study.results[arm].values()]
-    return f"{sum(found) / len(found):.1f}"
+def plain(study: Study, arm: str) -> str: return f"{plain_level(study, arm, 'text to picture'):.1f}"   # of 100 captions, how many find their picture
 
 
 def seeds(study: Study, arm: str) -> str: return f"{len(study.seeds(arm))} seed" + "s" * (len(study.seeds(arm)) > 1)
