@@ -34,7 +34,7 @@ TUNE_OPTIONS = {   # field of TuneSettings: (type, default, help)
     "warmup": (int, 50, "steps of linear warm-up"),
     "schedule": (str, "cosine", "cosine, step or constant"),
     "clip-gradient": (float, 1.0, "greatest gradient norm, 0 for none"),
-    "precision": (str, "auto", "auto, fp32 or bf16"),
+    "precision": (str, "auto", "auto (what the machine is good at), fp32 or bf16"),
     "checkpoint-every": (int, 100, "steps between checkpoints"),
     "validate-every": (int, 0, "steps between validations, 0 for the end only"),
     "seed": (int, 0, "order of pairs, masks, corruptions"),
@@ -98,6 +98,7 @@ def add_tune(commands) -> None:
     for name, (kind, usual, text) in TUNE_OPTIONS.items():
         parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=f"{text} (default: {usual})")
     parser.add_argument("--one-way", action="store_true", help="contrast from query to target only")
+    parser.add_argument("--keep-false-negatives", action="store_true", help="count the same picture under another caption or name as a wrong answer (default: it is left out; the objective paper always counts it, as released)")
     parser.set_defaults(run=run_tune)
 
 # %% ../nbs/14_cli.ipynb #8d58df27
@@ -106,7 +107,7 @@ def tune_settings(args):
     from pli.core import PliError
     from pli.tuning import TuneSettings, check_settings
     options = {name.replace("-", "_"): f"--{name}" for name in TUNE_OPTIONS}
-    settings = TuneSettings(**{field: getattr(args, field) for field in options if hasattr(args, field)}, symmetric=not args.one_way)
+    settings = TuneSettings(**{field: getattr(args, field) for field in options if hasattr(args, field)}, symmetric=not args.one_way, ignore_same_picture=not args.keep_false_negatives)
     try: check_settings(settings)
     except PliError as error:
         field, _, rest = str(error).partition(" ")          # `batch_size must be ...`: the option is what was typed

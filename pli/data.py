@@ -7,8 +7,8 @@ __all__ = ['FORMATS', 'SUFFIXES', 'MOST_PIXELS', 'TURN', 'TURNS', 'IMAGE_KEYS', 
            'readable_formats', 'open_header', 'eight_bit', 'on_white', 'turn_of', 'open_picture', 'Problem', 'Pairs',
            'report', 'Record', 'choose', 'text_lines', 'table_rows', 'table_header', 'read_table', 'read_json_lines',
            'captions_of', 'read_folder', 'fence', 'judge', 'check_pictures', 'reader_of', 'nothing_left', 'read_pairs',
-           'split_pairs', 'digest_of', 'numbered', 'Reason', 'PairSet', 'TensorPairs', 'Batch', 'collate', 'Company',
-           'BatchOrder']
+           'split_pairs', 'digest_of', 'numbered', 'Reason', 'PairSet', 'TensorPairs', 'Batch', 'picture_numbers',
+           'collate', 'Company', 'BatchOrder']
 
 # %% ../nbs/06_data.ipynb #c31b106a
 import csv
@@ -535,6 +535,14 @@ class Batch(NamedTuple):
     pixels: Tensor                 # `(batch, 3, h, w)` uint8
     captions: list[str]
     failed: list[tuple[str, str]]  # path and reason of the pictures that could not be decoded
+    pictures: Tensor               # `(batch,)` int64, a digest of the pixels: the same number for the same picture, whatever its file is called
+
+def picture_numbers(
+    pixels: Tensor,   # `(batch, 3, h, w)` uint8
+) -> Tensor:          # `(batch,)` int64
+    "What tells pictures apart: eight bytes of a digest of the pixels, as a number."
+    digests = [hashlib.blake2b(picture.contiguous().numpy().data, digest_size=8).digest() for picture in pixels]
+    return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests], dtype=torch.int64)
 
 def collate(
     items: list[tuple[int, Tensor | None, str]],  # what `PairSet` or `TensorPairs` gives
@@ -545,7 +553,7 @@ def collate(
     shapes = {tuple(pixels.shape) for _, pixels, _ in good}
     if len(shapes) > 1: raise PliError(f"pictures of different sizes in one batch, {sorted(shapes)}: pixels_fn must bring them to one size")
     pixels = torch.stack([pixels for _, pixels, _ in good]) if good else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
-    return Batch([index for index, _, _ in good], pixels, [text for _, _, text in good], failed)
+    return Batch([index for index, _, _ in good], pixels, [text for _, _, text in good], failed, picture_numbers(pixels))
 
 # %% ../nbs/06_data.ipynb #e4f178ca
 class Company(NamedTuple):

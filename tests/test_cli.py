@@ -113,7 +113,7 @@ def test_a_mistyped_option_costs_a_line(words, says, tmp_path):
 
 def test_every_setting_has_its_option():
     fields = {field.name: field for field in dataclasses.fields(TuneSettings)}
-    assert set(fields) - {"symmetric"} == {name.replace("-", "_") for name in TUNE_OPTIONS}          # symmetric is --one-way
+    assert set(fields) - {"symmetric", "ignore_same_picture"} == {name.replace("-", "_") for name in TUNE_OPTIONS}          # they are --one-way and --keep-false-negatives
     kinds = {"str": str, "float": float, "int": int}
     for name, (kind, usual, text) in TUNE_OPTIONS.items():
         assert usual == fields[name.replace("-", "_")].default and type(usual) is kind, name

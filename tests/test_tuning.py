@@ -25,7 +25,7 @@ import pli
 from pli import tuning
 from pli.backbones import load_backbone
 from pli.core import PliError, generator, unit
-from pli.data import Pairs, PairSet, TensorPairs
+from pli.data import Pairs, PairSet, TensorPairs, collate
 from pli.masking import View, parse_hide
 from pli.tuning import OBJECTIVES, SCHEDULES, TuneSettings, average, check_settings, claim_folder, fingerprint, learning_rate, make_company, make_optimiser, take_step, tune
 
@@ -517,8 +517,8 @@ def test_gradients_are_clipped_and_their_norm_is_told(fresh):
 
 def sick_after(good, steps, how):
     count = iter(range(10**6))
-    def objective(backbone, pixels, captions, settings, random, progress):
-        loss = OBJECTIVES["masked"](backbone, pixels, captions, settings, random, progress)
+    def objective(backbone, pixels, captions, settings, random, progress, same):
+        loss = OBJECTIVES["masked"](backbone, pixels, captions, settings, random, progress, same)
         return loss if next(count) + good < steps else how(loss)
     return objective
 
@@ -630,7 +630,7 @@ def test_fingerprints(fresh):
 GOOD = {field.name: field.default for field in dataclasses.fields(TuneSettings)}
 BAD = {
     "hide": ["random:2", "", "grey+nothing", None, 0.5], "objective": ["magic", "", None, ["masked"]], "symmetric": ["yes", None, 1], "weight": [-1.0, math.nan, math.inf, "1", None, True],
-    "clip_weight": [-0.1, math.nan, "0"], "avoid": ["both", "", None, True], "tune": ["all", None, True], "steps": [0, -1, 1.5, "10", None, True], "batch_size": [1, 0, 2.5, "8", None], "batches": ["hard", "", "kin", "kin:smell", "near:3", "random:1", None], "learning_rate": [-1e-9, math.nan, math.inf, "1e-4", None],
+    "clip_weight": [-0.1, math.nan, "0"], "avoid": ["both", "", None, True], "ignore_same_picture": [1, None, "no"], "tune": ["all", None, True], "steps": [0, -1, 1.5, "10", None, True], "batch_size": [1, 0, 2.5, "8", None], "batches": ["hard", "", "kin", "kin:smell", "near:3", "random:1", None], "learning_rate": [-1e-9, math.nan, math.inf, "1e-4", None],
     "weight_decay": [-0.1, math.nan, math.inf, None], "warmup": [-1, 0.5, None], "schedule": ["linear", None, {}], "clip_gradient": [-1.0, math.nan, math.inf, None],
     "precision": ["fp16", None, 16], "checkpoint_every": [0, -5, 1.5, None], "validate_every": [-1, 0.5, None], "seed": [0.5, None, "0", True],
 }
@@ -884,9 +884,9 @@ def test_without_words_the_words_stay(fresh):
 
 def test_objectives_know_how_far_the_run_is(fresh, monkeypatch):
     far = []
-    def objective(backbone, pixels, captions, settings, random, progress):
+    def objective(backbone, pixels, captions, settings, random, progress, same):
         far.append(progress)
-        return OBJECTIVES["masked"](backbone, pixels, captions, settings, random, progress)
+        return OBJECTIVES["masked"](backbone, pixels, captions, settings, random, progress, same)
     monkeypatch.setitem(OBJECTIVES, "watched", objective)
     run(fresh(), objective="watched")
     assert far == [step / 7 for step in range(8)]   # the last step is the end
@@ -918,7 +918,7 @@ def test_a_run_from_before_a_setting_existed_goes_on(fresh, tmp_path):
     wanted = run(whole)
     with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path, Fuse(40))
     record = json.loads((tmp_path / "run.json").read_text())
-    for name in ("avoid", "batches"): record["settings"].pop(name)
+    for name in ("avoid", "batches", "ignore_same_picture"): record["settings"].pop(name)
     (tmp_path / "run.json").write_text(json.dumps(record))
     with pytest.raises(PliError, match="avoid was 'none', now 'own'"): run(fresh(), tmp_path, avoid="own")
     assert run(again, tmp_path).history == wanted.history and same(whole, again)
@@ -929,9 +929,9 @@ def test_a_run_from_before_a_setting_existed_goes_on(fresh, tmp_path):
 @pytest.mark.parametrize("precision, wanted", [("bf16", True), ("fp32", False), ("auto", False)])
 def test_fused_attention_is_left_out_only_in_bf16(fresh, monkeypatch, precision, wanted):
     fused = []
-    def objective(*arguments):
+    def objective(*arguments, **more):
         fused.append(torch.backends.cuda.flash_sdp_enabled())
-        return OBJECTIVES["masked"](*arguments)
+        return OBJECTIVES["masked"](*arguments, **more)
     monkeypatch.setitem(OBJECTIVES, "watched", objective)
     before = torch.backends.cuda.flash_sdp_enabled()
     run(fresh(), objective="watched", precision=precision, steps=2)
@@ -1028,3 +1028,96 @@ def test_models_that_have_no_average(fresh):
     with pytest.raises(PliError, match="at least one"): average([])
     with pytest.raises(PliError, match="one shape"): average([fresh(), fresh("resnet")])
     with pytest.raises(PliError, match="configurations .* differ"): average([fresh(), fresh("dropout")])
+
+
+# ---- the same picture twice
+
+TWICE = TensorPairs(PAIRS.pixels[[0, 1, 2, 3, 0, 1, 4, 5]], PAIRS.captions[:8])   # two pictures with two captions
+
+
+def test_a_batch_says_which_pictures_are_the_same(tmp_path):
+    "By the pixels that the model sees: another name, a link, another caption and another file format change nothing."
+    picture = Image.fromarray(PAIRS.pixels[0].permute(1, 2, 0).numpy())
+    for name in ("a.png", "b.bmp"): picture.save(tmp_path / name)
+    Image.fromarray(PAIRS.pixels[1].permute(1, 2, 0).numpy()).save(tmp_path / "c.png")
+    (tmp_path / "d.png").symlink_to(tmp_path / "a.png")
+    paths = [str(tmp_path / name) for name in ("a.png", "b.bmp", "c.png", "d.png", "a.png")]
+    pairs = PairSet(Pairs(tuple(paths), tuple("abcde"), tmp_path), lambda picture: torch.from_numpy(numpy.array(picture)).permute(2, 0, 1))
+    batch = collate([pairs[i] for i in range(5)])
+    assert tuning.same_picture(batch.pictures).tolist() == [[i == j or 2 not in (i, j) for j in range(5)] for i in range(5)] and batch.pictures.dtype == torch.int64
+    assert torch.equal(batch.pictures[:3:2], collate([PAIRS[0], PAIRS[1]]).pictures)                 # pixels in memory have the same numbers
+    assert tuning.same_picture(collate([PAIRS[i] for i in range(40)]).pictures) is None
+    assert tuning.holds_pictures_twice(pairs) and tuning.holds_pictures_twice(TWICE) and not tuning.holds_pictures_twice(PAIRS)
+
+
+def loss_of_twice(backbone, **changes):
+    settings = dataclasses.replace(SHORT, **changes)
+    return take_step(backbone, make_optimiser(backbone, settings), TWICE.pixels, TWICE.captions, 0, settings, collate([TWICE[i] for i in range(8)]).pictures)["loss"]
+
+
+@pytest.mark.parametrize("objective, hide, clip_weight", [("masked", "random:0.5", 0.0), ("masked", "random:0.5", 0.5), ("clip", "none", 0.0), ("flip", "random:0.5", 0.0), ("picture", "random:0.5", 0.0)])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_same_picture_is_no_wrong_answer_in_any_objective(fresh, objective, hide, clip_weight, symmetric):
+    backbone, settings = fresh(), dataclasses.replace(SHORT, objective=objective, hide=hide)
+    with torch.no_grad():
+        view = tuning.query_view(backbone, TWICE.pixels.float() / 255, TWICE.captions, settings, generator(0, "hide", 0), 0.0)
+        masked, text, whole = backbone.encode_image(view.pixels, view.hidden).double(), backbone.encode_text(TWICE.captions).double(), backbone.encode_image(TWICE.pixels).double()
+    query, target = {"masked": (unit(text) + unit(masked), whole), "clip": (whole, text), "flip": (masked, text), "picture": (masked, whole)}[objective]
+    def loss(query, target, symmetric):
+        dots = (backbone.scale.item() * unit(query) @ unit(target).T)
+        for i, j in ((0, 4), (1, 5)): dots[i, j] = dots[j, i] = -1e9
+        return (choose(dots.tolist()) + choose(dots.T.tolist())) / 2 if symmetric else choose(dots.tolist())
+    wanted = loss(query, target, symmetric) + clip_weight * loss(whole, text, True)
+    ask = lambda **more: loss_of_twice(fresh(), objective=objective, hide=hide, clip_weight=clip_weight, symmetric=symmetric, **more)
+    assert ask() == pytest.approx(wanted, rel=1e-4)
+    assert ask(ignore_same_picture=False) > ask() + 1e-3
+
+
+@pytest.mark.parametrize("avoid", ["own", "all"])
+def test_avoided_pictures_stay_wrong_beside_the_same_picture(fresh, avoid):
+    plain, further = (loss_of_twice(fresh(), hide="recolour", avoid=name) for name in ("none", avoid))
+    assert further > plain and loss_of_twice(fresh(), hide="recolour", avoid=avoid, ignore_same_picture=False) > further
+
+
+def test_the_papers_loss_counts_the_same_picture_as_released(fresh):
+    assert loss_of_twice(fresh(), objective="paper") == loss_of_twice(fresh(), objective="paper", ignore_same_picture=False)
+
+
+def test_without_a_picture_twice_it_changes_nothing(fresh):
+    one, other = fresh(), fresh()
+    assert run(one).history == run(other, ignore_same_picture=False).history and same(one, other)
+
+
+def run_of_old(fresh, folder, pairs):
+    "A run that was stopped before the setting existed."
+    with pytest.raises(KeyboardInterrupt): run(fresh(), folder, Fuse(40, pairs), ignore_same_picture=False)
+    record = json.loads((folder / "run.json").read_text())
+    del record["settings"]["ignore_same_picture"]
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+def test_an_older_run_goes_on_where_no_picture_is_there_twice(fresh, tmp_path):
+    pairs = TensorPairs(PAIRS.pixels[[*range(39), 0]], PAIRS.captions)
+    run_of_old(fresh, tmp_path / "no", PAIRS)
+    run_of_old(fresh, tmp_path / "yes", pairs)
+    assert run(fresh(), tmp_path / "no").continued_from == 3
+    with pytest.raises(PliError, match="ignore_same_picture was False, now True"): run(fresh(), tmp_path / "yes", pairs)
+    assert run(fresh(), tmp_path / "yes", pairs, ignore_same_picture=False).continued_from == 3
+    assert tuning.settings_before({"objective": "paper", "ignore_same_picture": True}, pairs)["ignore_same_picture"] is True
+
+
+# ---- bf16 on a processor
+
+@pytest.mark.parametrize("text, wanted", [("flags\t\t: fpu avx2 avx512f avx512_bf16\n", True), ("flags : fpu avx512f amx_bf16 amx_tile\n", True), ("Features\t: fp asimd bf16 sve\n", True),
+                                          ("flags : fpu avx2 avx512f avx512bw\n", False), ("Features : fp asimd\n", False), ("processor : 0\n", None), (None, None)])
+def test_bf16_in_hardware_is_read_from_the_processors_flags(tmp_path, text, wanted):
+    if text is not None: (tmp_path / "cpuinfo").write_text(text)
+    assert tuning.bf16_in_hardware(tmp_path / "cpuinfo") is wanted
+
+
+def test_bf16_without_hardware_says_what_it_costs(fresh, monkeypatch):
+    for known, precision, count in ((False, "bf16", 1), (True, "bf16", 0), (None, "bf16", 0), (False, "auto", 0), (False, "fp32", 0)):
+        lines = []
+        monkeypatch.setattr(tuning, "bf16_in_hardware", lambda: known)
+        run(fresh(), steps=1, precision=precision, say=lines.append)
+        assert len([line for line in lines if "computed in software" in line and "leave precision out" in line and "\n" not in line]) == count
