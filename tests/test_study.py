@@ -20,9 +20,9 @@ from pli.cli import main, make_parser, tune_settings
 from pli.core import PliError
 from pli.evaluate import Features, cross_chosen, every_composer, halves, of_ranks, sweep
 from pli.backbones import load_backbone
-from pli.findings import alone, best, command_of, compared_with, draw, gain, hours_of, how_it_learned, is_sure, level, levels_table, made_of, plain_gain, plain_table, read_results, solved, table, write_study
+from pli.findings import alone, best, command_of, compared_with, draw, gain, hours_of, how_it_learned, is_sure, level, levels_table, made_of, plain_gain, plain_table, precision_line, read_results, solved, table, write_study
 from pli.metrics import paired_bootstrap, recall_at
-from pli.study import COMPOSERS, Arm, Clock, Job, Place, Stops, claim, code_digest, fewer, first_ranks, gather, held, hold_out, holder, jobs_of, listed, model_of, packed, read_plan, run, slug, unpacked
+from pli.study import COMPOSERS, Arm, Clock, Job, Place, Stops, check_same, claim, code_digest, fewer, first_ranks, gather, held, hold_out, holder, jobs_of, listed, model_of, packed, precisions, read_plan, run, slug, unpacked
 from pli.tuning import TuneSettings, average
 from pli.world import save_world
 
@@ -55,7 +55,8 @@ at = [2]
 [arms.half]
 average = ["start", "mix it"]
 """
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+THREADS = 1   # ranks repeat to the bit with one number of threads: here and in the processes that tests start
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"}
 COMMAND = [sys.executable, "-c", "from pli.cli import main; import sys; sys.exit(main())", "study"]
 NAMES = {"queries.json", "start.json"} | {f"{name}-{seed}.json" for name in ("control", "mix-it", "mix-it-at-2", "half") for seed in (0, 1)}
 
@@ -79,6 +80,14 @@ def quiet(line: str) -> None: pass
 
 def stored(out: Path) -> dict:
     return {path.name: json.loads(path.read_text()) for path in out.glob("*.json") if path.name not in ("queries.json", "report.json")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_many_threads_as_the_other_processes():
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -423,6 +432,73 @@ def test_settings_that_older_results_do_not_know_have_their_usual_value(copied):
     del record["settings"]["avoid"], record["settings"]["batches"]
     path.write_text(json.dumps(record))
     assert run(read_plan(copied / "plan.toml"), place(copied), say=quiet) == (9, 9)
+
+
+def asked(record: dict, precision: str) -> dict: return record["settings"] | {"precision": precision}
+
+
+def test_a_result_is_compared_by_the_precision_that_it_was_computed_in(copied):
+    "A plan that once asked for bf16 and no longer does keeps its rows; one that asks for another does not."
+    plan, out = read_plan(copied / "plan.toml"), copied / "out"
+    assert {record.get("precision") for name, record in stored(out).items() if not name.startswith(("start", "half"))} == {"fp32"} and stored(out)["half-0.json"]["members"]["mix it"]["precision"] == "fp32"
+    for name, record in stored(out).items():                                       # as they were stored when the plan asked for it
+        if name.startswith("half"): changed(out / name, members={"mix it": {key: value for key, value in record["members"]["mix it"].items() if key != "precision"} | {"settings": asked(record["members"]["mix it"], "bf16")}})
+        elif not name.startswith("start"): changed(out / name, precision=None, settings=asked(record, "bf16"))
+    assert run(plan, place(copied), say=quiet) == (9, 9)
+    assert precision_line(read_results(out, plan)) == "Computed in bf16, with 1 thread"
+    wants = read_plan(written(copied, TINY.replace("warmup = 1", 'warmup = 1\nprecision = "fp32"')))
+    with pytest.raises(PliError, match="control-0.json: was made with precision bf16, the plan says fp32"): run(wants, place(copied), say=quiet)
+    with pytest.raises(PliError, match="was made with precision.* bf16, the plan says fp32"): read_results(out, wants)
+    assert run(read_plan(written(copied, TINY.replace("warmup = 1", 'warmup = 1\nprecision = "bf16"'))), place(copied), say=quiet) == (9, 9)
+
+
+def test_the_precision_of_a_start_that_a_plan_trains(tmp_path):
+    trained = {"model": "pli-tiny-48", "steps": 2, "precision": "bf16"}
+    record = {"start": trained, "machine": {"device": "cpu"}}
+    check_same(tmp_path, record, {"start": {"model": "pli-tiny-48", "steps": 2}})
+    with pytest.raises(PliError, match="was made with precision of the start bf16, the plan says fp32"): check_same(tmp_path, record, {"start": trained | {"precision": "fp32"}})
+    with pytest.raises(PliError, match="was made with start"): check_same(tmp_path, record, {"start": trained | {"steps": 3}})
+    assert precisions(record | {"machine": {"device": "cuda:0"}, "start": {"model": "x", "steps": 2}}) == {"precision of the start": "bf16"}
+
+
+def test_a_row_in_another_precision_than_its_control_says_so(copied):
+    out = copied / "out"
+    for seed in (0, 1): changed(out / f"control-{seed}.json", precision="bf16")
+    study = read_results(out, read_plan(copied / "plan.toml"))
+    heading, rows = table(study, "all")
+    row = next(row for row in rows if row[0] == "mix it")
+    assert row[4].endswith(" (fp32; control in bf16)") and precision_line(study) == "Computed in fp32; in bf16: control, with 1 thread"
+    changed(out / "mix-it-0.json", precision="bf16")                               # one of two seeds is enough
+    study = read_results(out, read_plan(copied / "plan.toml"))
+    assert next(row for row in table(study, "all")[1] if row[0] == "mix it")[4].endswith(" (fp32; control in bf16)")
+    write_study(out, read_plan(copied / "plan.toml"))
+    assert "*Computed in fp32; in bf16: control; in bf16+fp32: mix it, with 1 thread.*" in (out / "report.md").read_text()
+
+
+def test_threads_and_precision_that_differ_from_what_is_stored_are_told(copied, whole):
+    plan, out, said = read_plan(copied / "plan.toml"), copied / "out", []
+    for name, record in stored(out).items(): changed(out / name, machine=record["machine"] | {"threads": 3})
+    for seed in (0, 1): changed(out / f"control-{seed}.json", precision="bf16")
+    for name in ("half-0", "mix-it-0", "mix-it-at-2-0"): (out / f"{name}.json").unlink()
+    assert run(plan, place(copied), only=["mix it"], seeds=[0], say=said.append) == (2, 2)
+    assert any(line.startswith("stored results were computed with 3 threads, this process has 1: ranks can differ") for line in said)
+    assert any("another precision than the control: mix it, seed 0 (fp32; control is stored in bf16)" in line for line in said)
+    shutil.copytree(whole / "runs", copied / "runs", dirs_exist_ok=True)
+    assert run(plan, place(copied), say=said.append) == (9, 9) and any(line.startswith("these results were computed with 1 and 3 threads") for line in said)
+    said.clear()
+    run(plan, place(copied), say=said.append)
+    assert said == ["9 of 9 results are there"]                                    # nothing is computed any more
+
+
+def test_a_result_from_before_pictures_were_compared(copied):
+    "Where no picture is there twice, nothing was ever a false negative, and the row stays."
+    path, plan = copied / "out" / "control-0.json", copied / "plan.toml"
+    record = json.loads(path.read_text())
+    made = {"settings": {key: value for key, value in record["settings"].items() if key != "ignore_same_picture"}}
+    now = {"settings": made["settings"] | {"ignore_same_picture": True}}
+    with pytest.raises(PliError, match="was made with ignore_same_picture False, the plan says True"): check_same(path, made, now)
+    check_same(path, made | {"pictures twice": 0}, now)
+    with pytest.raises(PliError, match="ignore_same_picture"): check_same(path, made | {"pictures twice": 1}, now)
 
 
 @pytest.mark.parametrize("spoil, says", [
