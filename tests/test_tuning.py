@@ -353,7 +353,7 @@ def test_weight_decay_groups(fresh, name):
 
 
 def test_decay_alone_shrinks_matrices_and_nothing_else(fresh, monkeypatch):
-    monkeypatch.setitem(OBJECTIVES, "nothing", lambda backbone, *_: 0.0 * sum(weight.sum() for weight in backbone.model.parameters()))
+    monkeypatch.setitem(OBJECTIVES, "nothing", lambda backbone, *_, **__: 0.0 * sum(weight.sum() for weight in backbone.model.parameters()))
     backbone = fresh()
     before = weights(backbone)
     run(backbone, objective="nothing", steps=1, warmup=0, learning_rate=0.5, weight_decay=0.2)
