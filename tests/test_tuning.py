@@ -412,6 +412,59 @@ def test_paper_objective_is_its_formula(fresh, hide):
     assert OBJECTIVES["paper"](backbone, pixels, captions, dataclasses.replace(settings, symmetric=False), generator(settings.seed, "hide", 4)).item() == got
 
 
+def released_step(weights, heads, pixels, text, noise, ratio):
+    """One step of the released code of masked tuning, from the facts about it and from nothing of this package: patches and their positions, uniform noise sorted, the first `int(L * (1 - ratio))` kept, the class token with its own position
+    in front, a norm, the transformer (QuickGELU), a norm on the class token, the projection; unnormalised sum, temperature 1, query to target."""
+    w = {name.removeprefix("visual."): value for name, value in weights.items() if name.startswith("visual.")}
+    norm = lambda x, name: torch.nn.functional.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], 1e-5)
+
+    def tower(pixels, keep):
+        x = torch.nn.functional.conv2d(pixels, w["conv1.weight"], stride=w["conv1.weight"].shape[-1]).flatten(2).transpose(1, 2)
+        x = x + w["positional_embedding"][1:]
+        if keep is not None: x = torch.gather(x, 1, keep[:, :, None].repeat(1, 1, x.shape[2]))
+        x = torch.cat([(w["class_embedding"] + w["positional_embedding"][0]).expand(len(x), 1, -1), x], 1)
+        x = norm(x, "ln_pre")
+        for layer in range(sum(name.endswith("ln_1.weight") for name in w)):
+            at = f"transformer.resblocks.{layer}."
+            q, k, v = (norm(x, at + "ln_1") @ w[at + "attn.in_proj_weight"].T + w[at + "attn.in_proj_bias"]).chunk(3, 2)
+            q, k, v = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (q, k, v))
+            seen = ((q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])).softmax(-1) @ v).transpose(1, 2).flatten(2)
+            x = x + seen @ w[at + "attn.out_proj.weight"].T + w[at + "attn.out_proj.bias"]
+            inner = norm(x, at + "ln_2") @ w[at + "mlp.c_fc.weight"].T + w[at + "mlp.c_fc.bias"]
+            x = x + (inner * torch.sigmoid(1.702 * inner)) @ w[at + "mlp.c_proj.weight"].T + w[at + "mlp.c_proj.bias"]
+        return norm(x[:, 0], "ln_post") @ w["proj"]
+
+    keep = torch.argsort(noise, dim=1)[:, :int(noise.shape[1] * (1 - ratio))]
+    masked, whole = tower(pixels, keep), tower(pixels, None)
+    return keep, masked, torch.nn.functional.cross_entropy((masked + text) @ whole.T, torch.arange(len(pixels)))
+
+
+@pytest.mark.parametrize("side", [7, 8, 14, 16])
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75, 0.9])
+def test_the_papers_loss_is_the_released_step(tmp_path, side, ratio):
+    "Mask, features, loss and gradients at 49, 64, 196 and 256 patches."
+    (tmp_path / "tunetest-quick.json").write_text(json.dumps({**model_config(image_size=4 * side, patch_size=4, width=32, layers=2), "quick_gelu": True}))
+    open_clip.add_model_config(tmp_path)
+    backbone = load_backbone("tunetest-quick", seed=1)
+    backbone.model.eval()
+    assert type(backbone.model.visual.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU" and backbone.patches == side * side
+    pixels, captions = torch.rand(6, 3, 4 * side, 4 * side, generator=generator(side)), [f"a thing of kind {i}" for i in range(6)]
+    settings = dataclasses.replace(SHORT, objective="paper", hide=f"random:{ratio}")
+    view = parse_hide(settings.hide)(View(pixels, backbone.grid), generator(3))
+    loss = OBJECTIVES["paper"](backbone, pixels, captions, settings, generator(3))
+    loss.backward()
+    weights = {name: value.detach().clone().requires_grad_() for name, value in backbone.model.state_dict().items()}
+    mean, std = (torch.tensor(backbone.config["preprocess_cfg"][key])[:, None, None] for key in ("mean", "std"))
+    text = backbone.encode_text(captions)
+    keep, masked, wanted = released_step(weights, 4, (pixels - mean) / std, text.detach(), torch.rand(6, side * side, generator=generator(3)), ratio)
+    assert torch.equal(~view.hidden, torch.zeros_like(view.hidden).scatter(1, keep, True))          # the same patches, row by row
+    torch.testing.assert_close(backbone.encode_image(view.pixels, view.hidden), masked, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=1e-6)
+    wanted.backward()
+    for name, value in backbone.model.named_parameters():
+        if name.startswith("visual."): torch.testing.assert_close(value.grad, weights[name].grad, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("weight, clip_weight, symmetric", [(1.0, 0.0, True), (0.25, 0.0, False), (2.0, 0.5, True), (0.0, 1.0, False)])
 def test_masked_objective_is_its_formula(fresh, weight, clip_weight, symmetric):
     backbone = fresh()
