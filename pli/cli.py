@@ -135,7 +135,8 @@ def run_tune(args) -> None:
     result = tune(backbone, PairSet(learn, backbone.pixels), settings, args.out, validate, args.workers)
     write_problems(Path(args.out) / "problems.jsonl", pairs, result.problems)
     write_json(Path(args.out) / "provenance.json", provenance(args.typed, settings.seed, device) | {"model": args.model, "pretrained": args.pretrained, "scores": result.scores})
-    print(f"tuned model: {Path(args.out) / 'last'}   best validation ({result.best:.4f}): {Path(args.out) / 'best'}")
+    scores = [f"{name} {score:.4f}" for name, score in (("start", result.start), ("best", result.best)) if score is not None]
+    print(f"tuned model: {Path(args.out) / 'last'}   best validation ({', '.join(scores) or 'none that is a number'}): {Path(args.out) / 'best'}")
 
 # %% ../nbs/14_cli.ipynb #e1f0953a
 def write_problems(

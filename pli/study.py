@@ -605,16 +605,16 @@ class Job:
         return [Job(plan.arms.get(name), seed) for seed in seeds for name in (self.arm.average if self.arm else ())]
 
 class Stops:
-    "Keeps the model at some steps: `tune` calls it as its validation every `every` steps, and at the end."
+    "Keeps the model at some steps: `tune` calls it as its validation every `every` steps, and at the end. It scores nothing."
+    at_start = False
     def __init__(self, folder: Path, at: Sequence[int], steps: int):
         self.folder, self.at, self.steps, self.every = folder, at, steps, functools.reduce(math.gcd, at, steps)
         checkpoint = folder / "checkpoint.safetensors"
         self.done = step_of(checkpoint) if checkpoint.exists() else 0
 
-    def __call__(self, backbone: Backbone) -> float:
+    def __call__(self, backbone: Backbone) -> None:
         self.done = min(self.steps, (self.done // self.every + 1) * self.every)
         if self.done in self.at: backbone.save(self.folder / f"at-{self.done}")
-        return 0.0
 
 def step_of(checkpoint: Path) -> int:
     "How far a checkpoint is; 0 for one that cannot be read, which `tune` will complain about."

@@ -8,7 +8,8 @@ __all__ = ['OBJECTIVES', 'SCHEDULES', 'NEAREST', 'BATCHES', 'ADDED', 'TuneSettin
            'picture_objective', 'learning_rate', 'check_settings', 'near_company', 'kin_company', 'check_batches',
            'make_company', 'make_optimiser', 'uses_bf16', 'bf16_in_hardware', 'slow_bf16', 'plain_attention',
            'take_step', 'save_checkpoint', 'load_checkpoint', 'fingerprint', 'holds_pictures_twice', 'settings_before',
-           'claim_folder', 'TuneResult', 'read_log', 'RunFiles', 'switched_to_tuning', 'tune', 'after_step', 'average']
+           'claim_folder', 'TuneResult', 'read_log', 'RunFiles', 'switched_to_tuning', 'tune', 'score_now', 'no_help',
+           'after_step', 'average']
 
 # %% ../nbs/07_tuning.ipynb #f500dc0e
 import copy
@@ -422,8 +423,13 @@ class TuneResult:
     history: list[dict] = field(default_factory=list)     # a record a step
     scores: list[dict] = field(default_factory=list)      # a record a validation
     problems: list[list] = field(default_factory=list)    # pictures that broke in the middle: `[path, reason]`
-    best: float | None = None                             # best validation score
+    best: float | None = None                             # best validation score, the start's included
     continued_from: int | None = None                     # the step of the checkpoint the run went on from
+
+    @property
+    def start(self) -> float | None:
+        "The score before the first step; None where it was not measured, as in older runs."
+        return next((record["score"] for record in self.scores if record["step"] == 0), None)
 
 # %% ../nbs/07_tuning.ipynb #1d848718
 def read_log(
@@ -471,7 +477,7 @@ def tune(
     data: Dataset,                                         # `PairSet` or `TensorPairs`: items `(index, pixels, caption)`
     settings: TuneSettings = TuneSettings(),
     folder: str | Path | None = None,                      # where the run lives; a run found there is continued
-    validate: Callable[[Backbone], float] | None = None,   # higher is better
+    validate: Callable[[Backbone], float | None] | None = None,   # higher is better; None: no score. Called on the start too, unless its `at_start` is False
     workers: int = 0,                                      # processes that read pictures
     say: Callable[[str], None] = print,                    # where a line goes now and then
 ) -> TuneResult:
@@ -487,6 +493,7 @@ def tune(
             if settings.batches != "random": start = copy.deepcopy(backbone)   # the checkpoint must not choose the company
             first = files.load(backbone, optimiser, result)
             say(f"continuing at step {first} of {settings.steps}")
+        if first == 0 and validate is not None and getattr(validate, "at_start", True): score_now(backbone, 0, files, result, validate, say)
         company = make_company(settings.batches, start, data, workers, say) if first < settings.steps else None
         order = BatchOrder(len(data), settings.batch_size, settings.seed, first, settings.steps - first, company)
         loader = DataLoader(data, batch_sampler=order, collate_fn=collate, num_workers=workers, generator=generator(settings.seed, "workers"))
@@ -498,21 +505,35 @@ def tune(
             progress.comment = f"loss {result.history[-1]['loss']:.3f}"
             after_step(backbone, optimiser, step + 1, settings, files, result, validate, say)
         files.keep(backbone, "last")
+    if first < settings.steps and (told := no_help(result)): say(told)
     return result
 
 # %% ../nbs/07_tuning.ipynb #bf2ad639
+def score_now(backbone, done, files, result, validate, say=None) -> None:
+    "Validate, and keep the best model so far; of equal ones the later."
+    with torch.no_grad(): score = validate(backbone)
+    if score is None: return
+    result.scores.append({"step": done, "score": float(score)})
+    if score >= (-math.inf if result.best is None else result.best):
+        result.best = float(score)
+        files.keep(backbone, "best")
+    if say: say(f"step {done}: validation {score:.4f}")
+
+def no_help(result: TuneResult) -> str | None:
+    "One line where no validation after a step was better than the start."
+    later = [record for record in result.scores if record["step"] and not math.isnan(record["score"])]
+    if result.start is None or not later or not result.start >= max(record["score"] for record in later): return None
+    best = max(later, key=lambda record: (record["score"], record["step"]))
+    held = "best/ holds the start itself" if best["score"] < result.start else f"best/ holds step {best['step']}, which is as good"
+    return f"by this validation tuning did not help: the start has {result.start:.4f}, the best step after it {best['score']:.4f} (step {best['step']}); {held}, last/ the end of the run"
+
 def after_step(backbone, optimiser, done, settings, files, result, validate, say) -> None:
     "Validate, report and save when it is time."
     last = done == settings.steps
-    if validate is not None and (last or (settings.validate_every and done % settings.validate_every == 0)):
-        with torch.no_grad(): score = float(validate(backbone))
-        result.scores.append({"step": done, "score": score})
-        if score > (-math.inf if result.best is None else result.best):
-            result.best = score
-            files.keep(backbone, "best")
+    if validate is not None and (last or (settings.validate_every and done % settings.validate_every == 0)): score_now(backbone, done, files, result, validate)
     if last or done % max(1, settings.steps // 10) == 0:
         recent = [record["loss"] for record in result.history[-50:]]
-        score = f", validation {result.scores[-1]['score']:.4f}" if result.scores else ""
+        score = f", validation {result.scores[-1]['score']:.4f}" if result.scores and result.scores[-1]["step"] == done else ""
         say(f"step {done}/{settings.steps}: loss {sum(recent) / len(recent):.4f}{score}")
     if last or done % settings.checkpoint_every == 0: files.save(backbone, optimiser, done, result)
 

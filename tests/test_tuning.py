@@ -353,7 +353,7 @@ def test_weight_decay_groups(fresh, name):
 
 
 def test_decay_alone_shrinks_matrices_and_nothing_else(fresh, monkeypatch):
-    monkeypatch.setitem(OBJECTIVES, "nothing", lambda backbone, *_: 0.0 * sum(weight.sum() for weight in backbone.model.parameters()))
+    monkeypatch.setitem(OBJECTIVES, "nothing", lambda backbone, *_, **__: 0.0 * sum(weight.sum() for weight in backbone.model.parameters()))
     backbone = fresh()
     before = weights(backbone)
     run(backbone, objective="nothing", steps=1, warmup=0, learning_rate=0.5, weight_decay=0.2)
@@ -654,7 +654,7 @@ def test_settings_at_their_ends_are_good(changes): check_settings(dataclasses.re
 
 def test_settings_at_their_ends_run(fresh, tmp_path):
     result = run(fresh(), tmp_path, steps=1, batch_size=2, warmup=5, checkpoint_every=1, validate_every=1, hide="none", seed=-3, validate=lambda backbone: 1)
-    assert len(result.history) == 1 and result.scores == [{"step": 1, "score": 1.0}]
+    assert len(result.history) == 1 and result.scores == [{"step": 0, "score": 1.0}, {"step": 1, "score": 1.0}]
     still = fresh()
     run(still, learning_rate=0, steps=2, weight_decay=0.5)
     assert same(still, fresh())
@@ -667,19 +667,52 @@ def test_too_few_pairs(fresh):
 # ---- validation
 
 def test_validation_keeps_the_best(fresh, tmp_path):
-    scores, seen = iter([0.1, 0.4, 0.3, 0.4]), []
+    scores, seen = iter([0.2, 0.1, 0.4, 0.3, 0.4]), []
     def validate(backbone):
         seen.append((torch.is_grad_enabled(), weights(backbone)))
         return next(scores)
     result = run(fresh(), tmp_path, validate=validate, validate_every=2)
-    assert result.scores == [{"step": 2, "score": 0.1}, {"step": 4, "score": 0.4}, {"step": 6, "score": 0.3}, {"step": 8, "score": 0.4}] and result.best == 0.4
+    assert result.start == 0.2 and result.scores == [{"step": 0, "score": 0.2}, {"step": 2, "score": 0.1}, {"step": 4, "score": 0.4}, {"step": 6, "score": 0.3}, {"step": 8, "score": 0.4}] and result.best == 0.4
     assert not any(grad for grad, _ in seen)
     best, last = load_backbone(str(tmp_path / "best")), load_backbone(str(tmp_path / "last"))
-    assert all(torch.equal(weight, seen[1][1][name]) for name, weight in best.model.named_parameters())       # of two equals the first
-    assert all(torch.equal(weight, seen[3][1][name]) for name, weight in last.model.named_parameters())
+    assert all(torch.equal(weight, seen[4][1][name]) for name, weight in best.model.named_parameters())       # of two equals the later
+    assert all(torch.equal(weight, seen[4][1][name]) for name, weight in last.model.named_parameters())
 
 
-@pytest.mark.parametrize("every, steps", [(0, [8]), (3, [3, 6, 8]), (4, [4, 8]), (100, [8])])
+@pytest.mark.parametrize("scores, wanted", [([0.5, 0.4, 0.3], "start has 0.5000, the best step after it 0.4000 (step 4); best/ holds the start itself"), ([0.5, 0.4, 0.5], "0.5000 (step 8); best/ holds step 8, which is as good"),
+                                            ([0.5, 0.6, 0.5], None), ([math.nan, 0.1, 0.1], None), ([0.5, math.nan, math.nan], None)])
+def test_where_nothing_beats_the_start_it_is_said(fresh, tmp_path, scores, wanted):
+    lines, numbers = [], iter(scores)
+    result = run(fresh(), tmp_path, validate=lambda backbone: next(numbers), validate_every=4, say=lines.append)
+    told = [line for line in lines if "did not help" in line]
+    assert (len(told) == 1 and wanted in told[0] and "\n" not in told[0]) if wanted else not told
+    start = fingerprint(fresh())
+    assert (fingerprint(load_backbone(str(tmp_path / "best"))) == start) == (scores[0] > max(scores[1:], key=lambda score: -1 if math.isnan(score) else score) or math.isnan(scores[1]))
+    assert run(fresh(), tmp_path, say=lines.append, validate_every=4).best == result.best      # a finished run says nothing again
+    assert [line for line in lines if "did not help" in line] == told
+
+
+def test_a_run_without_a_score_of_the_start_goes_on(fresh, tmp_path):
+    "As older versions left it."
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path, Fuse(40), validate=lambda backbone: 0.5, validate_every=2)
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    with tuning.safe_open(checkpoint, "pt") as file: tensors, record = {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["record"])
+    record["scores"] = [score for score in record["scores"] if score["step"]]
+    save_file(tensors, checkpoint, {"record": json.dumps(record)})
+    result = run(fresh(), tmp_path, validate=lambda backbone: 0.25, validate_every=2)
+    assert result.start is None and [score["step"] for score in result.scores] == [2, 4, 6, 8] and result.best == 0.5
+
+
+def test_a_validation_may_give_no_score_and_leave_the_start_alone(fresh, tmp_path):
+    class Watcher:
+        at_start, calls = False, 0
+        def __call__(self, backbone): self.calls += 1
+    watcher = Watcher()
+    result = run(fresh(), tmp_path, validate=watcher, validate_every=2)
+    assert watcher.calls == 4 and result.scores == [] and result.best is None and not (tmp_path / "best").exists()
+
+
+@pytest.mark.parametrize("every, steps", [(0, [0, 8]), (3, [0, 3, 6, 8]), (4, [0, 4, 8]), (100, [0, 8])])
 def test_when_it_validates(fresh, every, steps):
     assert [record["step"] for record in run(fresh(), validate_every=every, validate=lambda backbone: 0).scores] == steps
     assert run(fresh(), validate_every=every).scores == []
@@ -694,7 +727,7 @@ def test_validation_changes_nothing(fresh):
 
 
 def test_a_score_that_is_no_number_is_never_the_best(fresh, tmp_path):
-    scores = iter([math.nan, 0.2, math.nan, 0.1])
+    scores = iter([math.nan, 0.2, math.nan, 0.1, math.nan])
     result = run(fresh(), tmp_path, validate=lambda backbone: next(scores), validate_every=2)
     assert result.best == 0.2 and (tmp_path / "best").exists()
     assert run(fresh(), tmp_path, validate=None, validate_every=2).best == 0.2
@@ -780,9 +813,10 @@ def test_a_frozen_tower_continues_too(fresh, tmp_path, which):
 def test_what_is_said(fresh, tmp_path):
     lines = []
     run(fresh(), tmp_path, say=lines.append, validate=lambda backbone: 0.5)
-    assert len(lines) == 8 and lines[-1].startswith("step 8/8: loss ") and lines[-1].endswith("validation 0.5000")
+    assert len(lines) == 10 and lines[0] == "step 0: validation 0.5000" and lines[8].startswith("step 8/8: loss ") and lines[8].endswith("validation 0.5000") and "did not help" in lines[9]
+    assert not any("validation" in line for line in lines[1:8])                    # none was made there
     run(fresh(), tmp_path, say=lines.append)
-    assert lines[8:] == ["continuing at step 8 of 8"]
+    assert lines[10:] == ["continuing at step 8 of 8"]
 
 
 def test_the_record_beside_the_weights_is_complete(fresh, tmp_path):
