@@ -16,8 +16,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from pli.core import PliError
-from pli.data import (MOST_PIXELS, Batch, BatchOrder, Company, Pairs, PairSet, PictureError, TensorPairs, collate, open_picture, read_pairs,
-                      shown, split_pairs)
+from pli.data import (MOST_PIXELS, Batch, BatchOrder, Company, Pairs, PairSet, PictureError, TensorPairs, collate, open_header, open_picture,
+                      read_pairs, shown, split_pairs)
 
 
 def save(path: Path, colour=(200, 30, 30), size=(12, 10), **options) -> Path:
@@ -86,28 +86,109 @@ def test_nonsense_exif_does_not_lose_the_picture(tmp_path):
     assert open_picture(tmp_path / "b.jpg").size == (12, 10)
 
 
-@pytest.mark.parametrize("values, expected", [
-    (np.array([[0, 32896, 65535]], np.uint16), [0, 128, 255]),
-    (np.array([[0, 32896, 65535]], np.int32), [0, 128, 255]),
-    (np.array([[-100, 0, 100]], np.int32), [0, 128, 255]),
-    (np.array([[0, 1 << 20, 1 << 21]], np.int32), [0, 128, 255]),
-    (np.array([[0, 0.5, 1]], np.float32), [0, 128, 255]),
-    (np.array([[0, 128, 255]], np.float32), [0, 128, 255]),
-    (np.array([[0, 32896, 65535]], np.float32), [0, 128, 255]),
-    (np.array([[np.nan, 0.5, np.inf]], np.float32), [0, 128, 0]),
-    (np.array([[np.nan, np.nan, np.nan]], np.float32), [0, 0, 0]),
+def tiff(values: np.ndarray, bits: int | None = None, photometric: int = 1, **ranges) -> bytes:
+    "An uncompressed TIFF written by hand: grey or RGB, any bits, with `SMinSampleValue` and `SMaxSampleValue` where they are given."
+    height, width, channels = values.shape if values.ndim == 3 else (*values.shape, 1)
+    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    if bits == 12:
+        rows = ["".join(f"{value:012b}" for value in row.ravel()) for row in values]
+        data = b"".join(int(row.ljust(-(-len(row) // 8) * 8, "0"), 2).to_bytes(-(-len(row) // 8), "big") for row in rows)
+    else: data = values.tobytes()
+    bits = bits or 8 * values.dtype.itemsize
+    entries = {256: ("I", [width]), 257: ("I", [height]), 258: ("H", [bits] * channels), 259: ("H", [1]), 262: ("H", [2 if channels == 3 else photometric]), 273: ("I", [0]),
+               277: ("H", [channels]), 278: ("I", [height]), 279: ("I", [len(data)]), 339: ("H", [kind] * channels)}
+    entries |= {{"black": 340, "white": 341, "subfile": 254}[name]: ("I" if name == "subfile" else "f" if kind == 3 else "i" if kind == 2 else "H", [value] * (1 if name == "subfile" else channels))
+                for name, value in ranges.items()}
+    head, far, at = b"", b"", 8 + 2 + 12 * len(entries) + 4
+    size = sum(len(said) * struct.calcsize(code) for code, said in entries.values() if len(said) * struct.calcsize(code) > 4)
+    entries[273] = ("I", [at + size])
+    for tag, (code, said) in sorted(entries.items()):
+        raw = struct.pack(f"<{len(said)}{code}", *said)
+        if len(raw) > 4: far, raw = far + raw, struct.pack("<I", at + len(far))
+        head += struct.pack("<HHI", tag, {"H": 3, "I": 4, "f": 11, "i": 9}[code], len(said)) + raw.ljust(4, b"\0")
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + head + struct.pack("<I", 0) + far + data
+
+
+def grey(path: Path) -> list[int]:
+    seen = np.asarray(open_picture(path))
+    assert (seen[..., :1] == seen).all()
+    return seen[0, :, 0].tolist()
+
+
+U16, I16, U32, I32, F32 = (lambda *values, kind=kind: np.array([values], kind) for kind in (np.uint16, np.int16, np.uint32, np.int32, np.float32))
+
+@pytest.mark.parametrize("content, expected", [
+    (tiff(U16(0, 32896, 65535)), [0, 128, 255]),
+    (tiff(U16(0, 257, 514)), [0, 1, 2]),                                   # a dark picture stays dark
+    (tiff(U16(0, 2048, 4095), bits=12), [0, 128, 255]),
+    (tiff(U16(0, 16, 32), bits=12), [0, 1, 2]),
+    (tiff(U16(0, 2048, 4095), white=4095), [0, 128, 255]),                 # 12 bits in 16, and the file says so
+    (tiff(U16(0, 2048, 4095)), [0, 8, 16]),                                # ... and does not say so
+    (tiff(U16(1000, 1500, 2000, 3000), black=1000, white=2000), [0, 128, 255, 255]),
+    (tiff(U16(0, 32896, 65535), photometric=0), [255, 127, 0]),            # white is zero
+    (tiff(U16(0, 1024, 4095), bits=12, photometric=1, white=4095), [0, 64, 255]),
+    (tiff(U32(0, 2**31, 2**32 - 1)), [0, 128, 255]),
+    (tiff(U32(0, 65535, 1 << 24)), [0, 0, 1]),
+    (tiff(I16(-100, 1, 100), black=-100, white=100), [0, 129, 255]),
+    (tiff(I32(0, 32896, 65535), black=0, white=65535), [0, 128, 255]),
+    (tiff(F32(0, 0.5, 1)), [0, 128, 255]),
+    (tiff(F32(0, 0.004, 0.008)), [0, 1, 2]),
+    (tiff(F32(0, 0.25, 1), photometric=0), [255, 191, 0]),
+    (tiff(F32(0, 500, 1000), black=0, white=1000), [0, 128, 255]),
+    (tiff(F32(np.nan, 0.5, 1)), [0, 128, 255]),
 ])
-def test_deep_grey_is_scaled_not_clipped(tmp_path, values, expected):
-    Image.fromarray(values).save(tmp_path / "a.tif")
-    seen = np.asarray(open_picture(tmp_path / "a.tif"))
-    assert seen.shape == (1, 3, 3) and np.abs(seen[0, :, 0].astype(int) - expected).max() <= 1
+def test_deep_grey_has_the_range_that_its_file_states(tmp_path, content, expected):
+    (tmp_path / "a.tif").write_bytes(content)
+    assert grey(tmp_path / "a.tif") == expected
+
+
+@pytest.mark.parametrize("content, words", [
+    (tiff(F32(0, 128, 255)), "floating point numbers from 0 to 255, and the file does not say which is black"),
+    (tiff(F32(-0.5, 0, 0.5)), "from -0.5 to 0.5"),
+    (tiff(F32(0, 0.5, np.inf)), "from 0 to inf"),
+    (tiff(F32(np.nan, np.nan)), "from nan to nan"),
+    (tiff(I16(-100, 0, 100)), "whole numbers with a sign from -100 to 100"),
+    (tiff(I32(0, 1, 2)), "whole numbers with a sign from 0 to 2"),
+    (tiff(U16(0, 1, 2), black=9, white=9), "range from 9 to 9, which is none"),
+    (tiff(F32(0, 1), black=0, white=np.inf), "range from 0 to inf, which is none"),
+    (tiff(np.zeros((2, 2, 3), np.uint16), white=4095), "state a range of values from 0 to 4,?095"),
+])
+def test_a_range_that_no_file_states_is_not_guessed(tmp_path, content, words):
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(PictureError, match="a.tif: unknown range of values") as caught: open_picture(tmp_path / "a.tif")
+    assert words.replace(",?", "") in str(caught.value) and "save it with 8" in str(caught.value)
+
+
+def test_range_of_other_formats(tmp_path):
+    deep = np.array([[0, 2048, 4095, 65535]], np.uint16)
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    Image.fromarray(np.tile(deep, (8, 2))).save(tmp_path / "a.jp2")
+    (tmp_path / "a.pgm").write_bytes(b"P5 4 1 65535\n" + deep.astype(">u2").tobytes())
+    for name in ("a.png", "a.jp2", "a.pgm"): assert grey(tmp_path / name)[:4] == [0, 8, 16, 255], name
+    (tmp_path / "b.pgm").write_bytes(b"P5 3 1 4095\n" + np.array([0, 2048, 4095], ">u2").tobytes())
+    assert grey(tmp_path / "b.pgm") == [0, 128, 255]
+    (tmp_path / "c.ppm").write_bytes(b"Pf 2 1 -1.0\n" + np.array([0, 7], "<f4").tobytes())
+    with pytest.raises(PictureError, match="from 0 to 7"): open_picture(tmp_path / "c.ppm")
+
+
+def png(width: int, height: int, kind: int, data: bytes, clear: bytes = b"") -> bytes:
+    def chunk(name, data): return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)) + (chunk(b"tRNS", clear) if clear else b"")
+            + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b""))
+
+
+def test_sixteen_bit_colour(tmp_path):
+    colours = [(4096, 32768, 65535), (0, 256, 512)]
+    row = struct.pack(">6H", *colours[0], *colours[1])
+    (tmp_path / "a.png").write_bytes(png(2, 1, 2, b"\0" + row))
+    (tmp_path / "b.png").write_bytes(png(2, 1, 2, b"\0" + row, struct.pack(">3H", *colours[0])))
+    (tmp_path / "a.tif").write_bytes(tiff(np.array([colours], np.uint16)))
+    for name in ("a.png", "a.tif"): assert np.asarray(open_picture(tmp_path / name)).tolist() == [[[16, 128, 255], [0, 1, 2]]], name
+    assert np.asarray(open_picture(tmp_path / "b.png")).tolist() == [[[255, 255, 255], [0, 1, 2]]]     # its transparent colour has 16 bits, too
 
 
 def test_sixteen_bit_png_with_a_transparent_value(tmp_path):
-    def chunk(kind, data): return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    rows = b"".join(b"\0" + struct.pack(">HH", 1000, 40000) for _ in range(2))
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, 0, 0, 0, 0))
-                                     + chunk(b"tRNS", struct.pack(">H", 1000)) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    (tmp_path / "a.png").write_bytes(png(2, 2, 0, 2 * (b"\0" + struct.pack(">HH", 1000, 40000)), struct.pack(">H", 1000)))
     seen = np.asarray(open_picture(tmp_path / "a.png"))[0, :, 0]
     assert seen.tolist() == [255, 156]
 
@@ -146,7 +227,7 @@ def test_what_is_no_picture(tmp_path):
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.jpg").write_text("hello")
     (tmp_path / "script.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
-    for name, message in {"empty.jpg": "empty", "text.jpg": "not one of", "script.eps": "not one of", "gone.jpg": "no such file",
+    for name, message in {"empty.jpg": "empty", "text.jpg": "not one of", "script.eps": "a PostScript document; save its page as PNG", "gone.jpg": "no such file",
                           "text.jpg/a.jpg": "no such file", ".": "not a file", "a\0b.jpg": "null"}.items():
         with pytest.raises(PliError, match=message): open_picture(f"{tmp_path}/{name}")
 
@@ -188,6 +269,66 @@ def test_damaged_bytes_give_a_picture_or_a_pli_error(tmp_path_factory, suffix, c
         warnings.simplefilter("ignore")
         try: assert open_picture(path).mode == "RGB"
         except PliError as error: assert f"a.{suffix}" in str(error)
+
+
+@pytest.mark.parametrize("name, head, words", [
+    ("a.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC/HEIF picture, and this installation of Pillow cannot read it; convert it to JPEG or PNG"),
+    ("a.jpg", b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIC/HEIF picture"),
+    ("a.cr2", b"II*\0\x10\0\0\0CR\2\0", "a camera's raw file"),
+    ("a.tif", b"II*\0\x10\0\0\0CR\2\0", "a camera's raw file"),
+    ("a.CR3", b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "a camera's raw file"),
+    ("a.jxl", b"\xff\x0a\0\0", "a JPEG XL picture; convert it"),
+    ("a.svg", b"<?xml version='1.0'?>\n<svg xmlns='x'/>", "an SVG drawing; save it as PNG"),
+    ("a.pdf", b"%PDF-1.7", "a PDF document"),
+    ("a.mp4", b"\0\0\0\x18ftypisom\0\0\2\0isomiso2", "a video; save one of its frames"),
+    ("a.avi", b"RIFF\0\0\0\0AVI LIST", "a video"),
+    ("a.jpg", b"\n<!DOCTYPE html><title>404", "a web page, probably an error message in place of the picture; fetch the picture again"),
+    ("a.jpg", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    ("a.png", b"\x89PNG\r\n\x1a\n", "it begins like a PNG, but is damaged or of a rare kind"),
+    ("a.tif", tiff(np.zeros((1, 3), np.float64)), "it begins like a TIFF, but is damaged or of a rare kind; if a picture viewer can open it, save it again as PNG"),
+    ("a.tif", tiff(np.zeros((2, 2, 3), np.uint8), subfile=1), "begins with a thumbnail"),
+    ("a.nef", tiff(np.zeros((2, 2, 3), np.uint8)), "a camera's raw file"),
+])
+def test_files_of_other_kinds_are_called_what_they_are(tmp_path, name, head, words):
+    (tmp_path / name).write_bytes(head)
+    with pytest.raises(PictureError) as caught: open_picture(tmp_path / name)
+    assert words in str(caught.value) and caught.value.cause in ("unsupported format", "broken picture")
+    assert (caught.value.cause == "broken picture") == ("it begins like" in words)
+
+
+def test_avif_that_pillow_cannot_read(tmp_path, monkeypatch):
+    import pli.data
+    monkeypatch.setattr(pli.data, "readable_formats", lambda: ("JPEG", "PNG"))
+    (tmp_path / "a.avif").write_bytes(b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf")
+    with pytest.raises(PictureError, match="an AVIF picture, and this installation of Pillow cannot read it; convert it"): open_picture(tmp_path / "a.avif")
+
+
+@pytest.mark.parametrize("size", [(5000, 1), (1, 5000), (2010, 10)])
+def test_a_strip_is_refused_before_it_is_resized(tmp_path, size):
+    Image.new("RGB", size).save(tmp_path / "a.png")
+    with pytest.raises(PictureError, match=f"{size[0]} x {size[1]}: one side is more than 200 times the other") as caught: open_picture(tmp_path / "a.png")
+    assert caught.value.cause == "too long picture"
+    (tmp_path / "a.csv").write_text("filepath,title\na.png,a strip\nb.png,long\n")
+    Image.new("RGB", (2000, 10)).save(tmp_path / "b.png")
+    pairs = read_pairs(tmp_path / "a.csv")
+    assert causes(pairs) == {2: "too long picture"} and pairs.captions == ("long",)
+
+
+def test_no_descriptor_is_left_open(tmp_path):
+    save(tmp_path / "a.png"), save(tmp_path / "a.tif"), (tmp_path / "b.png").write_bytes(b"x")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        for name in ("a.png", "a.tif"):
+            open_picture(tmp_path / name)
+            open_header(tmp_path / name).close()
+        for opener in (open_picture, open_header):
+            with pytest.raises(PictureError): opener(tmp_path / "b.png")
+
+
+def test_what_a_model_cannot_take_costs_one_pair(mixed):
+    def refuse(picture): raise PliError("padded to a square it would hold too much")
+    index, tensor, reason = PairSet(mixed, refuse)[0]
+    assert tensor is None and "0.jpg: padded to a square" in reason and reason.path.endswith("0.jpg")
 
 
 def test_picture_error_survives_a_process_border():
