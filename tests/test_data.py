@@ -499,6 +499,86 @@ def test_folder_with_relative_path_and_links(tmp_path, monkeypatch):
     assert read_pairs("set", root=".").names == ["set/a.png", "set/b.png"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_caption_files_are_inside_the_fence_and_regular(tmp_path):
+    inside = tmp_path / "set"
+    for name in "abcdefgh": save(inside / f"{name}.png")
+    (inside / "a.txt").write_text("fine")
+    (tmp_path / "secret").write_text("root:x:0:0\n"), os.symlink(tmp_path / "secret", inside / "b.txt")
+    os.mkfifo(inside / "c.txt"), os.symlink("/dev/zero", inside / "d.txt"), os.symlink("a.txt", inside / "e.txt"), os.symlink("gone", inside / "f.txt")
+    with open(inside / "g.txt", "wb") as file: file.truncate(2**20 + 1)
+    os.symlink("h.txt", inside / "h.txt")
+    pairs = read_pairs(inside)
+    assert list(zip(pairs.names, pairs.captions)) == [("a.png", "fine"), ("e.png", "fine")]
+    found = {Path(problem.file).name: (problem.cause, problem.detail) for problem in pairs.problems}
+    assert {name: cause for name, (cause, _) in found.items()} == {"b.txt": "outside the folder", "d.txt": "outside the folder", "c.txt": "unreadable caption file",
+                                                                   "f.txt": "unreadable caption file", "g.txt": "unreadable caption file", "h.txt": "unreadable caption file"}
+    for name, words in {"b.txt": "is a link out of the folder", "c.txt": "a pipe, not a file", "f.txt": "no such file", "g.txt": "more than the 1,048,576", "h.txt": "links"}.items():
+        assert words in found[name][1], found[name]
+    assert "--root / root=" in found["b.txt"][1] and "root:x" not in pairs.report()
+    (inside / "far").mkdir(), save(inside / "far" / "i.png"), os.symlink("/dev/zero", inside / "far" / "i.txt")
+    assert "a device, not a file" in str(read_pairs(inside, root="/").problems)                     # allowed to lead there, and still no file
+
+
+def test_links_that_the_user_named_are_followed(tmp_path, monkeypatch):
+    save(tmp_path / "store" / "x" / "a.png"), (tmp_path / "store" / "x" / "a.txt").write_text("red")
+    (tmp_path / "set").mkdir(), os.symlink(tmp_path / "store", tmp_path / "set" / "images"), os.symlink(tmp_path / "store", tmp_path / "link")
+    (tmp_path / "set" / "a.csv").write_text("filepath,title\nimages/x/a.png,red\n")
+    (tmp_path / "b.csv").write_text("filepath,title\nx/a.png,red\n")
+    assert read_pairs(tmp_path / "link").captions == read_pairs(tmp_path / "b.csv", root=tmp_path / "link").captions == ("red",)
+    with pytest.raises(PliError, match=r"images/x/a.png is a link out of the folder .*set, to .*store/x/a.png; name the folder that holds it with --root"): read_pairs(tmp_path / "set" / "a.csv")
+    both = f"{tmp_path / 'set'}{os.pathsep}{tmp_path / 'store'}"
+    assert read_pairs(tmp_path / "set" / "a.csv", root=both).names == ["images/x/a.png"]
+    assert read_pairs(tmp_path / "set", root=both).names == ["images/x/a.png"]                      # a folder that is a link is walked through, too
+    with pytest.raises(PliError, match="linked folder: 1"): read_pairs(tmp_path / "set")
+    with pytest.raises(PliError, match="root .*gone: no such folder"): read_pairs(tmp_path / "set" / "a.csv", root=f"{tmp_path}{os.pathsep}{tmp_path / 'gone'}")
+    (tmp_path / "c:d").mkdir(), save(tmp_path / "c:d" / "x" / "a.png")
+    assert len(read_pairs(tmp_path / "b.csv", root=tmp_path / "c:d")) == 1                          # a folder whose name holds a colon
+
+
+def test_loops_of_links_are_said(tmp_path):
+    save(tmp_path / "set" / "a.png"), (tmp_path / "set" / "a.txt").write_text("red"), (tmp_path / "set" / "deep").mkdir()
+    os.symlink(tmp_path / "set", tmp_path / "set" / "deep" / "up"), os.symlink("deep", tmp_path / "set" / "again"), os.symlink("round.png", tmp_path / "set" / "round.png")
+    (tmp_path / "set" / "round.txt").write_text("a link to itself")
+    pairs = read_pairs(tmp_path / "set")
+    assert pairs.captions == ("red",)
+    linked = [problem.detail for problem in pairs.problems if problem.cause == "linked folder"]
+    assert len(linked) == 2 and all("read anyway or goes round in a circle" in detail for detail in linked)
+    assert any("links" in problem.detail for problem in pairs.problems if problem.cause == "broken picture")
+    os.symlink(tmp_path, tmp_path / "set" / "out"), os.symlink(tmp_path / "set", tmp_path / "set" / "self")
+    assert len(read_pairs(tmp_path / "set", root=f"{tmp_path / 'set'}{os.pathsep}{tmp_path}")) == 1
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="everything is readable here")
+def test_a_folder_that_may_not_be_read_is_said(tmp_path):
+    save(tmp_path / "a.png"), (tmp_path / "a.txt").write_text("red"), (tmp_path / "shut").mkdir(0o000)
+    assert [problem.cause for problem in read_pairs(tmp_path).problems] == ["unreadable folder"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a backslash separates folders here")
+def test_names_in_other_spellings_are_found_and_counted(tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    save(tmp_path / "sub" / "a.png"), save(tmp_path / f"{decomposed}.png", (0, 0, 200)), save(tmp_path / "b" / f"{composed}.png"), save(tmp_path / "x\\y.png")
+    names = ["sub\\a.png", f"{composed}.png", f"b/{decomposed}.png", f"b\\{decomposed}.png", "x\\y.png", f"{decomposed}.png", "sub\\gone.png", "..\\..\\out.png", "sub/a.png"]
+    (tmp_path / "a.csv").write_text("filepath,title\n" + "".join(f"{name},x\n" for name in names), encoding="utf-8")
+    for check in (True, False):
+        pairs = read_pairs(tmp_path / "a.csv", check=check)
+        assert pairs.names[:6] == ["sub/a.png", f"{decomposed}.png", f"b/{composed}.png", f"b/{composed}.png", "x\\y.png", f"{decomposed}.png"]
+        assert causes(pairs) == ({8: "missing picture", 9: "outside the folder"} if check else {9: "outside the folder"})
+        assert pairs.notes[0].startswith("4 names were found under another spelling") and "note: 4 names" in pairs.report()
+    save(tmp_path / f"{composed}.png", (200, 0, 0))                              # both are there: the exact name counts
+    found = read_pairs(tmp_path / "a.csv").paths
+    assert open_picture(found[1]).getpixel((0, 0))[0] > 150 and open_picture(found[5]).getpixel((0, 0))[2] > 150
+
+
+def test_a_raw_file_with_a_caption_is_told_what_it_is(tmp_path):
+    save(tmp_path / "a.png"), (tmp_path / "a.txt").write_text("red")
+    for name in ("b.nef", "c.heic", "d.pdf", "e.pdf"): (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" if name == "c.heic" else b"%PDF-1.4")
+    for name in "bcd": (tmp_path / f"{name}.txt").write_text("meant to be read")
+    pairs = read_pairs(tmp_path)
+    assert len(pairs) == 1 and {Path(problem.file).name: problem.cause for problem in pairs.problems} == {f"{name}.txt": "unsupported format" for name in "bcd"}
+
+
 def test_folder_without_captions_points_to_its_table(tmp_path):
     save(tmp_path / "images" / "a.png")
     (tmp_path / "pairs.csv").write_text("filepath,title\nimages/a.png,x\n")
