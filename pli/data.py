@@ -4,26 +4,21 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'SUFFIXES', 'MOST_PIXELS', 'MOST_RATIO', 'CONVERT', 'RAW', 'STRANGE', 'BEGINNINGS', 'OWN', 'DEEP', 'TURN',
-           'TURNS', 'ELSEWHERE', 'IMAGE_KEYS', 'CAPTION_KEYS', 'TABLE_BYTES', 'UNPACKED_BYTES', 'CAPTION_BYTES',
-           'READERS', 'PictureError', 'readable_formats', 'what_it_is', 'header_of', 'picture_file', 'open_header',
-           'value_range', 'eight_bit', 'check_colour', 'halve_transparent', 'on_white', 'turn_of', 'open_picture',
-           'Problem', 'Pairs', 'report', 'spellings', 'fence', 'Record', 'choose', 'Bounded', 'text_lines',
-           'table_rows', 'table_header', 'read_table', 'read_json_lines', 'captions_of', 'walk', 'read_folder', 'judge',
-           'check_pictures', 'reader_of', 'nothing_left', 'roots_of', 'read_pairs', 'split_pairs', 'digest_of',
-           'numbered', 'Reason', 'PairSet', 'TensorPairs', 'Batch', 'collate', 'Company', 'BatchOrder']
+           'TURNS', 'ELSEWHERE', 'CAPTION_BYTES', 'READERS', 'PictureError', 'readable_formats', 'what_it_is',
+           'header_of', 'picture_file', 'open_header', 'value_range', 'eight_bit', 'check_colour', 'halve_transparent',
+           'on_white', 'turn_of', 'open_picture', 'Pairs', 'report', 'spellings', 'fence', 'captions_of', 'walk',
+           'read_folder', 'judge', 'check_pictures', 'reader_of', 'nothing_left', 'roots_of', 'read_pairs',
+           'split_pairs', 'digest_of', 'numbered', 'Reason', 'PairSet', 'TensorPairs', 'Batch', 'collate', 'Company',
+           'BatchOrder']
 
 # %% ../nbs/06_data.ipynb #c31b106a
-import csv
 import functools
-import gzip
 import hashlib
-import io
 import itertools
 import json
 import math
 import os
 import unicodedata
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -36,7 +31,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .core import MissingFile, PliError, atomic, bar, first_line, generator, open_regular, read_regular, shown
+from .core import MissingFile, PliError, atomic, bar, first_line, generator, open_regular, shown
+from .tables import CAPTION_KEYS, IMAGE_KEYS, TABLES, Note, Problem, Record, choose, kind_of, text_lines
 
 # %% ../nbs/06_data.ipynb #e019d1b1
 class PictureError(PliError):
@@ -243,19 +239,6 @@ def open_picture(
             raise PictureError(path, "broken picture", first_line(error)) from None
     return flat if turn is None else flat.transpose(turn)
 
-# %% ../nbs/06_data.ipynb #3e8e15e6
-@dataclass(frozen=True)
-class Problem:
-    "A record that was left out: where it stands, a `cause` that can be counted, and the details."
-    file: str          # the table or caption file
-    line: int | None   # counted from 1; None where lines make no sense
-    cause: str         # such as "empty caption"
-    detail: str = ""   # what was found
-
-    def __str__(self) -> str:
-        place = shown(self.file) + ("" if self.line is None else f", line {self.line}")
-        return f"{place}: {self.detail or self.cause}"
-
 # %% ../nbs/06_data.ipynb #9590195d
 @dataclass(frozen=True)
 class Pairs:
@@ -346,143 +329,6 @@ def fence(
             path = found or path
         return os.path.join(root, path[len(below):])
     return inside
-
-# %% ../nbs/06_data.ipynb #f97e6864
-class Record(NamedTuple):
-    "A picture's name and a caption as they stand in a file, not yet judged."
-    file: str
-    line: int
-    name: str     # relative to the root folder, or absolute and inside it
-    caption: str
-
-# %% ../nbs/06_data.ipynb #1eea5307
-IMAGE_KEYS, CAPTION_KEYS = ("filepath", "image"), ("title", "caption")
-
-def choose(
-    found: Sequence[str],   # names of columns or fields
-    key: str | None,        # the one the user asked for
-    usual: tuple[str, str], # what to look for otherwise
-) -> str | None:
-    "The column to read, or None when it is not there."
-    return next((name for name in ((key,) if key else usual) if name in found), None)
-
-# %% ../nbs/06_data.ipynb #6953fb8a
-TABLE_BYTES, UNPACKED_BYTES = 2**32, 2**30   # of a table as it lies there, and of one that had to be unpacked
-
-class Bounded(io.RawIOBase):
-    "A stream that raises `PliError` when it has given more than `most` bytes."
-    def __init__(self, stream, most: int, path): self.stream, self.left, self.most, self.path = stream, most, most, path
-
-    def readable(self) -> bool: return True
-
-    def readinto(self, space) -> int:
-        part = self.stream.read(len(space))
-        space[:len(part)] = part
-        self.left -= len(part)
-        if self.left < 0: raise PliError(f"{shown(self.path)}: unpacks to more than {self.most:,} bytes; if that is right, unpack it first" if isinstance(self.stream, gzip.GzipFile)
-                                         else f"{shown(self.path)}: holds more than {self.most:,} bytes")
-        return len(part)
-
-def text_lines(
-    path: str | Path,
-    most: int = TABLE_BYTES,   # bytes that the file may hold, also once it is unpacked
-) -> list[str]:  # with their ends; bytes that are not UTF-8 as lone surrogates
-    "The lines of a UTF-8 file, with or without a byte order mark, packed by gzip or not. Raises `PliError` for what is no text, no regular file, or too much."
-    with open_regular(path, most) as file:
-        head = file.read(2)
-        file.seek(0)
-        if head in (b"\xff\xfe", b"\xfe\xff"): raise PliError(f"{shown(path)}: is UTF-16 text; save it as UTF-8")
-        packed = head == b"\x1f\x8b"
-        raw = Bounded(gzip.GzipFile(fileobj=file) if packed else file, min(most, UNPACKED_BYTES) if packed else most, path)
-        try:
-            with io.TextIOWrapper(io.BufferedReader(raw, 2**20), encoding="utf-8-sig", errors="surrogateescape", newline="") as text: return list(text)
-        except (EOFError, zlib.error, gzip.BadGzipFile): raise PliError(f"{shown(path)}: is packed by gzip and damaged or cut short; fetch it again") from None
-        except OSError as error: raise PliError(f"{shown(path)}: cannot be read ({error.strerror or error})") from None
-
-# %% ../nbs/06_data.ipynb #534f5e93
-def table_rows(
-    lines: list[str],   # with their ends
-    delimiter: str,
-) -> Iterator[tuple[int, list[str] | str]]:  # the row, or what is wrong with it
-    "The rows of a table with the number of the line each begins on; a broken row costs that row only."
-    start = 0
-    while start < len(lines):
-        rows = csv.reader((lines[i] for i in range(start, len(lines))), delimiter=delimiter, strict=True)
-        used = 0
-        try:
-            for row in rows:
-                yield start + used + 1, row
-                used = rows.line_num
-            return
-        except csv.Error as error:
-            yield start + used + 1, str(error)
-            start += used + 1
-
-# %% ../nbs/06_data.ipynb #1bc91968
-def table_header(
-    path: Path,
-    lines: list[str],
-    image_key: str | None,
-    caption_key: str | None,
-) -> tuple[str, int, int, int]:  # delimiter, number of columns, column of the picture, column of the caption
-    "Find out how a table is separated and where its two columns are."
-    delimiters = ("\t",) if path.suffix.lower() == ".tsv" else (",", "\t", ";")
-    first = []
-    for delimiter in delimiters:
-        row = next((row for _, row in table_rows(lines[:1], delimiter)), [])
-        columns = [name.strip() for name in row] if isinstance(row, list) else []
-        image, caption = choose(columns, image_key, IMAGE_KEYS), choose(columns, caption_key, CAPTION_KEYS)
-        if image and caption:
-            for key in (image, caption):
-                if columns.count(key) > 1: raise PliError(f"{shown(path)}: has {columns.count(key)} columns called {key!r}; rename all but one")
-            return delimiter, len(columns), columns.index(image), columns.index(caption)
-        first = first or columns
-    wanted = f"{image_key or IMAGE_KEYS[0]} and {caption_key or CAPTION_KEYS[0]}"
-    found = (shown(", ".join(first)) or "an empty line") if lines else "an empty file"
-    raise PliError(f"{shown(path)}: expected a first line with the columns {wanted}, found {found}; image_key= and caption_key= name other columns")
-
-# %% ../nbs/06_data.ipynb #f8734cf0
-def read_table(
-    path: Path,
-    image_key: str | None = None,    # column of the picture
-    caption_key: str | None = None,  # column of the caption
-    inside: Callable | None = None,  # the fence, for readers that open other files: not used
-) -> Iterator[Record | Problem]:
-    "The records of a CSV or TSV file with a first line of column names."
-    lines = text_lines(path)
-    delimiter, width, image, caption = table_header(path, lines, image_key, caption_key)
-    for line, row in itertools.islice(table_rows(lines, delimiter), 1, None):
-        if isinstance(row, str): yield Problem(str(path), line, "broken quotes", shown(row))
-        elif not row: continue  # an empty line holds no record
-        elif len(row) != width: yield Problem(str(path), line, "ragged row", f"{len(row)} fields instead of {width}: {shown(row, 80)}")
-        else: yield Record(str(path), line, row[image].strip(), row[caption].strip())
-
-# %% ../nbs/06_data.ipynb #40dd0c60
-def read_json_lines(
-    path: Path,
-    image_key: str | None = None,    # field of the picture
-    caption_key: str | None = None,  # field of the caption
-    inside: Callable | None = None,  # the fence, for readers that open other files: not used
-) -> Iterator[Record | Problem]:
-    "The records of a file with one JSON object a line."
-    for line, text in enumerate(text_lines(path), 1):
-        if not text.strip(): continue
-        try:
-            fields = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            yield Problem(str(path), line, "bad JSON", f"{first_line(error)}: {shown(text.strip(), 80)}")
-            continue
-        if not isinstance(fields, dict):
-            yield Problem(str(path), line, "bad JSON", f"an object was expected: {shown(text.strip(), 80)}")
-            continue
-        image, caption = choose(fields, image_key, IMAGE_KEYS), choose(fields, caption_key, CAPTION_KEYS)
-        if image is None or caption is None:
-            wanted = (image_key or " or ".join(IMAGE_KEYS)) if image is None else (caption_key or " or ".join(CAPTION_KEYS))
-            yield Problem(str(path), line, "missing field", f"no {wanted}, found {shown(', '.join(fields)) or 'nothing'}")
-        elif not isinstance(fields[image], str) or not isinstance(fields[caption], str):
-            yield Problem(str(path), line, "not text", f"{image} and {caption} must be text: {shown(text.strip(), 80)}")
-        else:
-            yield Record(str(path), line, fields[image].strip(), fields[caption].strip())
 
 # %% ../nbs/06_data.ipynb #2aa341e1
 CAPTION_BYTES = 2**20   # of a text file beside a picture
@@ -585,15 +431,15 @@ def check_pictures(
     return [r for r in records if r.name not in wrong], problems
 
 # %% ../nbs/06_data.ipynb #974ecf36
-READERS = {"folder": read_folder, ".csv": read_table, ".tsv": read_table, ".jsonl": read_json_lines, ".ndjson": read_json_lines}
+READERS = {"folder": read_folder, **TABLES}
 
 def reader_of(source: Path) -> Callable:
     "The reader for a file or folder; a `PliError` lists what can be read."
     if source.is_dir(): return read_folder
     if not source.exists(): raise PliError(f"{shown(source)}: no such file or folder")
     if not source.is_file(): raise PliError(f"{shown(source)}: neither a file nor a folder")
-    if source.suffix.lower() in READERS: return READERS[source.suffix.lower()]
-    raise PliError(f"{shown(source)}: pairs are read from {', '.join(list(READERS)[1:])} files or from a folder of pictures with .txt files")
+    if kind_of(source) in READERS: return READERS[kind_of(source)]
+    raise PliError(f"{shown(source)}: pairs are read from {', '.join(TABLES)} files (packed as .gz or not) or from a folder of pictures with .txt files")
 
 # %% ../nbs/06_data.ipynb #b9c89e20
 def nothing_left(
@@ -602,7 +448,7 @@ def nothing_left(
 ) -> PliError:
     "The error for a source without one usable pair: what was expected, and what was there."
     what = "pictures with a .txt of captions beside each" if source.is_dir() else "records with a picture and a caption"
-    tables = [file.name for file in sorted(source.iterdir()) if file.suffix.lower() in READERS] if source.is_dir() else []
+    tables = [file.name for file in sorted(source.iterdir()) if kind_of(file) in READERS] if source.is_dir() else []
     hint = f" There is {shown(', '.join(tables), 80)}: did you mean that file?" if tables else ""
     causes = ", ".join(f"{cause}: {count:,}" for cause, count in Counter(problem.cause for problem in problems).most_common())
     found = f"{causes}; the first is {problems[0]}" if problems else "nothing of the kind"
@@ -619,11 +465,11 @@ def roots_of(
     return [Path(folder) for folder in folders]
 
 def read_pairs(
-    source: str | Path,              # a `.csv`, `.tsv` or `.jsonl` file, or a folder of pictures with a `.txt` beside each
+    source: str | Path,              # a `.csv`, `.tsv`, `.jsonl` or `.parquet` file, `.gz` or not, or a folder of pictures with a `.txt` beside each
     check: bool = True,              # open the header of every picture
     limit: int | None = None,        # stop after so many well-formed records
-    image_key: str | None = None,    # column or field of the picture: `filepath` or `image`
-    caption_key: str | None = None,  # column or field of the caption: `title` or `caption`
+    image_key: str | None = None,    # column or field of the picture; the first of `IMAGE_KEYS` that is there
+    caption_key: str | None = None,  # column or field of the caption; the first of `CAPTION_KEYS` that is there
     root: str | Path | None = None,  # folder that paths are relative to and must stay inside, the source's own if not given; `FOLDER:OTHER` lets links lead to OTHER, too
 ) -> Pairs:                          # what was left out is in `.problems`, never only gone
     "Read image-caption pairs; a `PliError` when there is none, or when a column is missing."
@@ -631,9 +477,12 @@ def read_pairs(
     if limit is not None and limit < 1: raise PliError(f"limit must be at least 1, got {limit}")
     reader = reader_of(source)
     root, *others = roots_of(root) if root is not None else [source if source.is_dir() else source.parent]
-    respelled: list = []
-    records, problems, inside = [], [], fence(root, *others, respelled=respelled)
+    records, problems, notes, respelled = [], [], [], []
+    inside = fence(root, *others, respelled=respelled)
     for entry in reader(source, image_key, caption_key, inside):
+        if isinstance(entry, Note):
+            notes.append(str(entry))
+            continue
         if isinstance(entry, Record): entry = judge(entry, inside)
         (records if isinstance(entry, Record) else problems).append(entry)
         if len(records) == limit: break
@@ -641,7 +490,8 @@ def read_pairs(
         records, unusable = check_pictures(records)
         problems += unusable
     if not records: raise nothing_left(source, problems)
-    notes = [f"{len(respelled):,} names were found under another spelling (slashes for backslashes, or accents put together otherwise), the first is {shown(respelled[0])}"] if respelled else []
+    if respelled: notes.append(f"{len(respelled):,} names were found under another spelling (slashes for backslashes, or accents put together otherwise), "
+                               f"the first is {shown(respelled[0])}")
     return Pairs(tuple(r.name for r in records), tuple(r.caption for r in records), root, tuple(problems), tuple(notes))
 
 # %% ../nbs/06_data.ipynb #a1ff435d

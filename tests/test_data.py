@@ -1,4 +1,5 @@
 "pli.data: odd pictures, malformed tables, hostile paths, batches that survive a restart."
+import gzip
 import json
 import os
 import pickle
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 from pli.core import PliError
 from pli.data import (MOST_PIXELS, Batch, BatchOrder, Company, Pairs, PairSet, PictureError, TensorPairs, collate, open_header, open_picture,
                       read_pairs, shown, split_pairs)
+from pli.tables import TABLE_BYTES, UNPACKED_BYTES, text_lines
 
 
 def save(path: Path, colour=(200, 30, 30), size=(12, 10), **options) -> Path:
@@ -406,18 +408,111 @@ def test_report_and_problem_file(tmp_path):
 @pytest.mark.parametrize("name, content, message", [
     ("a.csv", b"", "found an empty file"),
     ("a.csv", b"\n\n", "found an empty line"),
-    ("a.csv", b"path,text\na.png,x\n", "columns filepath and title, found path, text; image_key="),
+    ("a.csv", b"picture,words\na.png,x\n", "columns filepath and title, found picture, words; name other columns with --image-key / image_key="),
     ("a.csv", b"filepath,title,title\na.png,x,y\n", "2 columns called 'title'"),
     ("a.csv", b"filepath,title\n", "no usable pair. Expected records"),
     ("a.csv", b"filepath,title\ngone.png,x\n", "missing picture: 1; the first is .*line 2"),
     ("a.csv", "filepath,title\na.png,x\n".encode("utf-16"), "save it as UTF-8"),
     ("a.jsonl", b"", "no usable pair"),
-    ("a.jsonl", b'{"a": 1}\n', "no filepath or image, found a"),
-    ("a.parquet", b"PAR1", r"pairs are read from \.csv"),
+    ("a.jsonl", b'{"a": 1}\n', "no filepath or image or file_name .*, found a"),
+    ("a.xlsx", b"PK", r"pairs are read from \.csv, \.tsv, .* files \(packed as \.gz or not\)"),
+    ("a.csv.gz", b"\x1f\x8b\x08", "is packed by gzip and damaged or cut short"),
+    ("a.jsonl.gz", b"\x1f\x8b\x08\0\0\0\0\0\0\3garbage!", "is packed by gzip and damaged or cut short"),
 ])
 def test_unusable_files_say_what_was_expected(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(PliError, match=message): read_pairs(tmp_path / name)
+
+
+HERE = '{"file_name": "a.png", "text": "red"}'
+
+def test_packed_tables(tmp_path):
+    save(tmp_path / "a.png")
+    for name, text in {"a.csv.gz": "filepath,title\na.png,red\n", "a.TSV.GZ": "filepath\ttitle\na.png\tred\n", "a.jsonl.gz": HERE, "plain.csv.gz": "filepath,title\na.png,red\n"}.items():
+        (tmp_path / name).write_bytes(text.encode() if name.startswith("plain") else gzip.compress(text.encode()))
+        assert read_pairs(tmp_path / name).captions == ("red",), name
+    (tmp_path / "misnamed.csv").write_bytes(gzip.compress(b"filepath,title\na.png,red\n"))
+    assert read_pairs(tmp_path / "misnamed.csv").captions == ("red",)
+    (tmp_path / "two.csv.gz").write_bytes(gzip.compress(b"filepath,title\n") + gzip.compress(b"a.png,red\n"))   # as pigz and cat make them
+    assert read_pairs(tmp_path / "two.csv.gz").captions == ("red",)
+
+
+def test_a_gzip_bomb_is_stopped(tmp_path):
+    with gzip.open(tmp_path / "bomb.csv.gz", "wb", 1) as file:
+        file.write(b"filepath,title\n")
+        for _ in range(64): file.write(b"\0" * 2**20)
+    assert (tmp_path / "bomb.csv.gz").stat().st_size < 2**19
+    with pytest.raises(PliError, match="bomb.csv.gz: unpacks to more than 33,554,432 bytes; if that is right, unpack it first"): text_lines(tmp_path / "bomb.csv.gz", 2**25)
+    assert UNPACKED_BYTES <= 2**30 and TABLE_BYTES > UNPACKED_BYTES            # what is used where no limit is named
+    (tmp_path / "b.txt").write_bytes(gzip.compress(b"\0" * 2**22)), save(tmp_path / "b.png"), save(tmp_path / "a.png"), (tmp_path / "a.txt").write_text("red")
+    assert [problem.cause for problem in read_pairs(tmp_path).problems] == ["unreadable caption file"]
+
+
+def test_lists_of_captions_and_hugging_face_names(tmp_path):
+    save(tmp_path / "a.png"), save(tmp_path / "b.png")
+    rows = [HERE, '{"file_name": "b.png", "text": ["blue", " round "]}', '{"file_name": "b.png", "text": []}', '{"file_name": "b.png", "text": ["x", 3, ""]}',
+            '{"file_name": ["b.png"], "text": "x"}', '{"file_name": "b.png", "text": {"a": 1}}']
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    pairs = read_pairs(tmp_path / "metadata.jsonl")
+    assert list(zip(pairs.names, pairs.captions)) == [("a.png", "red"), ("b.png", "blue"), ("b.png", "round"), ("b.png", "x")]
+    assert [(problem.line, problem.cause) for problem in pairs.problems] == [(3, "empty caption"), (4, "not text"), (4, "empty caption"), (5, "not text"), (6, "not text")]
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,red\n")
+    assert read_pairs(tmp_path / "metadata.csv").captions == ("red",)
+    with pytest.raises(PliError, match="There is metadata.csv, metadata.jsonl: did you mean"): read_pairs(tmp_path)
+
+
+def test_two_columns_that_could_be_meant_are_said(tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "a.csv").write_text("path,text,title,image\nx,y,red,a.png\n")
+    (tmp_path / "a.jsonl").write_text('{"image": "a.png", "caption": "red", "text": "y"}\n' * 3)
+    pairs = read_pairs(tmp_path / "a.csv")
+    assert list(pairs) == [(tmp_path / "a.png", "red")] and len(pairs.notes) == 2
+    assert "reads 'image'; 'path' is there, too" in pairs.report() and "reads 'title'; 'text' is there, too" in pairs.report()
+    for limit in (None, 1):
+        pairs = read_pairs(tmp_path / "a.jsonl", limit=limit)
+        assert len(pairs.notes) == 1 and "reads 'caption'; 'text' is there, too" in pairs.notes[0]
+    assert not read_pairs(tmp_path / "a.jsonl", caption_key="caption").notes and read_pairs(tmp_path / "a.jsonl", caption_key="text").captions == ("y",) * 3
+
+
+def parquet(path: Path, **columns) -> Path:
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+def test_parquet(tmp_path):
+    save(tmp_path / "a.png")
+    pairs = read_pairs(parquet(tmp_path / "a.parquet", id=[1, 2, 3, 4], filepath=["a.png", None, "../b.png", "a.png"], title=["red", "x", "y", None]))
+    assert pairs.captions == ("red",) and causes(pairs) == {2: "not text", 3: "outside the folder", 4: "not text"}
+    pairs = read_pairs(parquet(tmp_path / "b.parquet", file_name=["a.png"] * 3, text=[["red", "round"], [], ["x", None]]))
+    assert pairs.captions == ("red", "round", "x") and [(problem.line, problem.cause) for problem in pairs.problems] == [(2, "empty caption"), (3, "not text")]
+    for columns, words in [({"filepath": [b"x"], "title": ["x"]}, "column 'filepath' holds binary, not text"), ({"image": [{"bytes": b"x", "path": "a"}], "text": ["x"]}, "column 'image' holds struct<"),
+                           ({"filepath": ["a.png"], "words": ["x"]}, "expected the columns filepath and title, found filepath, words; name other columns"), ({"image": [1], "text": ["x"]}, "int64")]:
+        with pytest.raises(PliError, match=words): read_pairs(parquet(tmp_path / "c.parquet", **columns))
+    whole = (tmp_path / "a.parquet").read_bytes()
+    for broken in (whole[:len(whole) // 2], b"PAR1", b"", b"PAR1" + b"\xff" * 200 + whole[204:]):
+        (tmp_path / "d.parquet").write_bytes(broken)
+        with pytest.raises(PliError, match="d.parquet: is (no Parquet file that can be read|damaged)"): read_pairs(tmp_path / "d.parquet")
+
+
+def test_parquet_of_one_long_text_a_million_times_stays_small(tmp_path):
+    "Read column-wise and coded: 20,000 rows of the same 100,000 letters are not 2 GB."
+    import tracemalloc
+    path = parquet(tmp_path / "a.parquet", filepath=["a.png"] * 20_000, title=["x" * 100_000] * 20_000)
+    assert path.stat().st_size < 1e6
+    tracemalloc.start()
+    assert len(read_pairs(path, check=False)) == 20_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3e8
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    import sys
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(PliError, match=r'a.parquet: reading Parquet needs pyarrow: pip install "pli\[parquet\]"'): read_pairs(tmp_path / "a.parquet")
 
 
 def test_missing_source_bad_limit_bad_root(tmp_path):
