@@ -86,11 +86,11 @@ def run_demo(args) -> None:
 def add_tune(commands) -> None:
     parser = commands.add_parser("tune", help="tune a model on picture-caption pairs",
         description="Tune a CLIP-like model on plain picture-caption pairs. A run that was stopped is continued by the same command.")
-    parser.add_argument("pairs", metavar="PAIRS", help="CSV or TSV with columns filepath,title; JSONL with the same fields; or a folder of pictures with a .txt beside each")
+    parser.add_argument("pairs", metavar="PAIRS", help="CSV, TSV or Parquet with columns filepath,title; JSONL with the same fields (.gz or not); or a folder of pictures with a .txt beside each")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run: best/ and last/ hold the tuned model")
-    parser.add_argument("--root", metavar="DIR", help="folder that the pairs' paths start from (default: the folder of the table)")
-    parser.add_argument("--image-key", help="column or field of the picture (default: filepath or image)")
-    parser.add_argument("--caption-key", help="column or field of the caption (default: title or caption)")
+    parser.add_argument("--root", metavar="DIR", help="folder that the pairs' paths start from (default: the folder of the table); DIR:OTHER lets links in DIR lead to OTHER")
+    parser.add_argument("--image-key", help="column or field of the picture (default: the first of filepath, image, file_name, filename, image_path, path)")
+    parser.add_argument("--caption-key", help="column or field of the caption (default: the first of title, caption, captions, text)")
     parser.add_argument("--held-out", type=float, default=0.02, metavar="SHARE", help="share of the pairs to keep for validation when no queries are given (default: 0.02)")
     parser.add_argument("--queries", metavar="JSON", help="development queries in CIRCO's field names: validate on them instead")
     parser.add_argument("--gallery", metavar="JSON", help="the pictures that the queries search")

@@ -513,7 +513,7 @@ def measure(
     return {"plain recall": recall, "plain ranks": {way: {"count": len(each), "ranks": packed(each)} for way, each in recall.pop("ranks").items()}} | found
 
 # %% ../nbs/15_study.ipynb #6abe728f
-SOURCES = ("core", "world", "masking", "losses", "tuning", "backbones", "data", "composition", "evaluate", "gallery", "metrics")
+SOURCES = ("core", "world", "masking", "losses", "tuning", "backbones", "tables", "data", "composition", "evaluate", "gallery", "metrics")
 
 @functools.cache
 def code_digest() -> str:

@@ -1,4 +1,5 @@
 "pli.data: odd pictures, malformed tables, hostile paths, batches that survive a restart."
+import gzip
 import json
 import os
 import pickle
@@ -16,8 +17,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from pli.core import PliError
-from pli.data import (MOST_PIXELS, Batch, BatchOrder, Company, Pairs, PairSet, PictureError, TensorPairs, collate, open_picture, read_pairs,
-                      shown, split_pairs)
+from pli.data import (MOST_PIXELS, Batch, BatchOrder, Company, Pairs, PairSet, PictureError, TensorPairs, collate, open_header, open_picture,
+                      read_pairs, shown, split_pairs)
+from pli.tables import TABLE_BYTES, UNPACKED_BYTES, text_lines
 
 
 def save(path: Path, colour=(200, 30, 30), size=(12, 10), **options) -> Path:
@@ -86,28 +88,109 @@ def test_nonsense_exif_does_not_lose_the_picture(tmp_path):
     assert open_picture(tmp_path / "b.jpg").size == (12, 10)
 
 
-@pytest.mark.parametrize("values, expected", [
-    (np.array([[0, 32896, 65535]], np.uint16), [0, 128, 255]),
-    (np.array([[0, 32896, 65535]], np.int32), [0, 128, 255]),
-    (np.array([[-100, 0, 100]], np.int32), [0, 128, 255]),
-    (np.array([[0, 1 << 20, 1 << 21]], np.int32), [0, 128, 255]),
-    (np.array([[0, 0.5, 1]], np.float32), [0, 128, 255]),
-    (np.array([[0, 128, 255]], np.float32), [0, 128, 255]),
-    (np.array([[0, 32896, 65535]], np.float32), [0, 128, 255]),
-    (np.array([[np.nan, 0.5, np.inf]], np.float32), [0, 128, 0]),
-    (np.array([[np.nan, np.nan, np.nan]], np.float32), [0, 0, 0]),
+def tiff(values: np.ndarray, bits: int | None = None, photometric: int = 1, **ranges) -> bytes:
+    "An uncompressed TIFF written by hand: grey or RGB, any bits, with `SMinSampleValue` and `SMaxSampleValue` where they are given."
+    height, width, channels = values.shape if values.ndim == 3 else (*values.shape, 1)
+    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    if bits == 12:
+        rows = ["".join(f"{value:012b}" for value in row.ravel()) for row in values]
+        data = b"".join(int(row.ljust(-(-len(row) // 8) * 8, "0"), 2).to_bytes(-(-len(row) // 8), "big") for row in rows)
+    else: data = values.tobytes()
+    bits = bits or 8 * values.dtype.itemsize
+    entries = {256: ("I", [width]), 257: ("I", [height]), 258: ("H", [bits] * channels), 259: ("H", [1]), 262: ("H", [2 if channels == 3 else photometric]), 273: ("I", [0]),
+               277: ("H", [channels]), 278: ("I", [height]), 279: ("I", [len(data)]), 339: ("H", [kind] * channels)}
+    entries |= {{"black": 340, "white": 341, "subfile": 254}[name]: ("I" if name == "subfile" else "f" if kind == 3 else "i" if kind == 2 else "H", [value] * (1 if name == "subfile" else channels))
+                for name, value in ranges.items()}
+    head, far, at = b"", b"", 8 + 2 + 12 * len(entries) + 4
+    size = sum(len(said) * struct.calcsize(code) for code, said in entries.values() if len(said) * struct.calcsize(code) > 4)
+    entries[273] = ("I", [at + size])
+    for tag, (code, said) in sorted(entries.items()):
+        raw = struct.pack(f"<{len(said)}{code}", *said)
+        if len(raw) > 4: far, raw = far + raw, struct.pack("<I", at + len(far))
+        head += struct.pack("<HHI", tag, {"H": 3, "I": 4, "f": 11, "i": 9}[code], len(said)) + raw.ljust(4, b"\0")
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + head + struct.pack("<I", 0) + far + data
+
+
+def grey(path: Path) -> list[int]:
+    seen = np.asarray(open_picture(path))
+    assert (seen[..., :1] == seen).all()
+    return seen[0, :, 0].tolist()
+
+
+U16, I16, U32, I32, F32 = (lambda *values, kind=kind: np.array([values], kind) for kind in (np.uint16, np.int16, np.uint32, np.int32, np.float32))
+
+@pytest.mark.parametrize("content, expected", [
+    (tiff(U16(0, 32896, 65535)), [0, 128, 255]),
+    (tiff(U16(0, 257, 514)), [0, 1, 2]),                                   # a dark picture stays dark
+    (tiff(U16(0, 2048, 4095), bits=12), [0, 128, 255]),
+    (tiff(U16(0, 16, 32), bits=12), [0, 1, 2]),
+    (tiff(U16(0, 2048, 4095), white=4095), [0, 128, 255]),                 # 12 bits in 16, and the file says so
+    (tiff(U16(0, 2048, 4095)), [0, 8, 16]),                                # ... and does not say so
+    (tiff(U16(1000, 1500, 2000, 3000), black=1000, white=2000), [0, 128, 255, 255]),
+    (tiff(U16(0, 32896, 65535), photometric=0), [255, 127, 0]),            # white is zero
+    (tiff(U16(0, 1024, 4095), bits=12, photometric=1, white=4095), [0, 64, 255]),
+    (tiff(U32(0, 2**31, 2**32 - 1)), [0, 128, 255]),
+    (tiff(U32(0, 65535, 1 << 24)), [0, 0, 1]),
+    (tiff(I16(-100, 1, 100), black=-100, white=100), [0, 129, 255]),
+    (tiff(I32(0, 32896, 65535), black=0, white=65535), [0, 128, 255]),
+    (tiff(F32(0, 0.5, 1)), [0, 128, 255]),
+    (tiff(F32(0, 0.004, 0.008)), [0, 1, 2]),
+    (tiff(F32(0, 0.25, 1), photometric=0), [255, 191, 0]),
+    (tiff(F32(0, 500, 1000), black=0, white=1000), [0, 128, 255]),
+    (tiff(F32(np.nan, 0.5, 1)), [0, 128, 255]),
 ])
-def test_deep_grey_is_scaled_not_clipped(tmp_path, values, expected):
-    Image.fromarray(values).save(tmp_path / "a.tif")
-    seen = np.asarray(open_picture(tmp_path / "a.tif"))
-    assert seen.shape == (1, 3, 3) and np.abs(seen[0, :, 0].astype(int) - expected).max() <= 1
+def test_deep_grey_has_the_range_that_its_file_states(tmp_path, content, expected):
+    (tmp_path / "a.tif").write_bytes(content)
+    assert grey(tmp_path / "a.tif") == expected
+
+
+@pytest.mark.parametrize("content, words", [
+    (tiff(F32(0, 128, 255)), "floating point numbers from 0 to 255, and the file does not say which is black"),
+    (tiff(F32(-0.5, 0, 0.5)), "from -0.5 to 0.5"),
+    (tiff(F32(0, 0.5, np.inf)), "from 0 to inf"),
+    (tiff(F32(np.nan, np.nan)), "from nan to nan"),
+    (tiff(I16(-100, 0, 100)), "whole numbers with a sign from -100 to 100"),
+    (tiff(I32(0, 1, 2)), "whole numbers with a sign from 0 to 2"),
+    (tiff(U16(0, 1, 2), black=9, white=9), "range from 9 to 9, which is none"),
+    (tiff(F32(0, 1), black=0, white=np.inf), "range from 0 to inf, which is none"),
+    (tiff(np.zeros((2, 2, 3), np.uint16), white=4095), "state a range of values from 0 to 4,?095"),
+])
+def test_a_range_that_no_file_states_is_not_guessed(tmp_path, content, words):
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(PictureError, match="a.tif: unknown range of values") as caught: open_picture(tmp_path / "a.tif")
+    assert words.replace(",?", "") in str(caught.value) and "save it with 8" in str(caught.value)
+
+
+def test_range_of_other_formats(tmp_path):
+    deep = np.array([[0, 2048, 4095, 65535]], np.uint16)
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    Image.fromarray(np.tile(deep, (8, 2))).save(tmp_path / "a.jp2")
+    (tmp_path / "a.pgm").write_bytes(b"P5 4 1 65535\n" + deep.astype(">u2").tobytes())
+    for name in ("a.png", "a.jp2", "a.pgm"): assert grey(tmp_path / name)[:4] == [0, 8, 16, 255], name
+    (tmp_path / "b.pgm").write_bytes(b"P5 3 1 4095\n" + np.array([0, 2048, 4095], ">u2").tobytes())
+    assert grey(tmp_path / "b.pgm") == [0, 128, 255]
+    (tmp_path / "c.ppm").write_bytes(b"Pf 2 1 -1.0\n" + np.array([0, 7], "<f4").tobytes())
+    with pytest.raises(PictureError, match="from 0 to 7"): open_picture(tmp_path / "c.ppm")
+
+
+def png(width: int, height: int, kind: int, data: bytes, clear: bytes = b"") -> bytes:
+    def chunk(name, data): return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)) + (chunk(b"tRNS", clear) if clear else b"")
+            + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b""))
+
+
+def test_sixteen_bit_colour(tmp_path):
+    colours = [(4096, 32768, 65535), (0, 256, 512)]
+    row = struct.pack(">6H", *colours[0], *colours[1])
+    (tmp_path / "a.png").write_bytes(png(2, 1, 2, b"\0" + row))
+    (tmp_path / "b.png").write_bytes(png(2, 1, 2, b"\0" + row, struct.pack(">3H", *colours[0])))
+    (tmp_path / "a.tif").write_bytes(tiff(np.array([colours], np.uint16)))
+    for name in ("a.png", "a.tif"): assert np.asarray(open_picture(tmp_path / name)).tolist() == [[[16, 128, 255], [0, 1, 2]]], name
+    assert np.asarray(open_picture(tmp_path / "b.png")).tolist() == [[[255, 255, 255], [0, 1, 2]]]     # its transparent colour has 16 bits, too
 
 
 def test_sixteen_bit_png_with_a_transparent_value(tmp_path):
-    def chunk(kind, data): return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    rows = b"".join(b"\0" + struct.pack(">HH", 1000, 40000) for _ in range(2))
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, 0, 0, 0, 0))
-                                     + chunk(b"tRNS", struct.pack(">H", 1000)) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    (tmp_path / "a.png").write_bytes(png(2, 2, 0, 2 * (b"\0" + struct.pack(">HH", 1000, 40000)), struct.pack(">H", 1000)))
     seen = np.asarray(open_picture(tmp_path / "a.png"))[0, :, 0]
     assert seen.tolist() == [255, 156]
 
@@ -146,7 +229,7 @@ def test_what_is_no_picture(tmp_path):
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.jpg").write_text("hello")
     (tmp_path / "script.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
-    for name, message in {"empty.jpg": "empty", "text.jpg": "not one of", "script.eps": "not one of", "gone.jpg": "no such file",
+    for name, message in {"empty.jpg": "empty", "text.jpg": "not one of", "script.eps": "a PostScript document; save its page as PNG", "gone.jpg": "no such file",
                           "text.jpg/a.jpg": "no such file", ".": "not a file", "a\0b.jpg": "null"}.items():
         with pytest.raises(PliError, match=message): open_picture(f"{tmp_path}/{name}")
 
@@ -188,6 +271,66 @@ def test_damaged_bytes_give_a_picture_or_a_pli_error(tmp_path_factory, suffix, c
         warnings.simplefilter("ignore")
         try: assert open_picture(path).mode == "RGB"
         except PliError as error: assert f"a.{suffix}" in str(error)
+
+
+@pytest.mark.parametrize("name, head, words", [
+    ("a.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC/HEIF picture, and this installation of Pillow cannot read it; convert it to JPEG or PNG"),
+    ("a.jpg", b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIC/HEIF picture"),
+    ("a.cr2", b"II*\0\x10\0\0\0CR\2\0", "a camera's raw file"),
+    ("a.tif", b"II*\0\x10\0\0\0CR\2\0", "a camera's raw file"),
+    ("a.CR3", b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "a camera's raw file"),
+    ("a.jxl", b"\xff\x0a\0\0", "a JPEG XL picture; convert it"),
+    ("a.svg", b"<?xml version='1.0'?>\n<svg xmlns='x'/>", "an SVG drawing; save it as PNG"),
+    ("a.pdf", b"%PDF-1.7", "a PDF document"),
+    ("a.mp4", b"\0\0\0\x18ftypisom\0\0\2\0isomiso2", "a video; save one of its frames"),
+    ("a.avi", b"RIFF\0\0\0\0AVI LIST", "a video"),
+    ("a.jpg", b"\n<!DOCTYPE html><title>404", "a web page, probably an error message in place of the picture; fetch the picture again"),
+    ("a.jpg", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    ("a.png", b"\x89PNG\r\n\x1a\n", "it begins like a PNG, but is damaged or of a rare kind"),
+    ("a.tif", tiff(np.zeros((1, 3), np.float64)), "it begins like a TIFF, but is damaged or of a rare kind; if a picture viewer can open it, save it again as PNG"),
+    ("a.tif", tiff(np.zeros((2, 2, 3), np.uint8), subfile=1), "begins with a thumbnail"),
+    ("a.nef", tiff(np.zeros((2, 2, 3), np.uint8)), "a camera's raw file"),
+])
+def test_files_of_other_kinds_are_called_what_they_are(tmp_path, name, head, words):
+    (tmp_path / name).write_bytes(head)
+    with pytest.raises(PictureError) as caught: open_picture(tmp_path / name)
+    assert words in str(caught.value) and caught.value.cause in ("unsupported format", "broken picture")
+    assert (caught.value.cause == "broken picture") == ("it begins like" in words)
+
+
+def test_avif_that_pillow_cannot_read(tmp_path, monkeypatch):
+    import pli.data
+    monkeypatch.setattr(pli.data, "readable_formats", lambda: ("JPEG", "PNG"))
+    (tmp_path / "a.avif").write_bytes(b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf")
+    with pytest.raises(PictureError, match="an AVIF picture, and this installation of Pillow cannot read it; convert it"): open_picture(tmp_path / "a.avif")
+
+
+@pytest.mark.parametrize("size", [(5000, 1), (1, 5000), (2010, 10)])
+def test_a_strip_is_refused_before_it_is_resized(tmp_path, size):
+    Image.new("RGB", size).save(tmp_path / "a.png")
+    with pytest.raises(PictureError, match=f"{size[0]} x {size[1]}: one side is more than 200 times the other") as caught: open_picture(tmp_path / "a.png")
+    assert caught.value.cause == "too long picture"
+    (tmp_path / "a.csv").write_text("filepath,title\na.png,a strip\nb.png,long\n")
+    Image.new("RGB", (2000, 10)).save(tmp_path / "b.png")
+    pairs = read_pairs(tmp_path / "a.csv")
+    assert causes(pairs) == {2: "too long picture"} and pairs.captions == ("long",)
+
+
+def test_no_descriptor_is_left_open(tmp_path):
+    save(tmp_path / "a.png"), save(tmp_path / "a.tif"), (tmp_path / "b.png").write_bytes(b"x")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        for name in ("a.png", "a.tif"):
+            open_picture(tmp_path / name)
+            open_header(tmp_path / name).close()
+        for opener in (open_picture, open_header):
+            with pytest.raises(PictureError): opener(tmp_path / "b.png")
+
+
+def test_what_a_model_cannot_take_costs_one_pair(mixed):
+    def refuse(picture): raise PliError("padded to a square it would hold too much")
+    index, tensor, reason = PairSet(mixed, refuse)[0]
+    assert tensor is None and "0.jpg: padded to a square" in reason and reason.path.endswith("0.jpg")
 
 
 def test_picture_error_survives_a_process_border():
@@ -265,18 +408,111 @@ def test_report_and_problem_file(tmp_path):
 @pytest.mark.parametrize("name, content, message", [
     ("a.csv", b"", "found an empty file"),
     ("a.csv", b"\n\n", "found an empty line"),
-    ("a.csv", b"path,text\na.png,x\n", "columns filepath and title, found path, text; image_key="),
+    ("a.csv", b"picture,words\na.png,x\n", "columns filepath and title, found picture, words; name other columns with --image-key / image_key="),
     ("a.csv", b"filepath,title,title\na.png,x,y\n", "2 columns called 'title'"),
     ("a.csv", b"filepath,title\n", "no usable pair. Expected records"),
     ("a.csv", b"filepath,title\ngone.png,x\n", "missing picture: 1; the first is .*line 2"),
     ("a.csv", "filepath,title\na.png,x\n".encode("utf-16"), "save it as UTF-8"),
     ("a.jsonl", b"", "no usable pair"),
-    ("a.jsonl", b'{"a": 1}\n', "no filepath or image, found a"),
-    ("a.parquet", b"PAR1", r"pairs are read from \.csv"),
+    ("a.jsonl", b'{"a": 1}\n', "no filepath or image or file_name .*, found a"),
+    ("a.xlsx", b"PK", r"pairs are read from \.csv, \.tsv, .* files \(packed as \.gz or not\)"),
+    ("a.csv.gz", b"\x1f\x8b\x08", "is packed by gzip and damaged or cut short"),
+    ("a.jsonl.gz", b"\x1f\x8b\x08\0\0\0\0\0\0\3garbage!", "is packed by gzip and damaged or cut short"),
 ])
 def test_unusable_files_say_what_was_expected(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(PliError, match=message): read_pairs(tmp_path / name)
+
+
+HERE = '{"file_name": "a.png", "text": "red"}'
+
+def test_packed_tables(tmp_path):
+    save(tmp_path / "a.png")
+    for name, text in {"a.csv.gz": "filepath,title\na.png,red\n", "a.TSV.GZ": "filepath\ttitle\na.png\tred\n", "a.jsonl.gz": HERE, "plain.csv.gz": "filepath,title\na.png,red\n"}.items():
+        (tmp_path / name).write_bytes(text.encode() if name.startswith("plain") else gzip.compress(text.encode()))
+        assert read_pairs(tmp_path / name).captions == ("red",), name
+    (tmp_path / "misnamed.csv").write_bytes(gzip.compress(b"filepath,title\na.png,red\n"))
+    assert read_pairs(tmp_path / "misnamed.csv").captions == ("red",)
+    (tmp_path / "two.csv.gz").write_bytes(gzip.compress(b"filepath,title\n") + gzip.compress(b"a.png,red\n"))   # as pigz and cat make them
+    assert read_pairs(tmp_path / "two.csv.gz").captions == ("red",)
+
+
+def test_a_gzip_bomb_is_stopped(tmp_path):
+    with gzip.open(tmp_path / "bomb.csv.gz", "wb", 1) as file:
+        file.write(b"filepath,title\n")
+        for _ in range(64): file.write(b"\0" * 2**20)
+    assert (tmp_path / "bomb.csv.gz").stat().st_size < 2**19
+    with pytest.raises(PliError, match="bomb.csv.gz: unpacks to more than 33,554,432 bytes; if that is right, unpack it first"): text_lines(tmp_path / "bomb.csv.gz", 2**25)
+    assert UNPACKED_BYTES <= 2**30 and TABLE_BYTES > UNPACKED_BYTES            # what is used where no limit is named
+    (tmp_path / "b.txt").write_bytes(gzip.compress(b"\0" * 2**22)), save(tmp_path / "b.png"), save(tmp_path / "a.png"), (tmp_path / "a.txt").write_text("red")
+    assert [problem.cause for problem in read_pairs(tmp_path).problems] == ["unreadable caption file"]
+
+
+def test_lists_of_captions_and_hugging_face_names(tmp_path):
+    save(tmp_path / "a.png"), save(tmp_path / "b.png")
+    rows = [HERE, '{"file_name": "b.png", "text": ["blue", " round "]}', '{"file_name": "b.png", "text": []}', '{"file_name": "b.png", "text": ["x", 3, ""]}',
+            '{"file_name": ["b.png"], "text": "x"}', '{"file_name": "b.png", "text": {"a": 1}}']
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    pairs = read_pairs(tmp_path / "metadata.jsonl")
+    assert list(zip(pairs.names, pairs.captions)) == [("a.png", "red"), ("b.png", "blue"), ("b.png", "round"), ("b.png", "x")]
+    assert [(problem.line, problem.cause) for problem in pairs.problems] == [(3, "empty caption"), (4, "not text"), (4, "empty caption"), (5, "not text"), (6, "not text")]
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,red\n")
+    assert read_pairs(tmp_path / "metadata.csv").captions == ("red",)
+    with pytest.raises(PliError, match="There is metadata.csv, metadata.jsonl: did you mean"): read_pairs(tmp_path)
+
+
+def test_two_columns_that_could_be_meant_are_said(tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "a.csv").write_text("path,text,title,image\nx,y,red,a.png\n")
+    (tmp_path / "a.jsonl").write_text('{"image": "a.png", "caption": "red", "text": "y"}\n' * 3)
+    pairs = read_pairs(tmp_path / "a.csv")
+    assert list(pairs) == [(tmp_path / "a.png", "red")] and len(pairs.notes) == 2
+    assert "reads 'image'; 'path' is there, too" in pairs.report() and "reads 'title'; 'text' is there, too" in pairs.report()
+    for limit in (None, 1):
+        pairs = read_pairs(tmp_path / "a.jsonl", limit=limit)
+        assert len(pairs.notes) == 1 and "reads 'caption'; 'text' is there, too" in pairs.notes[0]
+    assert not read_pairs(tmp_path / "a.jsonl", caption_key="caption").notes and read_pairs(tmp_path / "a.jsonl", caption_key="text").captions == ("y",) * 3
+
+
+def parquet(path: Path, **columns) -> Path:
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+def test_parquet(tmp_path):
+    save(tmp_path / "a.png")
+    pairs = read_pairs(parquet(tmp_path / "a.parquet", id=[1, 2, 3, 4], filepath=["a.png", None, "../b.png", "a.png"], title=["red", "x", "y", None]))
+    assert pairs.captions == ("red",) and causes(pairs) == {2: "not text", 3: "outside the folder", 4: "not text"}
+    pairs = read_pairs(parquet(tmp_path / "b.parquet", file_name=["a.png"] * 3, text=[["red", "round"], [], ["x", None]]))
+    assert pairs.captions == ("red", "round", "x") and [(problem.line, problem.cause) for problem in pairs.problems] == [(2, "empty caption"), (3, "not text")]
+    for columns, words in [({"filepath": [b"x"], "title": ["x"]}, "column 'filepath' holds binary, not text"), ({"image": [{"bytes": b"x", "path": "a"}], "text": ["x"]}, "column 'image' holds struct<"),
+                           ({"filepath": ["a.png"], "words": ["x"]}, "expected the columns filepath and title, found filepath, words; name other columns"), ({"image": [1], "text": ["x"]}, "int64")]:
+        with pytest.raises(PliError, match=words): read_pairs(parquet(tmp_path / "c.parquet", **columns))
+    whole = (tmp_path / "a.parquet").read_bytes()
+    for broken in (whole[:len(whole) // 2], b"PAR1", b"", b"PAR1" + b"\xff" * 200 + whole[204:]):
+        (tmp_path / "d.parquet").write_bytes(broken)
+        with pytest.raises(PliError, match="d.parquet: is (no Parquet file that can be read|damaged)"): read_pairs(tmp_path / "d.parquet")
+
+
+def test_parquet_of_one_long_text_a_million_times_stays_small(tmp_path):
+    "Read column-wise and coded: 20,000 rows of the same 100,000 letters are not 2 GB."
+    import tracemalloc
+    path = parquet(tmp_path / "a.parquet", filepath=["a.png"] * 20_000, title=["x" * 100_000] * 20_000)
+    assert path.stat().st_size < 1e6
+    tracemalloc.start()
+    assert len(read_pairs(path, check=False)) == 20_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3e8
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    import sys
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(PliError, match=r'a.parquet: reading Parquet needs pyarrow: pip install "pli\[parquet\]"'): read_pairs(tmp_path / "a.parquet")
 
 
 def test_missing_source_bad_limit_bad_root(tmp_path):
@@ -356,6 +592,86 @@ def test_folder_with_relative_path_and_links(tmp_path, monkeypatch):
     pairs = read_pairs("set")
     assert pairs.paths == (os.path.join("set", "a.png"),) and {p.cause for p in pairs.problems} == {"linked folder", "outside the folder"}
     assert read_pairs("set", root=".").names == ["set/a.png", "set/b.png"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_caption_files_are_inside_the_fence_and_regular(tmp_path):
+    inside = tmp_path / "set"
+    for name in "abcdefgh": save(inside / f"{name}.png")
+    (inside / "a.txt").write_text("fine")
+    (tmp_path / "secret").write_text("root:x:0:0\n"), os.symlink(tmp_path / "secret", inside / "b.txt")
+    os.mkfifo(inside / "c.txt"), os.symlink("/dev/zero", inside / "d.txt"), os.symlink("a.txt", inside / "e.txt"), os.symlink("gone", inside / "f.txt")
+    with open(inside / "g.txt", "wb") as file: file.truncate(2**20 + 1)
+    os.symlink("h.txt", inside / "h.txt")
+    pairs = read_pairs(inside)
+    assert list(zip(pairs.names, pairs.captions)) == [("a.png", "fine"), ("e.png", "fine")]
+    found = {Path(problem.file).name: (problem.cause, problem.detail) for problem in pairs.problems}
+    assert {name: cause for name, (cause, _) in found.items()} == {"b.txt": "outside the folder", "d.txt": "outside the folder", "c.txt": "unreadable caption file",
+                                                                   "f.txt": "unreadable caption file", "g.txt": "unreadable caption file", "h.txt": "unreadable caption file"}
+    for name, words in {"b.txt": "is a link out of the folder", "c.txt": "a pipe, not a file", "f.txt": "no such file", "g.txt": "more than the 1,048,576", "h.txt": "links"}.items():
+        assert words in found[name][1], found[name]
+    assert "--root / root=" in found["b.txt"][1] and "root:x" not in pairs.report()
+    (inside / "far").mkdir(), save(inside / "far" / "i.png"), os.symlink("/dev/zero", inside / "far" / "i.txt")
+    assert "a device, not a file" in str(read_pairs(inside, root="/").problems)                     # allowed to lead there, and still no file
+
+
+def test_links_that_the_user_named_are_followed(tmp_path, monkeypatch):
+    save(tmp_path / "store" / "x" / "a.png"), (tmp_path / "store" / "x" / "a.txt").write_text("red")
+    (tmp_path / "set").mkdir(), os.symlink(tmp_path / "store", tmp_path / "set" / "images"), os.symlink(tmp_path / "store", tmp_path / "link")
+    (tmp_path / "set" / "a.csv").write_text("filepath,title\nimages/x/a.png,red\n")
+    (tmp_path / "b.csv").write_text("filepath,title\nx/a.png,red\n")
+    assert read_pairs(tmp_path / "link").captions == read_pairs(tmp_path / "b.csv", root=tmp_path / "link").captions == ("red",)
+    with pytest.raises(PliError, match=r"images/x/a.png is a link out of the folder .*set, to .*store/x/a.png; name the folder that holds it with --root"): read_pairs(tmp_path / "set" / "a.csv")
+    both = f"{tmp_path / 'set'}{os.pathsep}{tmp_path / 'store'}"
+    assert read_pairs(tmp_path / "set" / "a.csv", root=both).names == ["images/x/a.png"]
+    assert read_pairs(tmp_path / "set", root=both).names == ["images/x/a.png"]                      # a folder that is a link is walked through, too
+    with pytest.raises(PliError, match="linked folder: 1"): read_pairs(tmp_path / "set")
+    with pytest.raises(PliError, match="root .*gone: no such folder"): read_pairs(tmp_path / "set" / "a.csv", root=f"{tmp_path}{os.pathsep}{tmp_path / 'gone'}")
+    (tmp_path / "c:d").mkdir(), save(tmp_path / "c:d" / "x" / "a.png")
+    assert len(read_pairs(tmp_path / "b.csv", root=tmp_path / "c:d")) == 1                          # a folder whose name holds a colon
+
+
+def test_loops_of_links_are_said(tmp_path):
+    save(tmp_path / "set" / "a.png"), (tmp_path / "set" / "a.txt").write_text("red"), (tmp_path / "set" / "deep").mkdir()
+    os.symlink(tmp_path / "set", tmp_path / "set" / "deep" / "up"), os.symlink("deep", tmp_path / "set" / "again"), os.symlink("round.png", tmp_path / "set" / "round.png")
+    (tmp_path / "set" / "round.txt").write_text("a link to itself")
+    pairs = read_pairs(tmp_path / "set")
+    assert pairs.captions == ("red",)
+    linked = [problem.detail for problem in pairs.problems if problem.cause == "linked folder"]
+    assert len(linked) == 2 and all("read anyway or goes round in a circle" in detail for detail in linked)
+    assert any("links" in problem.detail for problem in pairs.problems if problem.cause == "broken picture")
+    os.symlink(tmp_path, tmp_path / "set" / "out"), os.symlink(tmp_path / "set", tmp_path / "set" / "self")
+    assert len(read_pairs(tmp_path / "set", root=f"{tmp_path / 'set'}{os.pathsep}{tmp_path}")) == 1
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="everything is readable here")
+def test_a_folder_that_may_not_be_read_is_said(tmp_path):
+    save(tmp_path / "a.png"), (tmp_path / "a.txt").write_text("red"), (tmp_path / "shut").mkdir(0o000)
+    assert [problem.cause for problem in read_pairs(tmp_path).problems] == ["unreadable folder"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a backslash separates folders here")
+def test_names_in_other_spellings_are_found_and_counted(tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    save(tmp_path / "sub" / "a.png"), save(tmp_path / f"{decomposed}.png", (0, 0, 200)), save(tmp_path / "b" / f"{composed}.png"), save(tmp_path / "x\\y.png")
+    names = ["sub\\a.png", f"{composed}.png", f"b/{decomposed}.png", f"b\\{decomposed}.png", "x\\y.png", f"{decomposed}.png", "sub\\gone.png", "..\\..\\out.png", "sub/a.png"]
+    (tmp_path / "a.csv").write_text("filepath,title\n" + "".join(f"{name},x\n" for name in names), encoding="utf-8")
+    for check in (True, False):
+        pairs = read_pairs(tmp_path / "a.csv", check=check)
+        assert pairs.names[:6] == ["sub/a.png", f"{decomposed}.png", f"b/{composed}.png", f"b/{composed}.png", "x\\y.png", f"{decomposed}.png"]
+        assert causes(pairs) == ({8: "missing picture", 9: "outside the folder"} if check else {9: "outside the folder"})
+        assert pairs.notes[0].startswith("4 names were found under another spelling") and "note: 4 names" in pairs.report()
+    save(tmp_path / f"{composed}.png", (200, 0, 0))                              # both are there: the exact name counts
+    found = read_pairs(tmp_path / "a.csv").paths
+    assert open_picture(found[1]).getpixel((0, 0))[0] > 150 and open_picture(found[5]).getpixel((0, 0))[2] > 150
+
+
+def test_a_raw_file_with_a_caption_is_told_what_it_is(tmp_path):
+    save(tmp_path / "a.png"), (tmp_path / "a.txt").write_text("red")
+    for name in ("b.nef", "c.heic", "d.pdf", "e.pdf"): (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" if name == "c.heic" else b"%PDF-1.4")
+    for name in "bcd": (tmp_path / f"{name}.txt").write_text("meant to be read")
+    pairs = read_pairs(tmp_path)
+    assert len(pairs) == 1 and {Path(problem.file).name: problem.cause for problem in pairs.problems} == {f"{name}.txt": "unsupported format" for name in "bcd"}
 
 
 def test_folder_without_captions_points_to_its_table(tmp_path):
