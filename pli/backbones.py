@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['PREPROCESS', 'register_tiny', 'PatchGate', 'find_gate', 'patch_grid', 'pixel_transform', 'TargetPad',
            'model_transform', 'target_pad_transform', 'Backbone', 'check_mask', 'encode_visible', 'encode_image',
-           'encode_text', 'read_config', 'random_weights_wanted', 'load_backbone', 'save_backbone']
+           'encode_text', 'read_config', 'random_weights_wanted', 'weights_for', 'build', 'load_backbone',
+           'save_backbone']
 
 # %% ../nbs/02_backbones.ipynb #0a004108
 import logging
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +26,8 @@ from torch import Tensor, nn
 from torchvision.transforms import Compose, Normalize, PILToTensor
 
 from .core import PliError, atomic, read_json, write_json
+from .data import shown
+from .weights import Weights, WeightsNotice, in_whole_words, put_weights, read_weights
 
 # %% ../nbs/02_backbones.ipynb #bfba70d9
 def register_tiny() -> None:
@@ -238,6 +242,33 @@ def random_weights_wanted(wanted: bool):
     finally: logging.disable(before)
 
 # %% ../nbs/02_backbones.ipynb #db21774b
+def weights_for(
+    name: str,                 # model name as given to open_clip
+    pretrained: str | None,    # weights tag or file
+) -> Weights | None:           # None for a tag, a name on the hub, or random weights: open_clip finds those
+    "Read the weights of a folder, or the file that was named. Raises `PliError` naming the file."
+    if name.startswith("local-dir:"):
+        folder = Path(name.removeprefix("local-dir:"))
+        path = open_clip.factory._find_checkpoint_in_dir(folder)
+        if path is None: raise PliError(f"{shown(folder)}: there are no weights in it (open_clip_model.safetensors)")
+        return read_weights(path)
+    if pretrained and not open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained) and Path(pretrained).is_file(): return read_weights(pretrained)
+    return None
+
+def build(
+    name: str, pretrained: str | None,
+    weights: Weights | None,   # to put into it, where they lie here
+    model_cfg: dict,           # its configuration
+    cache_dir: str | None = None,
+) -> nn.Module:
+    "Let open_clip build a model, and put the weights into it."
+    force = bool(model_cfg.get("quick_gelu")) and ":" not in name
+    if weights is None: return open_clip.create_model(name, pretrained, force_quick_gelu=force, cache_dir=cache_dir, require_pretrained=":" in name)
+    model = open_clip.create_model(name, force_quick_gelu=force, cache_dir=cache_dir, load_weights=False, pretrained_text=False)
+    for line in put_weights(model, weights): warnings.warn(f"{shown(weights.path)}: {line}", WeightsNotice, stacklevel=3)
+    return model
+
+# %% ../nbs/02_backbones.ipynb #956e8332
 def load_backbone(
     name: str | Path,               # `ViT-B-32`, `hf-hub:org/model`, a folder in open_clip's local-dir layout, or `pli-tiny-48`
     pretrained: str | None = None,  # weights: a tag such as `openai`, or a checkpoint file; None leaves named models random
@@ -253,13 +284,15 @@ def load_backbone(
     if ":" in name and pretrained: raise PliError(f"{name} brings its own weights: leave out {pretrained!r}, or name a model of open_clip to put them in")
     try:
         config = read_config(name, pretrained, cache_dir)
-        force = bool(config["model_cfg"].get("quick_gelu")) and ":" not in name
-        with torch.random.fork_rng(devices=[]), random_weights_wanted(name in open_clip.list_models() and name.startswith("pli-tiny")):
+        weights = weights_for(name, pretrained)
+        with torch.random.fork_rng(devices=[]), random_weights_wanted(weights is not None or name.startswith("pli-tiny")):
             torch.manual_seed(seed)
-            model = open_clip.create_model(name, pretrained, force_quick_gelu=force, cache_dir=cache_dir, require_pretrained=":" in name)
-    except PliError: raise
+            model = build(name, pretrained, weights, config["model_cfg"], cache_dir)
+    except PliError as error:
+        if not pretrained or "neither a folder" in str(error): raise
+        raise PliError(f"model {shown(name)!r} with weights {shown(pretrained)!r} cannot be loaded: {error}") from None
     except Exception as error:
-        raise PliError(f"model {name!r} with weights {pretrained!r} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+        raise PliError(f"model {shown(name)!r} with weights {shown(pretrained)!r} cannot be loaded: {type(error).__name__}: {in_whole_words(error)}") from error
     config["preprocess_cfg"] = dict(model.visual.preprocess_cfg)
     transform = PREPROCESS[preprocess](PreprocessCfg(**config["preprocess_cfg"]))
     tokenizer = lambda: open_clip.get_tokenizer(name if ":" in name else name.replace("/", "-"), cache_dir=cache_dir)
