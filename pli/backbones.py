@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PREPROCESS', 'register_tiny', 'PatchGate', 'find_gate', 'patch_grid', 'pixel_transform', 'TargetPad',
            'model_transform', 'target_pad_transform', 'Backbone', 'check_mask', 'encode_visible', 'encode_image',
-           'encode_text', 'read_config', 'random_weights_wanted', 'weights_for', 'build', 'load_backbone',
-           'save_backbone']
+           'encode_text', 'read_config', 'random_weights_wanted', 'weights_for', 'build', 'make_tokenizer',
+           'load_backbone', 'save_backbone']
 
 # %% ../nbs/02_backbones.ipynb #0a004108
 import logging
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import open_clip
 import torch
+from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageOps
 from safetensors.torch import save_file
@@ -27,7 +28,7 @@ from torchvision.transforms import Compose, Normalize, PILToTensor
 
 from .core import PliError, atomic, read_json, write_json
 from .data import shown
-from .weights import Weights, WeightsNotice, in_whole_words, put_weights, read_weights
+from .weights import Weights, WeightsNotice, check_config, in_whole_words, put_weights, read_weights
 
 # %% ../nbs/02_backbones.ipynb #bfba70d9
 def register_tiny() -> None:
@@ -220,11 +221,10 @@ def read_config(
     "The configuration that open_clip builds a model of that name from."
     if name.startswith("local-dir:"):
         path = Path(name.removeprefix("local-dir:")) / "open_clip_config.json"
-        record = read_json(path)
-        if not isinstance(record, dict) or "model_cfg" not in record: raise PliError(f"{path}: has no entry model_cfg, so it describes no model of open_clip")
-        return {"model_cfg": record["model_cfg"]}
+        if path.exists() and not path.is_file(): raise PliError(f"{shown(path)}: is no file")          # a pipe would be waited for
+        return {"model_cfg": check_config(shown(path), read_json(path), local=True)["model_cfg"]}
     if name.startswith("hf-hub:"):
-        return {"model_cfg": open_clip.factory._get_hf_config(name.removeprefix("hf-hub:"), cache_dir=cache_dir)["model_cfg"]}
+        return {"model_cfg": check_config(f"{shown(name)}: open_clip_config.json", open_clip.factory._get_hf_config(name.removeprefix("hf-hub:"), cache_dir=cache_dir))["model_cfg"]}
     found = open_clip.get_model_config(name.replace("/", "-"))
     if found is None:
         near = [known for known in open_clip.list_models() if name.lower()[:5] in known.lower()][:8]
@@ -269,6 +269,26 @@ def build(
     return model
 
 # %% ../nbs/02_backbones.ipynb #956e8332
+def make_tokenizer(
+    name: str,             # model name as given to open_clip
+    text_cfg: dict,        # that `check_config` has seen
+    cache_dir: str | None = None,
+):                         # a tokenizer of open_clip: texts -> `(texts, context)` numbers
+    "The tokenizer of a model. Raises `PliError` naming it and what is missing."
+    source = text_cfg.get("hf_tokenizer_name")
+    try:
+        if ":" not in name: return open_clip.get_tokenizer(name.replace("/", "-"), cache_dir=cache_dir, **({"trust_remote_code": False} if source else {}))
+        more, context = text_cfg.get("tokenizer_kwargs") or {}, text_cfg.get("context_length", 77)
+        if not source: return open_clip.SimpleTokenizer(context_length=context, **more)
+        where = name.removeprefix("local-dir:") if name.startswith("local-dir:") else source
+        return HFTokenizer(where, context_length=context, cache_dir=cache_dir, tokenizer_mode=text_cfg.get("tokenizer_mode"), trust_remote_code=False, **more)
+    except ImportError as error:
+        raise PliError(f"model {shown(name)!r}: its tokenizer {shown(source or 'of SigLIP')} needs a package that is not installed ({in_whole_words(error)}): pip install transformers sentencepiece") from None
+    except Exception as error:
+        if "trust_remote_code" in str(error): raise PliError(f"model {shown(name)!r}: its tokenizer {shown(source)} is a program that lies beside it, and that is not run here; ask its owner for plain files") from None
+        raise PliError(f"model {shown(name)!r}: its tokenizer {shown(source or 'of SigLIP')} cannot be made, and words cannot be read without it: {type(error).__name__}: {in_whole_words(error)}") from error
+
+# %% ../nbs/02_backbones.ipynb #b6fcc53f
 def load_backbone(
     name: str | Path,               # `ViT-B-32`, `hf-hub:org/model`, a folder in open_clip's local-dir layout, or `pli-tiny-48`
     pretrained: str | None = None,  # weights: a tag such as `openai`, or a checkpoint file; None leaves named models random
@@ -295,8 +315,10 @@ def load_backbone(
         raise PliError(f"model {shown(name)!r} with weights {shown(pretrained)!r} cannot be loaded: {type(error).__name__}: {in_whole_words(error)}") from error
     config["preprocess_cfg"] = dict(model.visual.preprocess_cfg)
     transform = PREPROCESS[preprocess](PreprocessCfg(**config["preprocess_cfg"]))
-    tokenizer = lambda: open_clip.get_tokenizer(name if ":" in name else name.replace("/", "-"), cache_dir=cache_dir)
-    return Backbone(model, transform, tokenizer, config, name, preprocess).to(device).eval()
+    tokenizer = lambda: make_tokenizer(name, config["model_cfg"]["text_cfg"], cache_dir)
+    backbone = Backbone(model, transform, tokenizer, config, name, preprocess)
+    if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name") or "siglip" in name.lower(): backbone.tokenizer = tokenizer()     # it can fail: before long work
+    return backbone.to(device).eval()
 
 # %% ../nbs/02_backbones.ipynb #ee395fea
 def save_backbone(

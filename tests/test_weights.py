@@ -1,9 +1,12 @@
 "Files of weights as they come from strangers: what they are, what is in them, what they leave open; and configurations that want too much."
+import importlib.util
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from pli.backbones import load_backbone
 from pli.core import PliError
-from pli.weights import check_kind, in_whole_words, read_weights
+from pli.weights import PICTURES, bytes_needed, check_config, check_kind, check_pictures, in_whole_words, read_weights
 
 SMALL = {"embed_dim": 24, "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
          "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}}
@@ -124,9 +127,8 @@ def test_other_files_are_told_by_name(small, tmp_path, make, words):
 
 
 def test_no_file_and_no_pipe_is_waited_for(tmp_path):
-    import os
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", tmp_path / "nothing.pt", tmp_path): 
+    for path in (tmp_path / "pipe", tmp_path / "nothing.pt", tmp_path):
         with pytest.raises(PliError, match="no such file"): read_weights(path)
 
 
@@ -184,3 +186,173 @@ def test_weights_that_fit_are_put_in_without_a_word(small, tmp_path, recwarn):
     load_backbone("pliweights", str(tmp_path / "w.safetensors"))
     assert not recwarn.list
     assert load_file(tmp_path / "w.safetensors").keys() == small.model.state_dict().keys()
+
+
+# ---- what a configuration may ask for
+
+needs_transformers = pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed: pip install transformers sentencepiece")
+
+
+def folder_with(small, folder, change=None, **more):
+    "A model folder whose configuration was changed."
+    small.save(folder)
+    path = folder / "open_clip_config.json"
+    record = json.loads(path.read_text())
+    for key, value in more.items(): record[key] = record.get(key, {}) | value if isinstance(value, dict) else value
+    if change: change(record["model_cfg"])
+    path.write_text(json.dumps(record))
+    return folder
+
+
+def add_words(folder, evil=None):
+    "Real files of a tokenizer of the transformers library; with code beside them that leaves a mark."
+    words = {"[UNK]": 0, "[PAD]": 1, "[CLS]": 2, "[SEP]": 3, "a": 4, "red": 5, "blue": 6, "shirt": 7, "in": 8, "long": 9}
+    added = [{"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True} for token, i in list(words.items())[:4]]
+    template = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "[SEP]", "type_id": 0}}], "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                "special_tokens": {token: {"id": token, "ids": [words[token]], "tokens": [token]} for token in ("[CLS]", "[SEP]")}}
+    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": template, "decoder": None,
+                                                       "model": {"type": "WordLevel", "vocab": words, "unk_token": "[UNK]"}}))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "model_max_length": 512}
+    if evil is not None:
+        (folder / "words.py").write_text(f"from pathlib import Path\nPath({str(evil)!r}).write_text('ran')\nfrom transformers import PreTrainedTokenizerFast\nclass Words(PreTrainedTokenizerFast): pass\n")
+        config |= {"tokenizer_class": "Words", "auto_map": {"AutoTokenizer": [None, "words.Words"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def hub_words(config, **more): config["text_cfg"] |= {"hf_tokenizer_name": "org/words", **more}
+
+
+@needs_transformers
+def test_code_beside_a_tokenizer_is_never_run(small, tmp_path):
+    mark = tmp_path / "mark"
+    folder = folder_with(small, tmp_path / "model", lambda config: hub_words(config, tokenizer_kwargs={"trust_remote_code": True}))
+    add_words(folder, mark)
+    with pytest.raises(PliError, match="tokenizer_kwargs: trust_remote_code is not allowed"): load_backbone(folder)
+    assert not mark.exists()
+    folder_with(small, folder, lambda config: hub_words(config))                                    # without the argument the library would ask the user
+    code = f"from pli.backbones import load_backbone\nload_backbone({str(folder)!r})"
+    done = subprocess.run([sys.executable, "-c", code], input="y\ny\n", capture_output=True, text=True, timeout=120)
+    assert "its tokenizer org/words is a program that lies beside it, and that is not run here" in done.stderr
+    assert not mark.exists() and "[y/N]" not in done.stdout + done.stderr
+    folder_with(small, folder, lambda config: hub_words(config, tokenizer_kwargs={"trust_remote_code": True}))
+    code = f"import open_clip\nopen_clip.get_tokenizer('local-dir:{folder}')"
+    subprocess.run([sys.executable, "-c", code], input=b"y\n", capture_output=True, timeout=120)
+    assert mark.exists()                                                                             # it was a live one
+
+
+@needs_transformers
+def test_a_folder_with_a_tokenizer_of_its_own_is_read_and_saved(small, tmp_path):
+    folder = folder_with(small, tmp_path / "model", lambda config: hub_words(config, tokenizer_kwargs={"strip_sep_token": False, "clean": "canonicalize"}))
+    add_words(folder)
+    backbone = load_backbone(folder)
+    assert backbone.tokenizer(["A red shirt!"])[0].tolist() == [2, 4, 5, 7, 3] + [1] * 7
+    backbone.save(tmp_path / "again")
+    assert load_backbone(tmp_path / "again").tokenizer(["a red shirt"])[0].tolist() == [2, 4, 5, 7, 3] + [1] * 7
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda config: hub_words(config, tokenizer_kwargs={"use_auth_token": "x"}), "use_auth_token is not allowed"),
+    (lambda config: hub_words(config, tokenizer_kwargs={"trust_remote_code": False}), "trust_remote_code is not allowed"),
+    (lambda config: hub_words(config, tokenizer_kwargs={"code_revision": "x", "revision": "y"}), "code_revision is not allowed"),
+    (lambda config: hub_words(config, tokenizer_kwargs={"clean": "__import__"}), "clean is '__import__'; known are whitespace"),
+    (lambda config: hub_words(config, tokenizer_kwargs={"strip_sep_token": "yes"}), "strip_sep_token is 'yes'"),
+    (lambda config: hub_words(config, tokenizer_kwargs=["trust_remote_code"]), "tokenizer_kwargs must be a table"),
+    (lambda config: hub_words(config, tokenizer_mode="bert_clips"), "tokenizer_mode is 'bert_clips'"),
+    (lambda config: config["text_cfg"].update(tokenizer_kwargs={"bpe_path": "/etc/passwd"}), "bpe_path is not allowed"),
+    (lambda config: config["text_cfg"].update(tokenizer_kwargs={"additional_special_tokens": ["(a+)+"]}), "additional_special_tokens is not allowed"),
+    (lambda config: config["text_cfg"].update(tokenizer_kwargs={"reduction_mask": "random"}), "reduction_mask is not allowed"),
+    (lambda config: config["text_cfg"].update(tokenizer_kwargs={"trust\x1b[31m": 1}), r"trust\\x1b\[31m is not allowed"),
+    (lambda config: config["text_cfg"].update(hf_tokenizer_name=["a"]), "hf_tokenizer_name must be the name"),
+    (lambda config: config["text_cfg"].update(hf_model_name="evil/model"), "hf_model_name 'evil/model' is no text tower"),
+    (lambda config: config["text_cfg"].update(hf_model_name="../secret"), "hf_model_name '../secret' is no text tower"),
+    (lambda config: config["vision_cfg"].update(timm_model_name="hf-hub:evil/model"), "timm_model_name 'hf-hub:evil/model' is no plain name"),
+    (lambda config: config["vision_cfg"].update(timm_model_name="local-dir:/tmp"), "timm_model_name 'local-dir:/tmp' is no plain name"),
+    (lambda config: config["vision_cfg"].update(timm_model_name=["resnet50"]), "is no plain name"),
+    (lambda config: config["vision_cfg"].update(timm_model_name="no_such_tower", timm_model_pretrained=True), "cannot be loaded.*no_such_tower"),
+    (lambda config: config["text_cfg"].update(vocab_size=10**12), "text_cfg: vocab_size must be a number from 1 to 16,777,216, got 1000000000000"),
+    (lambda config: config["text_cfg"].update(vocab_size=2**24, width=2**15, heads=512), "needs about [0-9,.]+ GiB of memory, and [0-9,.]+ GiB are free"),
+    (lambda config: config["text_cfg"].update(context_length=10**6), "text_cfg: context_length must be"),
+    (lambda config: config["text_cfg"].update(layers=1000, width=2**14, heads=256), "GiB of memory"),
+    (lambda config: config["vision_cfg"].update(layers=10**9), "vision_cfg: layers must be"),
+    (lambda config: config["vision_cfg"].update(layers=[1, 1, 1, 10**9]), "vision_cfg: layers must be"),
+    (lambda config: config["vision_cfg"].update(layers=[1000] * 4, width=4096), "GiB of memory"),
+    (lambda config: config["vision_cfg"].update(image_size=10**6), "vision_cfg: image_size must be"),
+    (lambda config: config["vision_cfg"].update(image_size=-32), "vision_cfg: image_size must be"),
+    (lambda config: config["vision_cfg"].update(image_size=16384, patch_size=1, width=32768), "GiB of memory"),
+    (lambda config: config["vision_cfg"].update(patch_size=0), "vision_cfg: patch_size must be"),
+    (lambda config: config["vision_cfg"].update(width="32"), "vision_cfg: width must be"),
+    (lambda config: config["vision_cfg"].update(mlp_ratio=1e9), "vision_cfg: mlp_ratio must be"),
+    (lambda config: config.update(embed_dim=10**9), "model_cfg: embed_dim must be"),
+    (lambda config: config.update(embed_dim=True), "model_cfg: embed_dim must be"),
+    (lambda config: config.update(quick_gelu="no"), "quick_gelu must be true or false, got 'no'"),
+    (lambda config: config.update(vision_cfg=[1]), "vision_cfg must be a table"),
+    (lambda config: config.update(multimodal_cfg={"layers": 10**9}, custom_text=True), "multimodal_cfg: layers must be"),
+])
+def test_what_a_configuration_may_not_ask_for(small, tmp_path, change, words):
+    folder = folder_with(small, tmp_path / "model", change)
+    began = time.perf_counter()
+    with pytest.raises(PliError, match=words) as caught: load_backbone(folder)
+    assert str(folder) in str(caught.value) and str(caught.value).isprintable() and time.perf_counter() - began < 5
+
+
+@pytest.mark.parametrize("name, fine", [("org/words", True), ("bert-base-uncased", True), ("timm/ViT-B-16-SigLIP2", True), ("/etc", False), ("../words", False), ("./words", False), ("~/words", False), ("a/b/c", False), ("C:\\words", False), ("", True), ("org/..", False)])
+def test_a_tokenizer_on_this_machine_is_not_followed_from_the_hub(name, fine):
+    if fine: check_config("hf-hub:x", {"model_cfg": SMALL | {"text_cfg": SMALL["text_cfg"] | {"hf_tokenizer_name": name}}})
+    else:
+        with pytest.raises(PliError, match="is a path on this machine"): check_config("hf-hub:x", {"model_cfg": SMALL | {"text_cfg": SMALL["text_cfg"] | {"hf_tokenizer_name": name}}})
+
+
+def test_every_model_of_open_clip_asks_for_what_is_allowed(monkeypatch):
+    monkeypatch.setattr("pli.weights.memory_free", lambda: 2**45)
+    names = [name for name in open_clip.list_models() if not name.startswith("pli")]
+    assert len(names) > 140
+    for name in names: check_config(name, {"model_cfg": open_clip.get_model_config(name)})
+    for name, tag in open_clip.list_pretrained():
+        check_pictures(name, {key: value for key, value in open_clip.get_pretrained_cfg(name, tag).items() if key in PICTURES})
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-L-14-336", "RN50", "RN50x16", "coca_ViT-B-32", "ViT-S-16-alt", "pliweights"])
+def test_memory_is_reckoned_before_it_is_used(name):
+    config = open_clip.get_model_config(name)
+    with torch.device("meta"): model = open_clip.create_model(name, load_weights=False, device="meta")
+    count = sum(weight.numel() for weight in model.parameters())
+    size = config["vision_cfg"]["image_size"]
+    assert count * 0.9 < (bytes_needed(config) / 4 - 3 * size**2) / 2 < count * 1.15
+
+
+# ---- how pictures are shown
+
+@pytest.mark.parametrize("change, words", [
+    ({"maen": [0.5] * 3}, "maen is unknown; known are size, mode, mean"), ({"mean": [0.5, 0.5]}, r"mean must be three numbers, got \[0.5, 0.5\]"), ({"mean": 0.5}, "mean must be three numbers"), ({"mean": ["0.5"] * 3}, "mean must be"),
+    ({"mean": [float("nan")] * 3}, "mean must be"), ({"std": [0.5, 0, 0.5]}, "std must be three numbers above 0"), ({"std": [1e999] * 3}, "std must be"), ({"interpolation": "foo"}, "interpolation must be bicubic, bilinear or random, got 'foo'"),
+    ({"interpolation": ["bicubic"]}, "interpolation must be"), ({"resize_mode": "crop"}, "resize_mode must be"), ({"size": -4}, "size must be one or two numbers from 1 to"), ({"size": [32, 0]}, "size must be"), ({"size": "32"}, "size must be"),
+    ({"size": 10**7}, "size must be"), ({"fill_color": -1}, "fill_color must be"), ({"mode": "L"}, "mode must be RGB, got 'L'"), ({"mean": True}, "mean must be"),
+])
+def test_a_broken_preprocess_cfg_is_told_at_once(small, tmp_path, change, words):
+    folder = folder_with(small, tmp_path / "model", preprocess_cfg=change)
+    with pytest.raises(PliError, match=f"open_clip_config.json: preprocess_cfg: {words}"): load_backbone(folder)
+
+
+def test_a_preprocess_cfg_that_is_no_table(small, tmp_path):
+    with pytest.raises(PliError, match="preprocess_cfg must be a table"): load_backbone(folder_with(small, tmp_path / "model", preprocess_cfg=[1]))
+
+
+def test_a_pipe_in_place_of_a_configuration_is_not_waited_for(small, tmp_path):
+    folder = folder_with(small, tmp_path / "model")
+    (folder / "open_clip_config.json").unlink()
+    os.mkfifo(folder / "open_clip_config.json")
+    with pytest.raises(PliError, match="is no file|regular"): load_backbone(folder)
+
+
+# ---- a tokenizer that cannot be made is told before pictures are read
+
+def test_a_tokenizer_that_cannot_be_made_is_told_when_the_model_is_loaded(small, tmp_path):
+    folder = folder_with(small, tmp_path / "model", lambda config: hub_words(config))
+    words = "needs a package that is not installed.*pip install transformers" if importlib.util.find_spec("transformers") is None else "cannot be made, and words cannot be read without it"
+    with pytest.raises(PliError, match=f"its tokenizer org/words|{words}") as caught: load_backbone(folder)
+    assert re.search(words, str(caught.value))
+
+
+def test_without_transformers_the_missing_package_is_named(small, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(PliError, match="needs a package that is not installed.*pip install transformers"): load_backbone(folder_with(small, tmp_path / "model", lambda config: hub_words(config)))
