@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['PREPROCESS', 'register_tiny', 'PatchGate', 'find_gate', 'patch_grid', 'pixel_transform', 'TargetPad',
            'model_transform', 'target_pad_transform', 'Backbone', 'check_mask', 'encode_visible', 'encode_image',
-           'encode_text', 'read_config', 'random_weights_wanted', 'weights_for', 'build', 'make_tokenizer',
+           'encode_text', 'read_config', 'random_weights_wanted', 'weights_for', 'choose', 'build', 'make_tokenizer',
            'load_backbone', 'save_backbone']
 
 # %% ../nbs/02_backbones.ipynb #0a004108
+import json
 import logging
 import warnings
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from torchvision.transforms import Compose, Normalize, PILToTensor
 
 from .core import PliError, atomic, read_json, write_json
 from .data import shown
-from .weights import Weights, WeightsNotice, check_config, in_whole_words, put_weights, read_weights
+from .weights import Choices, Weights, WeightsNotice, check_config, choose_for_file, choose_for_model, in_whole_words, named_activation, put_weights, read_weights, tuned_from_a_file
 
 # %% ../nbs/02_backbones.ipynb #bfba70d9
 def register_tiny() -> None:
@@ -140,6 +141,7 @@ class Backbone(nn.Module):
         self.model, self.config, self.name, self.preprocess = model, config, name, preprocess
         self.pixels = pixel_transform(transform)      # picture -> `uint8 (3, height, width)`; a plain object, so that worker processes can take it along
         self.make_tokenizer, self.tokenizer = tokenizer, None
+        self.choices: dict[str, str] = {}             # what a report must say beside the name: activation and normalisation, and who says so
         norm = next(step for step in transform.transforms if isinstance(step, Normalize))
         self.register_buffer("mean", torch.tensor(norm.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(norm.std)[:, None, None], persistent=False)
@@ -148,6 +150,10 @@ class Backbone(nn.Module):
         self.gate, self.grid = find_gate(model.visual), patch_grid(model.visual, self.size)
         self.fixed = {key for key, weight in model.named_parameters() if not weight.requires_grad}   # tables that never learn
         self.patches = self.grid[0] * self.grid[1]
+
+    @property
+    def title(self) -> str:   # its name, and what was assumed
+        return ", ".join([self.name, *(f"{key}: {value}" for key, value in self.choices.items() if value.endswith("assumed"))])
 
     @property
     def device(self) -> torch.device: return self.mean.device
@@ -222,7 +228,8 @@ def read_config(
     if name.startswith("local-dir:"):
         path = Path(name.removeprefix("local-dir:")) / "open_clip_config.json"
         if path.exists() and not path.is_file(): raise PliError(f"{shown(path)}: is no file")          # a pipe would be waited for
-        return {"model_cfg": check_config(shown(path), read_json(path), local=True)["model_cfg"]}
+        record = check_config(shown(path), read_json(path), local=True)
+        return {"model_cfg": record["model_cfg"], "pli": record.get("pli")}
     if name.startswith("hf-hub:"):
         return {"model_cfg": check_config(f"{shown(name)}: open_clip_config.json", open_clip.factory._get_hf_config(name.removeprefix("hf-hub:"), cache_dir=cache_dir))["model_cfg"]}
     found = open_clip.get_model_config(name.replace("/", "-"))
@@ -255,16 +262,32 @@ def weights_for(
     if pretrained and not open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained) and Path(pretrained).is_file(): return read_weights(pretrained)
     return None
 
+def choose(
+    name: str, pretrained: str | None, config: dict, weights: Weights | None,
+    asked: bool | None,   # QuickGELU, if somebody said so
+) -> Choices:
+    "Activation and normalisation, and who says so. The configuration loses what it needs no longer."
+    model_cfg, note = config["model_cfg"], config.pop("pli", None)
+    note, open_end = note if isinstance(note, dict) else {}, "quick_gelu" not in model_cfg
+    if name.startswith("local-dir:"):
+        chosen = choose_for_model(name, model_cfg, "as its configuration says", asked)
+        source = tuned_from_a_file(weights.path.parent) if open_end and asked is None else None
+        if source: return replace(chosen, activation="gelu, assumed", notices=(f"{shown(weights.path.parent)}: was tuned by an older pli from {shown(source)}, which did not say its activation; gelu was assumed, and is",))
+        if asked is None and note.get("activation") == f"{named_activation(chosen.quick_gelu)}, assumed": chosen = replace(chosen, activation=note["activation"])
+        return replace(chosen, normalisation=shown(note.get("normalisation") or ""))
+    if weights is not None: return choose_for_file(weights, name.replace("/", "-"), model_cfg, asked)
+    return choose_for_model(name, model_cfg, f"as the tag {shown(pretrained)} says" if pretrained else f"as {'its configuration' if ':' in name else 'the name of the model'} says", asked)
+
 def build(
     name: str, pretrained: str | None,
     weights: Weights | None,   # to put into it, where they lie here
-    model_cfg: dict,           # its configuration
+    chosen: Choices,           # its activation, and how pictures are normalised
     cache_dir: str | None = None,
 ) -> nn.Module:
     "Let open_clip build a model, and put the weights into it."
-    force = bool(model_cfg.get("quick_gelu")) and ":" not in name
-    if weights is None: return open_clip.create_model(name, pretrained, force_quick_gelu=force, cache_dir=cache_dir, require_pretrained=":" in name)
-    model = open_clip.create_model(name, force_quick_gelu=force, cache_dir=cache_dir, load_weights=False, pretrained_text=False)
+    force = {"force_quick_gelu": True} if chosen.quick_gelu else {"quick_gelu": False}      # the second overrules the configuration
+    if weights is None: return open_clip.create_model(name, pretrained, cache_dir=cache_dir, require_pretrained=":" in name, **force)
+    model = open_clip.create_model(name, cache_dir=cache_dir, load_weights=False, pretrained_text=False, force_preprocess_cfg=chosen.pictures, **force)
     for line in put_weights(model, weights): warnings.warn(f"{shown(weights.path)}: {line}", WeightsNotice, stacklevel=3)
     return model
 
@@ -296,6 +319,7 @@ def load_backbone(
     seed: int = 0,                  # decides the weights where none are loaded
     cache_dir: str | None = None,   # where open_clip keeps downloads
     preprocess: str = "model",      # the model's own transform, or `target-pad` as in CLIP4Cir's, SEARLE's and many other published figures
+    quick_gelu: bool | None = None, # the activation that the weights were trained with, where you know; None looks for evidence
 ) -> Backbone:                      # in evaluation mode
     "Load an open_clip model as a `Backbone`. Raises `PliError` naming the model, tag, file or preprocessing that cannot be used."
     if preprocess not in PREPROCESS: raise PliError(f"unknown preprocessing {preprocess!r}; known are {', '.join(PREPROCESS)}")
@@ -305,18 +329,23 @@ def load_backbone(
     try:
         config = read_config(name, pretrained, cache_dir)
         weights = weights_for(name, pretrained)
+        chosen = choose(name, pretrained, config, weights, quick_gelu)
         with torch.random.fork_rng(devices=[]), random_weights_wanted(weights is not None or name.startswith("pli-tiny")):
             torch.manual_seed(seed)
-            model = build(name, pretrained, weights, config["model_cfg"], cache_dir)
+            model = build(name, pretrained, weights, chosen, cache_dir)
     except PliError as error:
         if not pretrained or "neither a folder" in str(error): raise
         raise PliError(f"model {shown(name)!r} with weights {shown(pretrained)!r} cannot be loaded: {error}") from None
     except Exception as error:
         raise PliError(f"model {shown(name)!r} with weights {shown(pretrained)!r} cannot be loaded: {type(error).__name__}: {in_whole_words(error)}") from error
+    for line in chosen.notices: warnings.warn(line, WeightsNotice, stacklevel=2)
+    config["model_cfg"].pop("quick_gelu", None)
+    if chosen.quick_gelu: config["model_cfg"]["quick_gelu"] = True
     config["preprocess_cfg"] = dict(model.visual.preprocess_cfg)
     transform = PREPROCESS[preprocess](PreprocessCfg(**config["preprocess_cfg"]))
     tokenizer = lambda: make_tokenizer(name, config["model_cfg"]["text_cfg"], cache_dir)
     backbone = Backbone(model, transform, tokenizer, config, name, preprocess)
+    backbone.choices = {"activation": chosen.activation} | ({"normalisation": chosen.normalisation} if chosen.normalisation else {})
     if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name") or "siglip" in name.lower(): backbone.tokenizer = tokenizer()     # it can fail: before long work
     return backbone.to(device).eval()
 
@@ -328,8 +357,13 @@ def save_backbone(
     "Write a folder that `open_clip.create_model('local-dir:...')` and `load_backbone` read."
     folder = Path(folder)
     weights = {key: value.detach().cpu().contiguous() for key, value in backbone.model.state_dict().items()}
-    with atomic(folder / "open_clip_model.safetensors") as temporary: save_file(weights, temporary)
-    write_json(folder / "open_clip_config.json", backbone.config)
+    model_cfg = backbone.config["model_cfg"]
+    config = backbone.config | {"model_cfg": model_cfg | {"quick_gelu": bool(model_cfg.get("quick_gelu"))}}     # said either way
+    assumed = {key: value for key, value in backbone.choices.items() if value.endswith("assumed")}
+    if assumed: config["pli"] = assumed                                                                        # open_clip passes over it
+    about = {"format": "pt", "open_clip_config": json.dumps(config)}                                           # a file that is parted from its folder says it, too
+    with atomic(folder / "open_clip_model.safetensors") as temporary: save_file(weights, temporary, about)
+    write_json(folder / "open_clip_config.json", config)
     if backbone.tokenizer is None and backbone.config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"): backbone.tokenizer = backbone.make_tokenizer()
     inner = getattr(backbone.tokenizer, "tokenizer", None)    # only tokenizers from the hub have files of their own
     if hasattr(inner, "save_pretrained"): inner.save_pretrained(str(folder))

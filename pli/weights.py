@@ -6,9 +6,13 @@
 __all__ = ['CONVERT', 'NO_WEIGHTS', 'WRAPPERS', 'PREFIXES', 'OPENAI', 'TOKENIZER', 'MOST', 'PICTURES', 'Notice', 'WeightsNotice',
            'zip_kind', 'kind_of', 'check_kind', 'Weights', 'unwrap', 'described', 'in_whole_words', 'read_weights',
            'few', 'check_fit', 'put_weights', 'check_tokenizer', 'check_towers', 'check_sizes', 'bytes_needed',
-           'memory_free', 'numbers', 'check_pictures', 'check_config']
+           'memory_free', 'numbers', 'check_pictures', 'check_config', 'Evidence', 'small_text', 'from_config',
+           'from_params', 'from_name', 'evidence_of', 'Choices', 'named_activation', 'choose_for_file',
+           'choose_for_model', 'tuned_from_a_file']
 
 # %% ../nbs/02a_weights.ipynb #1371c060
+import hashlib
+import json
 import re
 import zipfile
 from dataclasses import dataclass, field
@@ -329,3 +333,141 @@ def check_config(
     needed, free = bytes_needed(model_cfg), memory_free()
     if needed > free: raise PliError(f"{place}: the model that it describes needs about {needed / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} GiB are free")
     return record
+
+# %% ../nbs/02a_weights.ipynb #28404b21
+@dataclass(frozen=True)
+class Evidence:
+    "What something says about weights; None where it says nothing."
+    source: str
+    quick_gelu: bool | None = None
+    pictures: dict | None = None      # a preprocess_cfg
+
+def small_text(
+    path: Path,
+) -> str:   # empty where there is none
+    "A small text file that may or may not lie beside weights."
+    try: return path.read_text("utf-8", "replace") if path.is_file() and path.stat().st_size < 2**20 else ""
+    except OSError: return ""
+
+def from_config(
+    text: str, source: str,
+    model_cfg: dict,         # of the model that the weights shall go into
+) -> list[Evidence]:
+    "What a configuration of open_clip says, if it describes a model of the same shape."
+    try: record = json.loads(text)
+    except ValueError: return []
+    shape = lambda config: {key: value for key, value in config.items() if key not in ("quick_gelu", "custom_text")}
+    if not isinstance(record, dict) or not isinstance(record.get("model_cfg"), dict) or shape(record["model_cfg"]) != shape(model_cfg): return []
+    check_pictures(source, record.get("preprocess_cfg"))
+    return [Evidence(source, record["model_cfg"].get("quick_gelu") is True, record.get("preprocess_cfg"))]
+
+def from_params(
+    text: str,
+    source: str, name: str,
+) -> list[Evidence]:
+    "What the `params.txt` of a training run of open_clip says, if it trained a model of that name."
+    table = dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
+    trained, start = table.get("model", "").replace("/", "-"), table.get("pretrained", "")
+    if trained.removesuffix("-quickgelu") != name.removesuffix("-quickgelu"): return []
+    tag = open_clip.get_pretrained_cfg(trained, start)
+    if table.get("force_quick_gelu") == "True" or (open_clip.get_model_config(trained) or {}).get("quick_gelu"): quick = True
+    else: quick = False if start in ("", "None") or tag and not tag.get("quick_gelu") else None     # from such a tag, older and newer versions of open_clip build different models
+    pictures = {}
+    for key in ("mean", "std", "interpolation", "resize_mode"):
+        value = table.get(f"image_{key}", "None").replace("(", "[").replace(")", "]")
+        try: value = json.loads(value) if value.startswith("[") else value
+        except ValueError: continue
+        if value != "None" and PICTURES[key][0](value): pictures[key] = value
+    return [Evidence(source, quick, pictures or None)]
+
+def from_name(
+    path: Path,
+) -> list[Evidence]:
+    "What the name of a file says; the digest must agree where open_clip knows it."
+    for model, tag in open_clip.list_pretrained():
+        known = open_clip.get_pretrained_cfg(model, tag)
+        address = known.get("url", "").split("/")
+        if address[-1] != path.name: continue
+        digest = address[-2] if "openaipublic" in known["url"] else path.stem.rpartition("-")[2]
+        if not re.fullmatch("[0-9a-f]{8,64}", digest): continue
+        with open(path, "rb") as file: mine = hashlib.file_digest(file, "sha256").hexdigest()
+        if mine.startswith(digest): return [Evidence(f"open_clip's record of {path.name}", bool(known.get("quick_gelu")), {key: known[key] for key in PICTURES if key in known})]
+    return [Evidence("its name", True)] if re.search("quick[-_]?gelu", path.name, re.IGNORECASE) else []
+
+def evidence_of(
+    weights: Weights,
+    name: str, model_cfg: dict,   # of the model that they shall go into
+) -> list[Evidence]:              # the strongest first
+    "All that can be found about the activation and the normalisation of weights."
+    path = weights.path
+    found = from_config(weights.said.get("open_clip_config", ""), "its metadata", model_cfg)
+    found += from_config(small_text(path.parent / "open_clip_config.json"), "open_clip_config.json beside it", model_cfg)
+    for folder in (path.parent, path.parent.parent): found += from_params(small_text(folder / "params.txt"), "params.txt of its run", name)
+    if re.search("model_.*quickgelu", weights.said.get("name", ""), re.IGNORECASE): found.append(Evidence("the name of its run", True))
+    if weights.openai: found.append(Evidence("its layout, which is OpenAI's own,", True))
+    return found + from_name(path)
+
+# %% ../nbs/02a_weights.ipynb #59544f72
+@dataclass(frozen=True)
+class Choices:
+    "What is built, and why."
+    quick_gelu: bool
+    activation: str                  # for reports: `gelu, assumed`, `quick gelu, as asked for`
+    pictures: dict | None = None     # what open_clip's usual preprocess_cfg is changed by
+    normalisation: str = ""          # for reports, where it was assumed
+    notices: tuple[str, ...] = ()
+
+def named_activation(quick_gelu: bool) -> str: return "quick gelu" if quick_gelu else "gelu"
+
+def choose_for_file(
+    weights: Weights,
+    name: str, model_cfg: dict,
+    asked: bool | None = None,   # the option
+) -> Choices:
+    "What to build for a file of weights and a model of open_clip by name."
+    found, notices, place = evidence_of(weights, name, model_cfg), [], shown(weights.path)
+    by_name, tags = bool(model_cfg.get("quick_gelu")), [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
+    says = next((piece for piece in found if piece.quick_gelu is not None), None)
+    if asked is not None or by_name:
+        quick, why = (asked, "as asked for") if asked is not None else (True, "as the name of the model says")
+        if says and says.quick_gelu != quick: notices.append(f"{place}: {named_activation(quick)} is built, {why}, but {says.source} says {named_activation(says.quick_gelu)}")
+    elif says:
+        quick, why = says.quick_gelu, f"as {says.source} says"
+        if quick: notices.append(f"{place}: quick gelu is built, {why}")
+    elif any(tag.get("quick_gelu") for tag in tags):
+        quick, why = False, "assumed"
+        notices.append(f"{place}: does not say its activation, gelu is assumed; weights from OpenAI, or tuned from them, need --quick-gelu (quick_gelu=True), --no-quick-gelu says that it is right as it is")
+    else: quick, why = False, "as the name of the model says"
+    pictures, normalisation = next((piece.pictures for piece in found if piece.pictures), None), ""
+    ways = {json.dumps([tag.get(key) for key in ("mean", "std", "interpolation", "resize_mode")]) for tag in tags}
+    if pictures is None and len(ways) == 1: pictures = {key: tags[0][key] for key in PICTURES if key in tags[0]}
+    elif pictures is None and ways:
+        normalisation = "OpenAI's mean and deviation, shorter side resized, assumed"
+        notices.append(f"{place}: does not say how pictures are normalised, and the tags of {name} differ; OpenAI's mean and deviation are assumed")
+    return Choices(quick, f"{named_activation(quick)}, {why}", pictures, normalisation, tuple(notices))
+
+def choose_for_model(
+    place: str,            # model or folder, for messages
+    model_cfg: dict,
+    stated: str = "",      # who says so
+    asked: bool | None = None,
+) -> Choices:
+    "What to build where tag, folder or repository say it."
+    says = bool(model_cfg.get("quick_gelu"))
+    if asked is None: return Choices(says, f"{named_activation(says)}, {stated}")
+    notices = (f"{shown(place)}: {named_activation(asked)} is built, as asked for, but it is {named_activation(says)}, {stated}",) if asked != says else ()
+    return Choices(asked, f"{named_activation(asked)}, as asked for", notices=notices)
+
+def tuned_from_a_file(
+    folder: Path,     # of a model whose configuration does not say its activation
+) -> str | None:      # the file, where it left its activation open
+    "Was it tuned by an older `pli` from a file of weights whose activation was not asked for?"
+    for place in (folder, folder.parent):
+        try: record = json.loads(small_text(place / "provenance.json") or "{}")
+        except ValueError: continue
+        name, tag = (record.get(key) for key in ("model", "pretrained")) if isinstance(record, dict) else (None, None)
+        if not isinstance(name, str) or not isinstance(tag, str) or "activation" in record: continue
+        name = name.replace("/", "-")
+        doubt = any(open_clip.get_pretrained_cfg(name, known).get("quick_gelu") for known in open_clip.list_pretrained_tags_by_model(name))
+        if doubt and not open_clip.get_pretrained_cfg(name, tag): return tag
+    return None

@@ -1,4 +1,5 @@
 "Files of weights as they come from strangers: what they are, what is in them, what they leave open; and configurations that want too much."
+import hashlib
 import importlib.util
 import json
 import os
@@ -7,17 +8,19 @@ import shlex
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pli.backbones import load_backbone
 from pli.core import PliError
-from pli.weights import PICTURES, bytes_needed, check_config, check_kind, check_pictures, in_whole_words, read_weights
+from pli.weights import PICTURES, Notice, bytes_needed, check_config, check_kind, check_pictures, in_whole_words, read_weights
 
 SMALL = {"embed_dim": 24, "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
          "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}}
@@ -356,3 +359,167 @@ def test_a_tokenizer_that_cannot_be_made_is_told_when_the_model_is_loaded(small,
 def test_without_transformers_the_missing_package_is_named(small, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(PliError, match="needs a package that is not installed.*pip install transformers"): load_backbone(folder_with(small, tmp_path / "model", lambda config: hub_words(config)))
+
+
+# ---- the activation, and other things that a file leaves open
+
+@pytest.fixture
+def doubtful(configs, monkeypatch):
+    "A small model of which open_clip knows two tags that differ, as it does of ViT-B-32."
+    usual = {"url": "", "hf_hub": "", "mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711), "interpolation": "bicubic", "resize_mode": "shortest"}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "pliweights", {"openai": usual | {"quick_gelu": True}, "laion": usual})
+    return usual
+
+
+def activation(backbone): return type(backbone.model.visual.transformer.resblocks[0].mlp.gelu).__name__, type(backbone.model.transformer.resblocks[0].mlp.gelu).__name__
+
+
+GELU, QUICK = ("GELU", "GELU"), ("QuickGELU", "QuickGELU")
+
+
+def test_an_activation_that_nothing_says_is_assumed_and_told(small, tmp_path, doubtful):
+    save_file(state(small), tmp_path / "w.safetensors")
+    with pytest.warns(UserWarning, match="w.safetensors: does not say its activation, gelu is assumed.*--quick-gelu") as caught: backbone = load_backbone("pliweights", str(tmp_path / "w.safetensors"))
+    assert len(caught) == 1 and activation(backbone) == GELU and backbone.choices == {"activation": "gelu, assumed"} and backbone.title == "pliweights, activation: gelu, assumed"
+    backbone.save(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "open_clip_config.json").read_text())["model_cfg"]["quick_gelu"] is False
+    again = load_backbone(tmp_path / "run")                                                  # what was assumed once is never a fact later
+    assert again.choices == {"activation": "gelu, assumed"}
+
+
+@pytest.mark.parametrize("asked, wanted", [(True, QUICK), (False, GELU)])
+def test_the_option_decides_and_is_saved(small, tmp_path, doubtful, recwarn, asked, wanted):
+    save_file(state(small), tmp_path / "w.safetensors")
+    backbone = load_backbone("pliweights", str(tmp_path / "w.safetensors"), quick_gelu=asked)
+    assert activation(backbone) == wanted and backbone.choices["activation"].endswith("gelu, as asked for") and not recwarn.list
+    backbone.save(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "open_clip_config.json").read_text())["model_cfg"]["quick_gelu"] is asked
+    again, theirs = load_backbone(tmp_path / "run"), open_clip.create_model(f"local-dir:{tmp_path / 'run'}").eval()
+    assert activation(again) == wanted and again.choices["activation"].endswith("gelu, as its configuration says")
+    pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(): assert torch.equal(theirs.encode_image((pixels - again.mean) / again.std), backbone.encode_image(pixels))
+    parted = load_backbone("pliweights", str(tmp_path / "run" / "open_clip_model.safetensors"))
+    assert activation(parted) == wanted
+    (tmp_path / "lonely.safetensors").write_bytes((tmp_path / "run" / "open_clip_model.safetensors").read_bytes())
+    parted = load_backbone("pliweights", str(tmp_path / "lonely.safetensors"))
+    assert activation(parted) == wanted and parted.choices["activation"].endswith("as its metadata says")
+
+
+def beside(text): return lambda small, folder: [folder.joinpath("open_clip_config.json").write_text(json.dumps(text)), save_file(state(small), folder / "w.safetensors")] and folder / "w.safetensors"
+
+
+def params(**lines):
+    def make(small, folder):
+        (folder / "checkpoints").mkdir()
+        (folder / "params.txt").write_text("".join(f"{key}: {value}\n" for key, value in ({"model": "pliweights", "pretrained": "", "force_quick_gelu": False, "image_mean": None} | lines).items()))
+        torch.save({"epoch": 1, "name": "run", "state_dict": state(small)}, folder / "checkpoints" / "epoch_1.pt")
+        return folder / "checkpoints" / "epoch_1.pt"
+    return make
+
+
+def checkpoint(name="w.pt", **more):
+    def make(small, folder):
+        torch.save({**more.get("top", {}), "state_dict": state(small) | more.get("inside", {})}, folder / name)
+        return folder / name
+    return make
+
+
+OURS = {"model_cfg": SMALL | {"quick_gelu": True}, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3, "resize_mode": "squash"}}
+NUMBERS = {"input_resolution": torch.tensor(32), "context_length": torch.tensor(12), "vocab_size": torch.tensor(49408)}
+
+
+@pytest.mark.parametrize("make, wanted, source", [
+    (beside(OURS), QUICK, "open_clip_config.json beside it"), (beside({"model_cfg": SMALL}), GELU, "open_clip_config.json beside it"),
+    (beside({"model_cfg": SMALL | {"quick_gelu": True, "embed_dim": 25}}), GELU, None), (beside([1]), GELU, None), (beside({"model_cfg": 3}), GELU, None),
+    (params(force_quick_gelu=True), QUICK, "params.txt of its run"), (params(), GELU, "params.txt of its run"), (params(pretrained="laion"), GELU, "params.txt of its run"),
+    (params(pretrained="openai"), GELU, None), (params(pretrained="/data/openai.pt"), GELU, None), (params(model="ViT-L-14", force_quick_gelu=True), GELU, None),
+    (checkpoint(top={"name": "2026_01_01-model_ViT-B-32-quickgelu-lr_0.001"}), QUICK, "the name of its run"), (checkpoint(inside=NUMBERS), QUICK, "its layout, which is OpenAI's own,"),
+    (checkpoint("vit_b_32-quickgelu-laion400m_e31-d867053b.pt"), QUICK, "its name"), (checkpoint("epoch_1.pt"), GELU, None),
+])
+def test_evidence_decides(small, tmp_path, doubtful, make, wanted, source):
+    path = make(small, tmp_path)
+    said = "is built, as|assumed" if wanted == QUICK or source is None else None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        backbone = load_backbone("pliweights", str(path))
+    lines = [str(each.message) for each in caught if issubclass(each.category, Notice)]
+    assert activation(backbone) == wanted and len(lines) == (said is not None)
+    assert backbone.choices["activation"] == (f"{'quick gelu' if wanted == QUICK else 'gelu'}, as {source} says" if source else "gelu, assumed")
+    backbone.save(tmp_path / "run")
+    assert activation(load_backbone(tmp_path / "run")) == wanted
+
+
+def test_a_known_file_is_known_by_its_digest(small, tmp_path, doubtful, monkeypatch):
+    path = checkpoint("pliweights-known-00000000.pt")(small, tmp_path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    path = path.rename(tmp_path / f"pliweights-known-{digest[:8]}.pt")
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "pliweights", {"known": doubtful | {"quick_gelu": True, "mean": (0.5,) * 3, "url": f"https://github.com/mlfoundations/open_clip/{path.name}"}, "laion": doubtful})
+    with pytest.warns(UserWarning, match="quick gelu is built, as open_clip's record"): backbone = load_backbone("pliweights", str(path))
+    assert activation(backbone) == QUICK and backbone.mean.flatten().tolist() == [0.5] * 3
+    path.write_bytes(checkpoint("other.pt", top={"epoch": 3})(small, tmp_path).read_bytes())
+    with pytest.warns(UserWarning, match="assumed"): assert activation(load_backbone("pliweights", str(path))) == GELU
+
+
+def test_words_against_evidence_are_told(small, tmp_path, doubtful):
+    path = beside(OURS)(small, tmp_path)
+    with pytest.warns(UserWarning, match="gelu is built, as asked for, but open_clip_config.json beside it says quick gelu"): assert activation(load_backbone("pliweights", str(path), quick_gelu=False)) == GELU
+    folder = folder_with(small, tmp_path / "model", lambda config: config.update(quick_gelu=True))
+    with pytest.warns(UserWarning, match="gelu is built, as asked for, but it is quick gelu, as its configuration says"): assert activation(load_backbone(folder, quick_gelu=False)) == GELU
+
+
+def test_an_older_run_of_a_file_that_did_not_say_is_told(small, tmp_path, doubtful, recwarn):
+    folder = folder_with(small, tmp_path / "run" / "best", lambda config: config.pop("quick_gelu"))
+    load_backbone(folder)
+    assert not recwarn.list
+    (tmp_path / "run" / "provenance.json").write_text(json.dumps({"model": "pliweights", "pretrained": "there/tuned.pt"}))
+    with pytest.warns(UserWarning, match="was tuned by an older pli from there/tuned.pt, which did not say its activation"): old = load_backbone(folder)
+    assert old.choices == {"activation": "gelu, assumed"}
+    assert activation(load_backbone(folder, quick_gelu=True)) == QUICK
+    for about in ({"model": "pliweights", "pretrained": "openai"}, {"model": "pliweights", "pretrained": None}, [1], {"model": 3, "pretrained": 4}):
+        (tmp_path / "run" / "provenance.json").write_text(json.dumps(about))
+        assert load_backbone(folder).choices == {"activation": "gelu, as its configuration says"}
+
+
+def test_how_pictures_are_normalised_comes_from_evidence_or_from_the_tags(small, tmp_path, doubtful, monkeypatch):
+    path = beside(OURS)(small, tmp_path)
+    with pytest.warns(UserWarning): backbone = load_backbone("pliweights", str(path))
+    assert backbone.mean.flatten().tolist() == [0.5] * 3 and backbone.std.flatten().tolist() == [0.25] * 3 and backbone.config["preprocess_cfg"]["resize_mode"] == "squash"
+    (tmp_path / "open_clip_config.json").unlink()
+    half = doubtful | {"mean": (0.5,) * 3, "std": (0.5,) * 3, "resize_mode": "squash"}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "pliweights", {"one": half, "two": half})
+    backbone = load_backbone("pliweights", str(path))                                                     # as of SigLIP: all tags agree
+    assert backbone.mean.flatten().tolist() == [0.5] * 3 and backbone.config["preprocess_cfg"]["resize_mode"] == "squash" and backbone.choices == {"activation": "gelu, as the name of the model says"}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "pliweights", {"one": half, "two": doubtful})
+    with pytest.warns(UserWarning, match="the tags of pliweights differ; OpenAI's mean and deviation are assumed"): backbone = load_backbone("pliweights", str(path))
+    assert "assumed" in backbone.title and backbone.mean.flatten()[0].item() == pytest.approx(0.48145466)
+    backbone.save(tmp_path / "run")
+    assert load_backbone(tmp_path / "run").choices["normalisation"].endswith("assumed")
+
+
+def test_the_command_line_says_it_in_one_line_and_in_every_record(small, tmp_path, doubtful, capsys, monkeypatch):
+    from pli.cli import main
+    save_file(state(small), tmp_path / "w.safetensors")
+    (tmp_path / "pictures").mkdir()
+    for i in range(4):
+        Image.new("RGB", (32, 32), (60 * i, 10, 10)).save(tmp_path / "pictures" / f"{i}.png")
+        (tmp_path / "pictures" / f"{i}.txt").write_text(f"a picture of number {i}")
+    (tmp_path / "gallery.json").write_text(json.dumps(["0.png", "1.png", "2.png", "3.png"]))
+    (tmp_path / "queries.json").write_text(json.dumps([{"reference_img_id": f"{i}.png", "relative_caption": f"redder by {i}", "target_img_id": f"{(i + 1) % 4}.png", "gt_img_ids": [f"{(i + 1) % 4}.png"]} for i in range(4)]))
+    common = ["--model", "pliweights", "--pretrained", str(tmp_path / "w.safetensors"), "--device", "cpu"]
+    evaluate = ["evaluate", "--queries", str(tmp_path / "queries.json"), "--gallery", str(tmp_path / "gallery.json"), "--root", str(tmp_path / "pictures"), "--out", str(tmp_path / "r.json"), *common]
+    assert main(evaluate) == 0
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1 and err.startswith("pli evaluate: ") and "gelu is assumed" in err and "activation gelu, assumed" in out
+    assert json.loads((tmp_path / "r.json").read_text())["activation"] == "gelu, assumed"
+    assert main([*evaluate, "--quick-gelu"]) == 0
+    out, err = capsys.readouterr()
+    assert not err and "activation" not in out and json.loads((tmp_path / "r.json").read_text())["activation"] == "quick gelu, as asked for"
+    assert main(["cache"]) == 0
+    assert "pliweights, activation: gelu, assumed" in capsys.readouterr().out
+    run = ["tune", str(tmp_path / "pictures"), "--out", str(tmp_path / "run"), "--queries", str(tmp_path / "queries.json"), "--gallery", str(tmp_path / "gallery.json"), "--steps", "2", "--batch-size", "4", "--precision", "fp32", *common]
+    monkeypatch.chdir(tmp_path / "pictures")
+    for file in ("queries.json", "gallery.json"): (tmp_path / "pictures" / file).write_bytes((tmp_path / file).read_bytes())
+    run[run.index("--queries") + 1], run[run.index("--gallery") + 1] = "queries.json", "gallery.json"
+    assert main(run) == 0, capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["activation"] == json.loads((tmp_path / "run" / "provenance.json").read_text())["activation"] == "gelu, assumed"
+    assert main([*run, "--quick-gelu"]) == 1 and "activation was 'gelu, assumed', now 'quick gelu, as asked for'" in capsys.readouterr().err
