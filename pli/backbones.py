@@ -5,10 +5,13 @@
 # %% auto #0
 __all__ = ['PREPROCESS', 'register_tiny', 'PatchGate', 'find_gate', 'patch_grid', 'pixel_transform', 'TargetPad',
            'model_transform', 'target_pad_transform', 'Backbone', 'check_mask', 'encode_visible', 'encode_image',
-           'encode_text', 'read_config', 'random_weights_wanted', 'load_backbone', 'save_backbone']
+           'encode_text', 'read_config', 'random_weights_wanted', 'weights_for', 'choose', 'build', 'make_tokenizer',
+           'load_backbone', 'save_backbone']
 
 # %% ../nbs/02_backbones.ipynb #0a004108
+import json
 import logging
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +20,7 @@ from pathlib import Path
 
 import open_clip
 import torch
+from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageOps
 from safetensors.torch import save_file
@@ -24,6 +28,8 @@ from torch import Tensor, nn
 from torchvision.transforms import Compose, Normalize, PILToTensor
 
 from .core import PliError, atomic, read_json, write_json
+from .data import shown
+from .weights import Choices, Weights, WeightsNotice, check_config, choose_for_file, choose_for_model, in_whole_words, named_activation, put_weights, read_weights, tuned_from_a_file
 
 # %% ../nbs/02_backbones.ipynb #bfba70d9
 def register_tiny() -> None:
@@ -135,6 +141,7 @@ class Backbone(nn.Module):
         self.model, self.config, self.name, self.preprocess = model, config, name, preprocess
         self.pixels = pixel_transform(transform)      # picture -> `uint8 (3, height, width)`; a plain object, so that worker processes can take it along
         self.make_tokenizer, self.tokenizer = tokenizer, None
+        self.choices: dict[str, str] = {}             # what a report must say beside the name: activation and normalisation, and who says so
         norm = next(step for step in transform.transforms if isinstance(step, Normalize))
         self.register_buffer("mean", torch.tensor(norm.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(norm.std)[:, None, None], persistent=False)
@@ -143,6 +150,10 @@ class Backbone(nn.Module):
         self.gate, self.grid = find_gate(model.visual), patch_grid(model.visual, self.size)
         self.fixed = {key for key, weight in model.named_parameters() if not weight.requires_grad}   # tables that never learn
         self.patches = self.grid[0] * self.grid[1]
+
+    @property
+    def title(self) -> str:   # its name, and what was assumed
+        return ", ".join([self.name, *(f"{key}: {value}" for key, value in self.choices.items() if value.endswith("assumed"))])
 
     @property
     def device(self) -> torch.device: return self.mean.device
@@ -216,11 +227,11 @@ def read_config(
     "The configuration that open_clip builds a model of that name from."
     if name.startswith("local-dir:"):
         path = Path(name.removeprefix("local-dir:")) / "open_clip_config.json"
-        record = read_json(path)
-        if not isinstance(record, dict) or "model_cfg" not in record: raise PliError(f"{path}: has no entry model_cfg, so it describes no model of open_clip")
-        return {"model_cfg": record["model_cfg"]}
+        if path.exists() and not path.is_file(): raise PliError(f"{shown(path)}: is no file")          # a pipe would be waited for
+        record = check_config(shown(path), read_json(path), local=True)
+        return {"model_cfg": record["model_cfg"], "pli": record.get("pli")}
     if name.startswith("hf-hub:"):
-        return {"model_cfg": open_clip.factory._get_hf_config(name.removeprefix("hf-hub:"), cache_dir=cache_dir)["model_cfg"]}
+        return {"model_cfg": check_config(f"{shown(name)}: open_clip_config.json", open_clip.factory._get_hf_config(name.removeprefix("hf-hub:"), cache_dir=cache_dir))["model_cfg"]}
     found = open_clip.get_model_config(name.replace("/", "-"))
     if found is None:
         near = [known for known in open_clip.list_models() if name.lower()[:5] in known.lower()][:8]
@@ -238,6 +249,69 @@ def random_weights_wanted(wanted: bool):
     finally: logging.disable(before)
 
 # %% ../nbs/02_backbones.ipynb #db21774b
+def weights_for(
+    name: str,                 # model name as given to open_clip
+    pretrained: str | None,    # weights tag or file
+) -> Weights | None:           # None for a tag, a name on the hub, or random weights: open_clip finds those
+    "Read the weights of a folder, or the file that was named. Raises `PliError` naming the file."
+    if name.startswith("local-dir:"):
+        folder = Path(name.removeprefix("local-dir:"))
+        path = open_clip.factory._find_checkpoint_in_dir(folder)
+        if path is None: raise PliError(f"{shown(folder)}: there are no weights in it (open_clip_model.safetensors)")
+        return read_weights(path)
+    if pretrained and not open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained) and Path(pretrained).is_file(): return read_weights(pretrained)
+    return None
+
+def choose(
+    name: str, pretrained: str | None, config: dict, weights: Weights | None,
+    asked: bool | None,   # QuickGELU, if somebody said so
+) -> Choices:
+    "Activation and normalisation, and who says so. The configuration loses what it needs no longer."
+    model_cfg, note = config["model_cfg"], config.pop("pli", None)
+    note, open_end = note if isinstance(note, dict) else {}, "quick_gelu" not in model_cfg
+    if name.startswith("local-dir:"):
+        chosen = choose_for_model(name, model_cfg, "as its configuration says", asked)
+        source = tuned_from_a_file(weights.path.parent) if open_end and asked is None else None
+        if source: return replace(chosen, activation="gelu, assumed", notices=(f"{shown(weights.path.parent)}: was tuned by an older pli from {shown(source)}, which did not say its activation; gelu was assumed, and is",))
+        if asked is None and note.get("activation") == f"{named_activation(chosen.quick_gelu)}, assumed": chosen = replace(chosen, activation=note["activation"])
+        return replace(chosen, normalisation=shown(note.get("normalisation") or ""))
+    if weights is not None: return choose_for_file(weights, name.replace("/", "-"), model_cfg, asked)
+    return choose_for_model(name, model_cfg, f"as the tag {shown(pretrained)} says" if pretrained else f"as {'its configuration' if ':' in name else 'the name of the model'} says", asked)
+
+def build(
+    name: str, pretrained: str | None,
+    weights: Weights | None,   # to put into it, where they lie here
+    chosen: Choices,           # its activation, and how pictures are normalised
+    cache_dir: str | None = None,
+) -> nn.Module:
+    "Let open_clip build a model, and put the weights into it."
+    force = {"force_quick_gelu": True} if chosen.quick_gelu else {"quick_gelu": False}      # the second overrules the configuration
+    if weights is None: return open_clip.create_model(name, pretrained, cache_dir=cache_dir, require_pretrained=":" in name, **force)
+    model = open_clip.create_model(name, cache_dir=cache_dir, load_weights=False, pretrained_text=False, force_preprocess_cfg=chosen.pictures, **force)
+    for line in put_weights(model, weights): warnings.warn(f"{shown(weights.path)}: {line}", WeightsNotice, stacklevel=3)
+    return model
+
+# %% ../nbs/02_backbones.ipynb #956e8332
+def make_tokenizer(
+    name: str,             # model name as given to open_clip
+    text_cfg: dict,        # that `check_config` has seen
+    cache_dir: str | None = None,
+):                         # a tokenizer of open_clip: texts -> `(texts, context)` numbers
+    "The tokenizer of a model. Raises `PliError` naming it and what is missing."
+    source = text_cfg.get("hf_tokenizer_name")
+    try:
+        if ":" not in name: return open_clip.get_tokenizer(name.replace("/", "-"), cache_dir=cache_dir, **({"trust_remote_code": False} if source else {}))
+        more, context = text_cfg.get("tokenizer_kwargs") or {}, text_cfg.get("context_length", 77)
+        if not source: return open_clip.SimpleTokenizer(context_length=context, **more)
+        where = name.removeprefix("local-dir:") if name.startswith("local-dir:") else source
+        return HFTokenizer(where, context_length=context, cache_dir=cache_dir, tokenizer_mode=text_cfg.get("tokenizer_mode"), trust_remote_code=False, **more)
+    except ImportError as error:
+        raise PliError(f"model {shown(name)!r}: its tokenizer {shown(source or 'of SigLIP')} needs a package that is not installed ({in_whole_words(error)}): pip install transformers sentencepiece") from None
+    except Exception as error:
+        if "trust_remote_code" in str(error): raise PliError(f"model {shown(name)!r}: its tokenizer {shown(source)} is a program that lies beside it, and that is not run here; ask its owner for plain files") from None
+        raise PliError(f"model {shown(name)!r}: its tokenizer {shown(source or 'of SigLIP')} cannot be made, and words cannot be read without it: {type(error).__name__}: {in_whole_words(error)}") from error
+
+# %% ../nbs/02_backbones.ipynb #b6fcc53f
 def load_backbone(
     name: str | Path,               # `ViT-B-32`, `hf-hub:org/model`, a folder in open_clip's local-dir layout, or `pli-tiny-48`
     pretrained: str | None = None,  # weights: a tag such as `openai`, or a checkpoint file; None leaves named models random
@@ -245,6 +319,7 @@ def load_backbone(
     seed: int = 0,                  # decides the weights where none are loaded
     cache_dir: str | None = None,   # where open_clip keeps downloads
     preprocess: str = "model",      # the model's own transform, or `target-pad` as in CLIP4Cir's, SEARLE's and many other published figures
+    quick_gelu: bool | None = None, # the activation that the weights were trained with, where you know; None looks for evidence
 ) -> Backbone:                      # in evaluation mode
     "Load an open_clip model as a `Backbone`. Raises `PliError` naming the model, tag, file or preprocessing that cannot be used."
     if preprocess not in PREPROCESS: raise PliError(f"unknown preprocessing {preprocess!r}; known are {', '.join(PREPROCESS)}")
@@ -253,17 +328,26 @@ def load_backbone(
     if ":" in name and pretrained: raise PliError(f"{name} brings its own weights: leave out {pretrained!r}, or name a model of open_clip to put them in")
     try:
         config = read_config(name, pretrained, cache_dir)
-        force = bool(config["model_cfg"].get("quick_gelu")) and ":" not in name
-        with torch.random.fork_rng(devices=[]), random_weights_wanted(name in open_clip.list_models() and name.startswith("pli-tiny")):
+        weights = weights_for(name, pretrained)
+        chosen = choose(name, pretrained, config, weights, quick_gelu)
+        with torch.random.fork_rng(devices=[]), random_weights_wanted(weights is not None or name.startswith("pli-tiny")):
             torch.manual_seed(seed)
-            model = open_clip.create_model(name, pretrained, force_quick_gelu=force, cache_dir=cache_dir, require_pretrained=":" in name)
-    except PliError: raise
+            model = build(name, pretrained, weights, chosen, cache_dir)
+    except PliError as error:
+        if not pretrained or "neither a folder" in str(error): raise
+        raise PliError(f"model {shown(name)!r} with weights {shown(pretrained)!r} cannot be loaded: {error}") from None
     except Exception as error:
-        raise PliError(f"model {name!r} with weights {pretrained!r} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+        raise PliError(f"model {shown(name)!r} with weights {shown(pretrained)!r} cannot be loaded: {type(error).__name__}: {in_whole_words(error)}") from error
+    for line in chosen.notices: warnings.warn(line, WeightsNotice, stacklevel=2)
+    config["model_cfg"].pop("quick_gelu", None)
+    if chosen.quick_gelu: config["model_cfg"]["quick_gelu"] = True
     config["preprocess_cfg"] = dict(model.visual.preprocess_cfg)
     transform = PREPROCESS[preprocess](PreprocessCfg(**config["preprocess_cfg"]))
-    tokenizer = lambda: open_clip.get_tokenizer(name if ":" in name else name.replace("/", "-"), cache_dir=cache_dir)
-    return Backbone(model, transform, tokenizer, config, name, preprocess).to(device).eval()
+    tokenizer = lambda: make_tokenizer(name, config["model_cfg"]["text_cfg"], cache_dir)
+    backbone = Backbone(model, transform, tokenizer, config, name, preprocess)
+    backbone.choices = {"activation": chosen.activation} | ({"normalisation": chosen.normalisation} if chosen.normalisation else {})
+    if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name") or "siglip" in name.lower(): backbone.tokenizer = tokenizer()     # it can fail: before long work
+    return backbone.to(device).eval()
 
 # %% ../nbs/02_backbones.ipynb #ee395fea
 def save_backbone(
@@ -273,8 +357,13 @@ def save_backbone(
     "Write a folder that `open_clip.create_model('local-dir:...')` and `load_backbone` read."
     folder = Path(folder)
     weights = {key: value.detach().cpu().contiguous() for key, value in backbone.model.state_dict().items()}
-    with atomic(folder / "open_clip_model.safetensors") as temporary: save_file(weights, temporary)
-    write_json(folder / "open_clip_config.json", backbone.config)
+    model_cfg = backbone.config["model_cfg"]
+    config = backbone.config | {"model_cfg": model_cfg | {"quick_gelu": bool(model_cfg.get("quick_gelu"))}}     # said either way
+    assumed = {key: value for key, value in backbone.choices.items() if value.endswith("assumed")}
+    if assumed: config["pli"] = assumed                                                                        # open_clip passes over it
+    about = {"format": "pt", "open_clip_config": json.dumps(config)}                                           # a file that is parted from its folder says it, too
+    with atomic(folder / "open_clip_model.safetensors") as temporary: save_file(weights, temporary, about)
+    write_json(folder / "open_clip_config.json", config)
     if backbone.tokenizer is None and backbone.config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"): backbone.tokenizer = backbone.make_tokenizer()
     inner = getattr(backbone.tokenizer, "tokenizer", None)    # only tokenizers from the hub have files of their own
     if hasattr(inner, "save_pretrained"): inner.save_pretrained(str(folder))

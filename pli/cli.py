@@ -9,13 +9,14 @@ __all__ = ['TUNE_OPTIONS', 'BENCHMARKS', 'Parser', 'natural', 'model_options', '
            'list_missing', 'with_weight', 'wanted_composers', 'check_choices', 'run_evaluate', 'made_by', 'named',
            'draw_curve', 'add_compare', 'read_report', 'run_compare', 'add_submit', 'run_submit', 'add_score',
            'run_score', 'add_cache', 'run_cache', 'add_mask', 'run_mask', 'fitted', 'add_study', 'without_folders',
-           'run_study', 'main']
+           'run_study', 'plain_notices', 'main']
 
 # %% ../nbs/14_cli.ipynb #97f1f5ba
 import argparse
 import os
 import shlex
 import sys
+import warnings
 from pathlib import Path
 
 # %% ../nbs/14_cli.ipynb #1e1091be
@@ -55,6 +56,7 @@ def model_options(parser: argparse.ArgumentParser) -> None:
     "Options that say which model, and where it runs."
     parser.add_argument("--model", required=True, metavar="NAME", help="a name that open_clip knows (ViT-B-32), hf-hub:org/model, or a folder in open_clip's layout, such as a tuned model")
     parser.add_argument("--pretrained", metavar="TAG", help="weights for a named model: a tag such as openai, or a checkpoint file")
+    parser.add_argument("--quick-gelu", action=argparse.BooleanOptionalAction, help="the weights were trained with QuickGELU, as OpenAI's were, or not (default: what tag, configuration or file say)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     parser.add_argument("--workers", type=natural, default=0, metavar="N", help="processes that read pictures (default: 0)")
 
@@ -130,11 +132,11 @@ def run_tune(args) -> None:
     print(pairs.report())
     learn, held_out = (pairs, None) if validate else split_pairs(pairs, args.held_out, settings.seed)
     if len(learn) < settings.batch_size: raise PliError(f"--batch-size {settings.batch_size} is more than the {len(learn)} pairs to learn from")
-    backbone = load_backbone(args.model, args.pretrained, device, settings.seed)
+    backbone = load_backbone(args.model, args.pretrained, device, settings.seed, quick_gelu=args.quick_gelu)
     if validate is None: validate = pair_validator(PairSet(held_out, backbone.pixels), settings.hide, 0.0 if settings.objective in ("clip", "flip") else settings.weight)   # these find pictures by their captions
     result = tune(backbone, PairSet(learn, backbone.pixels), settings, args.out, validate, args.workers)
     write_problems(Path(args.out) / "problems.jsonl", pairs, result.problems)
-    write_json(Path(args.out) / "provenance.json", provenance(args.typed, settings.seed, device) | {"model": args.model, "pretrained": args.pretrained, "scores": result.scores})
+    write_json(Path(args.out) / "provenance.json", provenance(args.typed, settings.seed, device) | {"model": args.model, "pretrained": args.pretrained} | backbone.choices | {"scores": result.scores})
     scores = [f"{name} {score:.4f}" for name, score in (("start", result.start), ("best", result.best)) if score is not None]
     print(f"tuned model: {Path(args.out) / 'last'}   best validation ({', '.join(scores) or 'none that is a number'}): {Path(args.out) / 'best'}")
 
@@ -245,7 +247,7 @@ def features_for(args, benchmark, device):
         list_missing(args.list_missing, gone)
         if not args.allow_missing: raise
         benchmark = without_files(benchmark, gone)
-    backbone = load_backbone(args.model, args.pretrained, device, preprocess=args.preprocess)
+    backbone = load_backbone(args.model, args.pretrained, device, preprocess=args.preprocess, quick_gelu=args.quick_gelu)
     cache = None if args.no_cache else FeatureCache(args.cache)
     try: return backbone, benchmark, encode(backbone, benchmark, workers=args.workers, cache=cache, check=False)
     except BrokenPictures as error:                                  # their headers are whole, the rest is not
@@ -320,7 +322,7 @@ def made_by(args, device, backbone) -> dict:
     "Where a report comes from."
     from pli.core import provenance
     from pli.gallery import weights_digest
-    return provenance(args.typed, 0, device) | {"model": args.model, "pretrained": args.pretrained or ("none, random weights" if named(args.model) else None), "weights": weights_digest(backbone), "preprocess": backbone.preprocess}
+    return provenance(args.typed, 0, device) | {"model": args.model, "pretrained": args.pretrained or ("none, random weights" if named(args.model) else None), "weights": weights_digest(backbone), "preprocess": backbone.preprocess} | backbone.choices
 
 
 def named(model: str) -> bool:
@@ -526,6 +528,17 @@ def run_study(args) -> None:
     elif args.report: print(*write_study(place.out, plan), sep="\n")
     else: run(plan, place, args.only, args.seeds)
 
+# %% ../nbs/14_cli.ipynb #bbb66c8f
+def plain_notices(
+    command: str,
+    usual,     # what shows all other warnings
+):             # in place of `warnings.showwarning`
+    "Show what `pli` warns of as a plain line, and everything else as usual."
+    def show(message, category, filename, lineno, file=None, line=None):
+        if category.__module__.partition(".")[0] != "pli": return usual(message, category, filename, lineno, file, line)
+        print(f"pli {command}: {message}", file=file or sys.stderr)
+    return show
+
 # %% ../nbs/14_cli.ipynb #c080078b
 def main(argv: list[str] | None = None) -> int:   # exit status
     "Run the command line; the console script `pli` is this function."
@@ -542,7 +555,9 @@ def main(argv: list[str] | None = None) -> int:   # exit status
     if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(line_buffering=True)
     from pli.core import PliError
     try:
-        args.run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = plain_notices(args.command, warnings.showwarning)
+            args.run(args)
         return 0
     except KeyboardInterrupt:
         onward = "; the same command continues where the last checkpoint is" * (args.command in ("demo", "tune", "study"))

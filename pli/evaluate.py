@@ -561,7 +561,8 @@ def title_of(record: dict) -> str:
     "Which queries a report is about, and by which protocol."
     kept = record["benchmark"]
     sizes = list(dict.fromkeys(kept["gallery"].values()))
-    model = ", ".join(f"{name} {shown(record[name])}" for name in ("model", "pretrained", "preprocess") if record.get(name))
+    assumed = [name for name in ("activation", "normalisation") if str(record.get(name, "")).endswith("assumed")]
+    model = ", ".join(f"{name} {shown(record[name])}" for name in ("model", "pretrained", "preprocess", *assumed) if record.get(name))
     return f"{kept['name']} {kept['split']}".strip() + f" ({protocol_of(record)}): {kept['queries']:,} queries, gallery of {' / '.join(sizes)}" + f"; {model}" * bool(model)
 
 def missing_lines(record: dict) -> list[str]:

@@ -337,7 +337,7 @@ class FeatureCache:
         if backbone.training: raise PliError("features of a model in training mode change from call to call and cannot be kept; call backbone.eval() first")
         about = features_of(backbone)
         name = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        said = {"what": "features of pictures, kept by pli; may be deleted at any time", "model": shown(backbone.name), "made": datetime.date.today().isoformat()}
+        said = {"what": "features of pictures, kept by pli; may be deleted at any time", "model": shown(getattr(backbone, "title", backbone.name)), "made": datetime.date.today().isoformat()}
         return Shelf(self.folder / name, said | about)
 
     def entries(self) -> list[CacheEntry]:   # the last used first

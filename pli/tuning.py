@@ -411,6 +411,8 @@ def claim_folder(
     flat = lambda record: {**record.get("settings", {}), **{key: value for key, value in record.items() if key != "settings"}}
     old, new = flat(before), flat(run)
     if ADDED.keys() - old.keys(): old = settings_before(run["settings"], data) | old
+    old = {"activation": run.get("activation")} | old                                       # older runs do not say theirs
+    if str(old["activation"]).partition(",")[0] == str(new.get("activation")).partition(",")[0]: old["activation"] = new.get("activation")   # who says so may differ
     changed = [f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in sorted(new.keys() | flat(before).keys()) if old.get(key) != new.get(key)]
     if changed: raise PliError(f"{folder}: holds another run ({'; '.join(changed)}); choose another folder, or remove this one to start again")
     for torn in folder.rglob(".*.part"): torn.unlink()     # half-written files of a process that was killed
@@ -484,7 +486,7 @@ def tune(
     "Tune a backbone on picture-caption pairs. Raises `PliError` for settings, folders or losses that cannot be used."
     check_settings(settings)
     run = {"settings": asdict(settings), "start": fingerprint(backbone), "pairs": len(data), "pairs digest": data.digest() if hasattr(data, "digest") else None,
-           "bf16": uses_bf16(settings.precision, backbone.device)}
+           "bf16": uses_bf16(settings.precision, backbone.device), "activation": getattr(backbone, "choices", {}).get("activation")}
     files, result = RunFiles(folder), TuneResult()
     if slow := slow_bf16(settings.precision, backbone.device): say(slow)
     with switched_to_tuning(backbone):

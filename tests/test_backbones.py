@@ -660,8 +660,8 @@ def test_a_pickle_bomb_is_refused_and_not_executed(get, tmp_path, wrap, way):
         name, file = str(tmp_path / "model"), tmp_path / "model" / "open_clip_pytorch_model.bin"
     if way == "raw": file.write_bytes(pickle.dumps(wrap(Bomb(mark)), protocol=2))
     else: torch.save(wrap(Bomb(mark)), file, _use_new_zipfile_serialization=way != "legacy")
-    with pytest.raises(PliError, match="cannot be loaded") as caught: load_backbone(name, None if way == "folder" else str(file))
-    assert name in str(caught.value) and not mark.exists()
+    with pytest.raises(PliError, match="(posix.mkdir|_load_from_bytes), which is no part of weights.*is not read|a pickle that cannot be read without running it") as caught: load_backbone(name, None if way == "folder" else str(file))
+    assert str(file) in str(caught.value) and name in str(caught.value) and not mark.exists()
     pickle.loads(pickle.dumps(Bomb(mark)))
     assert mark.exists()                                                                       # it was a live one
 
@@ -672,9 +672,10 @@ def test_damaged_weights_are_named(get, tmp_path, damage):
     file = tmp_path / "open_clip_model.safetensors"
     whole = file.read_bytes()
     file.write_bytes({"truncated": whole[:len(whole) // 2], "head": whole[:4], "empty": b"", "text": b"not found" * 30, "zeros": bytes(1000)}[damage])
-    with pytest.raises(PliError, match="cannot be loaded") as caught: load_backbone(str(tmp_path))
-    assert str(tmp_path) in str(caught.value)
-    with pytest.raises(PliError, match="plitest-tok.*cannot be loaded"): load_backbone("plitest-tok", str(file))
+    words = {"truncated": "not whole", "head": "it is", "empty": "it is empty", "text": "it is text.*begins with 'not foundnot", "zeros": "neither safetensors nor"}[damage]
+    with pytest.raises(PliError, match=words) as caught: load_backbone(str(tmp_path))
+    assert str(file) in str(caught.value)
+    with pytest.raises(PliError, match=f"plitest-tok.*cannot be loaded.*{words}"): load_backbone("plitest-tok", str(file))
 
 
 def test_weights_of_another_model_are_refused(get, tmp_path):
