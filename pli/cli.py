@@ -6,10 +6,10 @@
 __all__ = ['TUNE_OPTIONS', 'BENCHMARKS', 'Parser', 'natural', 'model_options', 'make_parser', 'add_demo', 'run_demo', 'add_tune',
            'tune_settings', 'run_tune', 'write_problems', 'command_line', 'add_average', 'run_average',
            'benchmark_options', 'picture_options', 'composer_options', 'add_evaluate', 'asked', 'features_for',
-           'list_missing', 'with_weight', 'wanted_composers', 'check_choices', 'run_evaluate', 'made_by', 'named',
-           'draw_curve', 'add_compare', 'read_report', 'run_compare', 'add_submit', 'run_submit', 'add_score',
-           'run_score', 'add_cache', 'run_cache', 'add_mask', 'run_mask', 'fitted', 'add_study', 'without_folders',
-           'run_study', 'plain_notices', 'main']
+           'list_missing', 'with_weight', 'wanted_composers', 'usual_composer', 'check_choices', 'run_evaluate',
+           'made_by', 'named', 'draw_curve', 'add_compare', 'read_report', 'run_compare', 'add_submit', 'run_submit',
+           'add_score', 'run_score', 'add_cache', 'run_cache', 'add_mask', 'run_mask', 'fitted', 'add_study',
+           'without_folders', 'run_study', 'plain_notices', 'main']
 
 # %% ../nbs/14_cli.ipynb #97f1f5ba
 import argparse
@@ -186,7 +186,7 @@ def benchmark_options(parser: argparse.ArgumentParser, usual: str = "the one tha
     "Options that say which part of a benchmark, and by which protocol."
     parser.add_argument("--root", metavar="DIR", help=f"the benchmark's official folder{own}")
     parser.add_argument("--split", help=f"part of the benchmark, such as val or test1 (default: {usual})")
-    parser.add_argument("--protocol", default="usual", metavar="NAME", help="usual, pli, or choices such as gallery=val,reference=left-out; a wrong one lists all (default: usual)")
+    parser.add_argument("--protocol", default="usual", metavar="NAME", help="usual, masked-tuning, or choices such as gallery=val,reference=left-out; a wrong one lists all (default: usual)")
 
 def picture_options(parser: argparse.ArgumentParser) -> None:
     "Options for reading pictures."
@@ -197,7 +197,7 @@ def picture_options(parser: argparse.ArgumentParser) -> None:
 
 def composer_options(parser: argparse.ArgumentParser) -> None:
     "Options for composing."
-    parser.add_argument("--composer", action="append", metavar="SPEC", help="sum, slerp, product, harris, image, text; with a weight as in sum:0.25; may be repeated (default: sum:0.25 on a benchmark, all on your own queries)")
+    parser.add_argument("--composer", action="append", metavar="SPEC", help="sum, slerp, product, harris, raw-sum, image, text; with a weight as in sum:0.25; may be repeated (default: on a benchmark sum:0.25, or what belongs to the protocol; all on your own queries)")
     parser.add_argument("--weight", type=float, metavar="X", help="how much the picture counts, for the --composer named without one")
 
 # %% ../nbs/14_cli.ipynb #4d83440d
@@ -231,10 +231,11 @@ def asked(args):
     if args.split or args.protocol != "usual": raise PliError("--split and --protocol belong to --benchmark: your own queries have one of each")
     return read_queries(args.queries, args.gallery, args.root)
 
-def features_for(args, benchmark, device):
+def features_for(args, benchmark, device, composers=()):
     "The backbone that the options name, the queries that can be asked, and their features; all pictures are looked at before any work starts."
     from pli.backbones import load_backbone
     from pli.benchmarks import MissingPictures, check_benchmark, check_complete, without_files
+    from pli.composition import parse_composer
     from pli.core import PliError
     from pli.evaluate import encode
     from pli.gallery import BrokenPictures, FeatureCache
@@ -248,13 +249,13 @@ def features_for(args, benchmark, device):
         if not args.allow_missing: raise
         benchmark = without_files(benchmark, gone)
     backbone = load_backbone(args.model, args.pretrained, device, preprocess=args.preprocess, quick_gelu=args.quick_gelu)
-    cache = None if args.no_cache else FeatureCache(args.cache)
-    try: return backbone, benchmark, encode(backbone, benchmark, workers=args.workers, cache=cache, check=False)
+    cache, lengths = None if args.no_cache else FeatureCache(args.cache), any(parse_composer(spec).raw for spec in composers)
+    try: return backbone, benchmark, encode(backbone, benchmark, workers=args.workers, cache=cache, check=False, lengths=lengths)
     except BrokenPictures as error:                                  # their headers are whole, the rest is not
         list_missing(args.list_missing, gone | error.errors)
         if not args.allow_missing: raise PliError(f"{error}. {advice}") from None
         benchmark = without_files(benchmark, error.errors)
-    return backbone, benchmark, encode(backbone, benchmark, workers=args.workers, cache=cache, check=False)
+    return backbone, benchmark, encode(backbone, benchmark, workers=args.workers, cache=cache, check=False, lengths=lengths)
 
 # %% ../nbs/14_cli.ipynb #33b0eeff
 def list_missing(path: str | None, names) -> None:
@@ -273,16 +274,26 @@ def with_weight(specs: list[str], weight: float | None) -> list[str]:
     if len(bare) != 1: raise PliError(f"--weight belongs to one --composer without a weight, such as --composer sum --weight {weight:g}; got {', '.join(specs) or 'none'}")
     return [str(COMPOSERS[parse_composer(spec).name](weight)) if spec == bare[0] else spec for spec in specs]
 
-def wanted_composers(specs: list[str] | None, sweep: bool = True) -> list[str]:
+def wanted_composers(
+    specs: list[str] | None,
+    sweep: bool = True,          # every weight of a composer that is named without one
+    usual: str = "sum:0.25",     # where none is named, and none shall be chosen
+) -> list[str]:
     "Specs for `sweep`; image only and text only are always among them."
     from pli.composition import COMPOSERS, parse_composer
     from pli.evaluate import every_composer
-    if not specs: return every_composer() if sweep else ["image", "text", "sum:0.25"]
+    if not specs: return every_composer() if sweep else list(dict.fromkeys(["image", "text", usual]))
     found = ["image", "text"]
     for spec in specs:
         composer = parse_composer(spec)
-        found += [str(COMPOSERS[composer.name](weight)) for weight in composer.grid] if sweep and ":" not in spec else [str(composer)]
+        found += [str(COMPOSERS[composer.name](weight)) for weight in composer.grid] if sweep and ":" not in spec and composer.grid else [str(composer)]
     return list(dict.fromkeys(found))
+
+# %% ../nbs/14_cli.ipynb #fa752c46
+def usual_composer(args) -> str:
+    "The composer that belongs to the protocol; `sum:0.25` where none does."
+    from pli.benchmarks import protocol_composer
+    return (protocol_composer(args.benchmark, args.protocol) if args.benchmark else None) or "sum:0.25"
 
 # %% ../nbs/14_cli.ipynb #fc3fc5cb
 def check_choices(args, benchmark) -> None:
@@ -305,10 +316,10 @@ def run_evaluate(args) -> None:
     from pli.evaluate import as_page, as_text, check_outputs, report, sweep, sweep_rows, write_report
     check_outputs(args.out)
     choosing, device = args.sweep or not args.benchmark, pick_device(args.device)
-    composers = wanted_composers(with_weight(args.composer or [], args.weight), choosing)
+    composers = wanted_composers(with_weight(args.composer or [], args.weight), choosing, usual_composer(args))
     benchmark = asked(args)
     check_choices(args, benchmark)
-    backbone, benchmark, features = features_for(args, benchmark, device)
+    backbone, benchmark, features = features_for(args, benchmark, device, composers)
     table = sweep(features, benchmark, composers)
     record = made_by(args, device, backbone) | report(table, benchmark, args.chosen_on, None if choosing else {spec: spec for spec in composers})
     if args.sweep:
@@ -397,11 +408,11 @@ def run_submit(args) -> None:
     from pli.benchmarks import protocol_text
     from pli.core import PliError, pick_device, write_json
     from pli.predictions import rankings_of, write_submission
-    device, specs = pick_device(args.device), wanted_composers(with_weight(args.composer or [], args.weight), False)[2:]
+    device, specs = pick_device(args.device), wanted_composers(with_weight(args.composer or [], args.weight), False, usual_composer(args))[2:]
     if len(specs) != 1: raise PliError(f"a submission is made with one --composer, got {', '.join(specs)}")
     args.split = args.split or {"cirr": "test1", "circo": "test"}[args.benchmark]
     benchmark = asked(args)
-    backbone, benchmark, features = features_for(args, benchmark, device)
+    backbone, benchmark, features = features_for(args, benchmark, device, specs)
     made = Path(args.out) / f"{benchmark.name}_{benchmark.split}_provenance.json"
     print(f"{benchmark.title} ({protocol_text(benchmark)}): {len(benchmark):,} queries, gallery of {len(benchmark.galleries[0]):,}; composer {specs[0]}")
     print(*write_submission(benchmark, rankings_of(features, benchmark, specs[0]), args.out), made, sep="\n")

@@ -101,9 +101,11 @@ def filled(
 def encode_pixels(
     backbone: Backbone,
     pixels: Tensor,          # `uint8 (n, 3, height, width)`
-) -> Tensor:                 # `(n, width)` unit float32 features on the CPU
+    raw: bool = False,       # as long as the model makes them?
+) -> Tensor:                 # `(n, width)` float32 features on the CPU, of length one unless `raw`
     "Encode pictures so that the feature of each depends on nothing but itself."
-    return torch.cat([unit(backbone.encode_image(filled(part).to(backbone.device)).float())[: len(part)].cpu() for part in pixels.split(ALIKE)])
+    seen = (backbone.encode_image(filled(part).to(backbone.device)).float()[: len(part)] for part in pixels.split(ALIKE))
+    return torch.cat([(part if raw else unit(part)).cpu() for part in seen])
 
 # %% ../nbs/09_gallery.ipynb #a1bbc189
 class PictureFiles(Dataset):
@@ -141,13 +143,14 @@ def encode_pictures(
     pictures: Dataset | Tensor,   # items `uint8 (3, height, width)`
     batch_size: int = ALIKE,      # pictures read at a time; the model sees `ALIKE` of them at once
     workers: int = 0,             # processes that read pictures
-) -> Tensor:                      # `(pictures, width)` unit features on the CPU
+    raw: bool = False,            # as long as the model makes them?
+) -> Tensor:                      # `(pictures, width)` features on the CPU, of length one unless `raw`
     "Encode every picture once. Raises `PictureError` naming the first one that cannot be decoded."
     if not len(pictures): raise PliError("there is no picture to encode")
     found = []
     for batch in bar(DataLoader(pictures, batch_size=batch_size, num_workers=workers, collate_fn=stacked)):
         if isinstance(batch, PictureError): raise batch
-        found.append(encode_pixels(backbone, batch))
+        found.append(encode_pixels(backbone, batch, raw))
     return torch.cat(found)
 
 # %% ../nbs/09_gallery.ipynb #2eb9f4d9
@@ -156,13 +159,14 @@ def encode_texts(
     backbone: Backbone,
     texts: Iterable[str],
     batch_size: int = 512,
-) -> Tensor:                      # `(texts, width)` unit features on the CPU
+    raw: bool = False,            # as long as the model makes them?
+) -> Tensor:                      # `(texts, width)` features on the CPU, of length one unless `raw`
     "Encode every distinct text once."
     texts = list(texts)
     if not texts: raise PliError("there is no text to encode")
     known = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     distinct = list(known)
-    found = [unit(backbone.encode_text(distinct[i : i + batch_size]).float()).cpu() for i in range(0, len(distinct), batch_size)]
+    found = [(each if raw else unit(each)).cpu() for each in (backbone.encode_text(distinct[i : i + batch_size]).float() for i in range(0, len(distinct), batch_size))]
     return torch.cat(found)[[known[text] for text in texts]]
 
 # %% ../nbs/09_gallery.ipynb #3369e863
@@ -332,10 +336,11 @@ class FeatureCache:
     ):
         self.folder = Path(folder) if folder is not None else cache_folder()
 
-    def shelf(self, backbone: Backbone) -> Shelf:
+    def shelf(self, backbone: Backbone, raw: bool = False) -> Shelf:
         "Where the features of a model are kept. Raises `PliError` for a model that is being trained: it gives other features each time."
         if backbone.training: raise PliError("features of a model in training mode change from call to call and cannot be kept; call backbone.eval() first")
         about = features_of(backbone)
+        if raw: about["transform"]["name"] += ", raw"                      # features as long as the model makes them have a shelf of their own
         name = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
         said = {"what": "features of pictures, kept by pli; may be deleted at any time", "model": shown(getattr(backbone, "title", backbone.name)), "made": datetime.date.today().isoformat()}
         return Shelf(self.folder / name, said | about)
@@ -397,8 +402,8 @@ SHARD, SECONDS = 4096, 30   # a shard is written after so many pictures, or so m
 
 class Encoding:
     "Encodes pictures that are new, `ALIKE` at a time, and stores the features now and then."
-    def __init__(self, backbone: Backbone, shelf: Shelf | None):
-        self.backbone, self.shelf, self.features = backbone, shelf, shelf.read() if shelf else {}
+    def __init__(self, backbone: Backbone, shelf: Shelf | None, raw: bool = False):
+        self.backbone, self.raw, self.shelf, self.features = backbone, raw, shelf, shelf.read() if shelf else {}
         self.waiting, self.unsaved, self.since = {}, [], time.monotonic()
 
     def take(self, key: bytes, pixels: Tensor) -> None:
@@ -410,7 +415,7 @@ class Encoding:
     def encode(self) -> None:
         "Encode the pictures that are waiting."
         if not self.waiting: return
-        self.features.update(zip(self.waiting, encode_pixels(self.backbone, torch.stack(list(self.waiting.values()))).unbind()))
+        self.features.update(zip(self.waiting, encode_pixels(self.backbone, torch.stack(list(self.waiting.values())), self.raw).unbind()))
         self.unsaved += self.waiting
         self.waiting = {}
         if len(self.unsaved) >= SHARD or time.monotonic() - self.since >= SECONDS: self.store()
@@ -428,11 +433,12 @@ def encode_files(
     cache: FeatureCache | None = None,   # where features are kept; without one nothing is stored
     workers: int = 0,                    # processes that read, digest and decode
     check: bool = True,                  # False where `unusable` or `check_files` has looked already
-) -> Tensor:                             # `(names, width)` unit float32 features on the CPU
+    raw: bool = False,                   # as long as the model makes them?
+) -> Tensor:                             # `(names, width)` float32 features on the CPU, of length one unless `raw`
     "Encode every different picture that the cache does not know. Raises `PliError` for pictures that are missing, `BrokenPictures` about all that cannot be decoded; the features of the others are kept."
     files = PictureFiles(names, root, backbone.pixels, boxes, check)
     if not len(files): raise PliError("there is no picture to encode")
-    work, order = Encoding(backbone, cache.shelf(backbone) if cache else None), []
+    work, order = Encoding(backbone, cache.shelf(backbone, raw) if cache else None, raw), []
     reader = DataLoader(UnknownFiles(files, frozenset(work.features)), batch_size=ALIKE, num_workers=workers, collate_fn=sorted_out)
     try:
         for batch in bar(reader):

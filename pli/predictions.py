@@ -275,8 +275,9 @@ def check_protocol(
     reader = READERS.get(benchmark.name)
     if isinstance(said, dict): said = ",".join(f"{option}={value}" for option, value in said.items() if reader is None or option in reader.choices)
     if not isinstance(said, str): raise PliError(f"the entry 'protocol' has to be text such as gallery=val, or an object of such choices, not {seen(said)}")
-    made = parse_protocol(reader, said) if reader else dict(part.split("=", 1) for part in said.split(",") if "=" in part)
-    here = {option: benchmark.protocol.get(option, values[0]) for option, values in reader.choices.items()} if reader else benchmark.protocol
+    made = parse_protocol(reader, said, benchmark.split) if reader else dict(part.split("=", 1) for part in said.split(",") if "=" in part)
+    usual = {option: values[0] for option, values in reader.choices.items()} if reader else {}
+    made, here = usual | made, {option: benchmark.protocol.get(option, value) for option, value in usual.items()} if reader else benchmark.protocol
     if made != here: raise PliError(f"its rankings were made by another protocol, {shown(as_choices(made))}; here it is {as_choices(here)}")
 
 def parts_of(

@@ -56,6 +56,18 @@ def make_fashioniq(folder: Path, queries: int = 6, gallery: int = 15, home: str 
     return folder
 
 
+def add_pairs(folder: Path, split: str = "val") -> Path:
+    "The text files that masked tuning's authors read, beside a made-up FashionIQ: some records are not in them, and one caption holds a semicolon."
+    for category in CATEGORIES:
+        records = json.loads((folder / "captions" / f"cap.{category}.{split}.json").read_text(encoding="utf-8"))
+        kept = [record for row, record in enumerate(records) if row % 4 != 2]
+        lines = [f"{category}/{record['candidate']}.jpg;{category}/{record['target']}.jpg;{'a night;' * (row == 1)}{caption} \n"
+                 for row, record in enumerate(kept) for caption in record["captions"]]
+        (folder / "captions_pairs").mkdir(exist_ok=True)
+        (folder / "captions_pairs" / f"fashion_iq-{split}-cap-{category}.txt").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
 def make_cirr(folder: Path, queries: int = 8, gallery: int = 60, home: str = "", images: str = "", pictures: bool = True) -> Path:
     "Splits train, val and test1; annotations in `home`, pictures in `images`, both below the folder. Train pictures lie one folder deeper."
     for split, where in (("train", "train/0"), ("val", "dev"), ("test1", "test1")):

@@ -34,12 +34,32 @@ def load(path: Path): return json.loads(path.read_text(encoding="utf-8"))
 def joined(first: str, second: str, joining: str) -> str:
     "Two captions as one text: as CLIP4Cir writes them, as SEARLE does, or just with `and`."
     if joining == "clip4cir": return f"{first.strip('.?, ').capitalize()} and {second.strip('.?, ')}"
+    if joining == "reversed": return f"{second} and {first}"
     if joining == "strip": return f"{first.strip('.?, ')} and {second.strip('.?, ')}"
     return f"{first} and {second}"
 
 
-def fashioniq(root: Path, gallery: str = "split", reference: str = "kept", joining: str = "clip4cir", orders: str = "one") -> Iterator[Query]:
+def authors_words(text: str) -> str:
+    "What the released code of masked tuning makes of a caption, or of two joined."
+    return text.strip().replace(".", "dotmark").replace("?", "questionmark").replace("&", "andmark").replace("*", "starmark")
+
+
+def masked_fashioniq(root: Path) -> Iterator[Query]:
+    "The pairs of the text files as masked tuning's authors read them: each line with the caption of the next or the last one, over all pictures that the file names, the reference left out."
+    for category in CATEGORIES:
+        lines = (root / "captions_pairs" / f"fashion_iq-val-cap-{category}.txt").read_text(encoding="utf-8").split("\n")
+        fields = [line.split(";") for line in lines if line]
+        stem = lambda path: path.split("/")[-1].split(".")[0]
+        searched = tuple(sorted({stem(row[end]) for row in fields for end in (0, 1)}))
+        for i, row in enumerate(fields):
+            partner = fields[i + 1] if i % 2 == 0 else fields[i - 1]
+            yield Query(f"{category}-{i // 2}/{'ab'[i % 2]}", category, stem(row[0]), (stem(row[1]),), searched, (authors_words(row[-1] + " and " + partner[-1]),), left_out=stem(row[0]))
+
+
+def fashioniq(root: Path, gallery: str = "split", reference: str = "kept", joining: str = "clip4cir", orders: str = "one", authors: bool = False) -> Iterator[Query]:
     "The validation queries of each category over the pictures of its split file, or over those that its queries name."
+    if authors: yield from masked_fashioniq(root)
+    if authors: return
     for category in CATEGORIES:
         records = load(root / "captions" / f"cap.{category}.val.json")
         if gallery == "split": searched = tuple(load(root / "image_splits" / f"split.{category}.val.json"))
@@ -53,12 +73,12 @@ def fashioniq(root: Path, gallery: str = "split", reference: str = "kept", joini
                             left_out=record["candidate"] if reference == "left-out" else "")
 
 
-def cirr(root: Path, reference: str = "left-out") -> Iterator[Query]:
+def cirr(root: Path, reference: str = "left-out", authors: bool = False, most: int | None = None) -> Iterator[Query]:
     "The validation queries over all pictures of the split without the reference, and over the set that the reference comes from."
     searched = tuple(load(root / "image_splits" / "split.rc2.val.json"))
-    for record in load(root / "captions" / "cap.rc2.val.json"):
+    for record in load(root / "captions" / "cap.rc2.val.json")[:most]:
         subset = tuple(name for name in record["img_set"]["members"] if name != record["reference"])
-        yield Query(str(record["pairid"]), "all", record["reference"], (record["target_hard"],), searched, (record["caption"],),
+        yield Query(str(record["pairid"]), "all", record["reference"], (record["target_hard"],), searched, (authors_words(record["caption"]) if authors else record["caption"],),
                     left_out=record["reference"] if reference == "left-out" else "", subset=subset)
 
 
@@ -123,13 +143,13 @@ def one(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
-def evaluate(queries: list[Query], pictures: dict[str, np.ndarray], words: dict[str, np.ndarray], weight: float, measures: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    "Query -> measure -> value for the composed query unit(words) + weight * unit(reference) and the inner product with every picture."
-    sharing, found = defaultdict(list), {}
+def evaluate(queries: list[Query], pictures: dict[str, np.ndarray], words: dict[str, np.ndarray], weight: float, measures: tuple[str, ...], raw: bool = False) -> dict[str, dict[str, float]]:
+    "Query -> measure -> value for the composed query unit(words) + weight * unit(reference) and the inner product with every picture; `raw`: half of each, as long as they are."
+    sharing, found, alike = defaultdict(list), {}, (lambda rows: 0.5 * rows) if raw else one
     for query in queries: sharing[query.gallery].append(query)
     for gallery, group in sharing.items():
         searched = one(np.stack([pictures[name] for name in gallery])).T
-        asked = one(np.stack([words[query.id] for query in group])) + weight * one(np.stack([pictures[query.reference] for query in group]))
+        asked = alike(np.stack([words[query.id] for query in group])) + weight * alike(np.stack([pictures[query.reference] for query in group]))
         asked = one(asked)
         for query, vector, scores in zip(group, asked, asked @ searched):
             subset = np.array([one(pictures[name]) @ vector for name in query.subset])

@@ -10,10 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layouts import CATEGORIES, TASKS, edit, make_circo, make_cirr, make_fashioniq, make_genecis, picture, write
+from layouts import CATEGORIES, TASKS, add_pairs, edit, make_circo, make_cirr, make_fashioniq, make_genecis, picture, write
 
 from pli import world
-from pli.benchmarks import (READERS, Benchmark, Missing, Reader, check_benchmark, own_queries, parse_protocol, protocol_text, read_benchmark, read_gallery,
+from pli.authors import caption_pairs
+from pli.benchmarks import (READERS, Benchmark, Missing, Reader, check_benchmark, own_queries, parse_protocol, protocol_composer, protocol_text, read_benchmark, read_gallery,
                             read_queries, takes_part, trimmed, with_gallery, without_pictures, wordings, world_queries)
 from pli.core import PliError, generator
 
@@ -248,7 +249,7 @@ def test_official_fashioniq(shared):
         assert benchmark.answered == (split != "test")
     few = sound(read_benchmark("fashioniq", root, protocol="val"))
     assert [len(gallery) for gallery in few.galleries] == [2628, 3089, 2902] and len(few) == 6016
-    both = sound(read_benchmark("fashioniq", root, protocol="pli"))
+    both = sound(read_benchmark("fashioniq", root, protocol="reference=left-out,joining=and,orders=both"))
     assert len(both) == 2 * 6016 and torch.equal(both.groups, torch.arange(6016).repeat_interleave(2)) and both.ids[-1] == "toptee-1960/b"
     assert sum(text.startswith(" and ") or text.endswith(" and ") for (text,) in read_benchmark("fashioniq", root).texts) == 3     # empty once stripped
     for (asked, words, reference, right, gallery), record in zip(by_name(few), (r for c in CATEGORIES for r in json.loads((root / f"captions/cap.{c}.val.json").read_text()))):
@@ -484,21 +485,93 @@ def test_protocols_by_name_and_choice():
     usual = {"gallery": "split", "reference": "kept", "joining": "clip4cir", "orders": "one"}
     assert parse_protocol(reader, "usual") == parse_protocol(reader, "clip4cir") == parse_protocol(reader, "") == usual
     assert parse_protocol(reader, "searle") == usual | {"joining": "strip", "orders": "averaged"}
-    assert parse_protocol(reader, "pli") == usual | {"reference": "left-out", "joining": "and", "orders": "both"}
+    assert parse_protocol(reader, "masked-tuning") == usual | {"gallery": "val", "reference": "left-out", "joining": "marks", "orders": "both", "pairs": "text"}
+    assert parse_protocol(reader, "pic2word") == usual | {"joining": "reversed"}
     assert parse_protocol(reader, "val") == parse_protocol(reader, "gallery=val") == usual | {"gallery": "val"}
-    assert parse_protocol(reader, " pli , reference = kept,gallery=val") == parse_protocol(reader, "reference=kept,gallery=val,pli") == usual | {"gallery": "val", "joining": "and", "orders": "both"}
+    mine = " masked-tuning , reference = kept,gallery=split", "reference=kept,gallery=split,masked-tuning"
+    assert parse_protocol(reader, mine[0]) == parse_protocol(reader, mine[1]) == usual | {"joining": "marks", "orders": "both", "pairs": "text"}
     assert list(parse_protocol(reader, "orders=both,gallery=val")) == list(usual)
     for name, reader in READERS.items():
-        assert parse_protocol(reader, "usual") == {option: values[0] for option, values in reader.choices.items()} and "pli" in reader.protocols
+        assert parse_protocol(reader, "usual") == {option: values[0] for option, values in reader.choices.items() if option not in reader.added} and "masked-tuning" in reader.protocols
+        assert set(reader.added) <= set(reader.choices)
         for chosen in reader.protocols.values(): assert all(value in reader.choices[option] for option, value in chosen.items())
-    assert parse_protocol(READERS["cirr"], "pli") == {"reference": "left-out"} and parse_protocol(READERS["circo"], "pli") == {"reference": "kept"}
+    assert parse_protocol(READERS["cirr"], "masked-tuning", "val") == {"reference": "left-out", "captions": "marks"} and parse_protocol(READERS["cirr"], "captions=as-written,queries=all") == {"reference": "left-out"}
+    assert [parse_protocol(READERS["circo"], "masked-tuning", split) for split in ("val", "test")] == [{"reference": "kept"}, {"reference": "left-out"}]
+    assert parse_protocol(READERS["circo"], "masked-tuning,reference=kept", "test") == {"reference": "kept"}
+    assert protocol_composer("genecis", "crops=whole, masked-tuning") == "raw-sum:1" and protocol_composer("genecis", "usual") is protocol_composer("cirr", "masked-tuning") is None
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_the_name_that_earlier_releases_had(name):
+    told = says(lambda: parse_protocol(READERS[name], "pli,reference=kept"))
+    assert told.startswith("protocol 'pli' is called masked-tuning now") and "\n" not in told
+
+
+DIGESTS = {("fashioniq", "val", "usual"): "d9968b54f772804c",
+           ("fashioniq", "val", "searle"): "b65bf1d0315b4daa",
+           ("fashioniq", "val", "val"): "6fe8328ae71efeec",
+           ("fashioniq", "val", "reference=left-out,joining=and,orders=both"): "9620804578f4665a",
+           ("fashioniq", "train", "usual"): "c93db81a4ba3f64b",
+           ("fashioniq", "test", "usual"): "9e0fc110cf7bf776",
+           ("cirr", "val", "usual"): "49deea2b85d49649",
+           ("cirr", "val", "reference=kept"): "9cd9cc83ce979423",
+           ("cirr", "test1", "usual"): "7edec338aa4641a8",
+           ("circo", "val", "usual"): "b9be442aa52a82ca",
+           ("circo", "val", "reference=left-out"): "24286468b812ec3a",
+           ("circo", "test", "usual"): "aab8c81ce495e2d2",
+           ("genecis", "", "usual"): "af32b5f3dda95e29",
+           ("genecis", "", "crops=whole"): "ea18f41a8cb89260"}
+
+
+@pytest.mark.parametrize("name, split, protocol", DIGESTS)
+def test_what_was_asked_by_earlier_protocols_is_asked_still(name, split, protocol, shared):
+    assert read_benchmark(name, shared / "annotations" / name, split, protocol).digest() == DIGESTS[name, split, protocol]
+
+
+def test_the_authors_of_masked_tuning_on_a_small_folder(tmp_path):
+    root = make_fashioniq(tmp_path / "fashioniq", pictures=False, images="image_data/{category}")
+    assert "expected captions_pairs/fashion_iq-val-cap-dress.txt" in says(lambda: read_benchmark("fashioniq", root, protocol="masked-tuning"))
+    add_pairs(root)
+    found = sound(read_benchmark("fashioniq", root, protocol="masked-tuning"))
+    records = json.loads((root / DRESS).read_text())
+    assert found.kinds.count("dress") == 2 * 5 and found.groups.tolist()[:4] == [0, 0, 1, 1] and found.without_reference
+    assert found.texts[:2] == (("is red  and dress number 0",), ("dress number 0  and is red",))
+    assert found.texts[2] == ("has longer sleevesdotmark  and dress number 1",)                        # what stands before a caption's semicolon is lost
+    named = {records[row][end] for row in (0, 1, 3, 4, 5) for end in ("candidate", "target")}
+    assert {found.pictures[i] for i in found.galleries[0].tolist()} == named
+    whole = sound(read_benchmark("fashioniq", root, protocol="pairs=text"))
+    assert len(whole) == len(found) // 2 and [len(gallery) for gallery in whole.galleries] == [15] * 3 and whole.digest() != read_benchmark("fashioniq", root).digest()
+    with (root / "captions_pairs" / "fashion_iq-val-cap-dress.txt").open("a") as file: file.write("dress/strange.jpg;dress/Dva001.jpg;is blue \n" * 2)
+    assert "pair 5: 'strange' is not among the 15 pictures of" in says(lambda: read_benchmark("fashioniq", root, protocol="pairs=text"))
+    cirr = make_cirr(tmp_path / "cirr", pictures=False)
+    assert "queries=first-2297 is a score of the val split, not of train" in says(lambda: read_benchmark("cirr", cirr, "train", "queries=first-2297"))
+    assert sound(read_benchmark("cirr", cirr, "val", "masked-tuning")).texts[1] == ("has longer sleevesdotmark",)
+
+
+@pytest.mark.parametrize("lines, said", [
+    ("a/b.jpg;a/c.jpg;x \n", "line 1: a pair is two lines"), ("", "there are no pairs in it"), ("a/b.jpg;a/c.jpg\n" * 2, "line 1 is not 'category/REFERENCE.jpg;"),
+    ("a/b.jpg;a/c.jpg;x \n\na/b.jpg;a/d.jpg;y \n", "line 3: names other pictures"), ("a/b.jpg;a/b.jpg;x \n" * 2, "line 2: the reference 'b' is the target too"),
+    ("a/;a/c.jpg;x \n" * 2, "line 1: a picture has no name there"), ("a/..;a/c.jpg;x \n" * 2, "line 1: a picture has no name there"),
+])
+def test_pairs_that_are_none(tmp_path, lines, said):
+    (tmp_path / "pairs.txt").write_text(lines)
+    told = says(lambda: caption_pairs(tmp_path / "pairs.txt"))
+    assert said in told and "pairs.txt" in told and "\n" not in told
+
+
+@pytest.mark.parametrize("name, layout", [
+    ("fashioniq", {"images": "image_data/{category}", "home": "fashionIQ"}), ("cirr", {"home": "cirr_dataset/cirr", "images": "cirr_dataset"}), ("circo", {"home": "CIRCO"}),
+    ("genecis", {"coco": "COCO/val2017", "vg": "VisualGenome1.2/VG_100K_all", "home": "genecis"}),
+])
+def test_folders_as_masked_tunings_authors_have_them(tmp_path, name, layout):
+    assert not check_benchmark(read_benchmark(name, {"fashioniq": make_fashioniq, "cirr": make_cirr, "circo": make_circo, "genecis": make_genecis}[name](tmp_path, **layout))).missing
 
 
 @pytest.mark.parametrize("text, said", [
-    ("fast", "protocol 'fast' is unknown; choose from usual, clip4cir, searle, pli, val, or set gallery, reference, joining, orders with ="),
+    ("fast", "protocol 'fast' is unknown; choose from usual, clip4cir, searle, pic2word, masked-tuning, val, or set gallery, reference, joining, orders, pairs with ="),
     ("gallery=all", "protocol 'gallery=all': gallery is one of split, val"), ("orders=", "orders is one of one, averaged, both"),
-    ("ratio=2", "protocol 'ratio=2': there is no choice 'ratio'; choose from gallery, reference, joining, orders"),
-    ("pli,searle", "names two sets of choices"), ("gallery=val,gallery=split", "sets gallery twice"),
+    ("ratio=2", "protocol 'ratio=2': there is no choice 'ratio'; choose from gallery, reference, joining, orders, pairs"),
+    ("masked-tuning,searle", "names two sets of choices"), ("gallery=val,gallery=split", "sets gallery twice"),
 ])
 def test_protocols_that_are_none(text, said):
     assert said in says(lambda: parse_protocol(READERS["fashioniq"], text))
@@ -507,7 +580,7 @@ def test_protocols_that_are_none(text, said):
 def test_what_the_choices_of_fashioniq_do(tmp_path):
     root = make_fashioniq(tmp_path, pictures=False)
     read = lambda protocol: sound(read_benchmark("fashioniq", root, protocol=protocol))
-    usual, few, out, averaged, both = map(read, ("usual", "val", "reference=left-out", "searle", "pli"))
+    usual, few, out, averaged, both = map(read, ("usual", "val", "reference=left-out", "searle", "reference=left-out,joining=and,orders=both"))
     assert protocol_text(usual) == "gallery=split, reference=kept, joining=clip4cir, orders=one"
     named = [{name for asked, _, reference, right, _ in by_name(usual) if asked.startswith(category) for name in (reference, *right)} for category in CATEGORIES]
     assert [{few.pictures[i] for i in gallery.tolist()} for gallery in few.galleries] == named and {len(gallery) for gallery in few.galleries} != {15}
@@ -519,7 +592,7 @@ def test_what_the_choices_of_fashioniq_do(tmp_path):
     records = json.loads((root / DRESS).read_text())
     assert both.texts[0] == (" and ".join(records[0]["captions"]),) and both.texts[1] == (" and ".join(records[0]["captions"][::-1]),)
     assert both.ids[:3] == ("dress-0/a", "dress-0/b", "dress-1/a") and torch.equal(both.references[::2], usual.references) and both.answers[1::2] == usual.answers
-    assert len({read(protocol).digest() for protocol in ("usual", "val", "reference=left-out", "searle", "pli", "joining=and", "joining=strip", "orders=both")}) == 8
+    assert len({read(protocol).digest() for protocol in ("usual", "val", "reference=left-out", "searle", "pic2word", "reference=left-out,joining=and,orders=both", "joining=and", "joining=marks", "joining=strip", "orders=both")}) == 10
     assert "gallery=val needs the targets" in says(lambda: read_benchmark("fashioniq", root, "test", "val"))
 
 
@@ -679,7 +752,7 @@ def test_a_member_of_a_subset_takes_its_query_along(tmp_path):
 
 
 def test_both_orders_of_a_record_leave_together(tmp_path):
-    benchmark = read_benchmark("fashioniq", make_fashioniq(tmp_path), protocol="pli")
+    benchmark = read_benchmark("fashioniq", make_fashioniq(tmp_path), protocol="reference=left-out,joining=and,orders=both")
     lose(benchmark, benchmark.pictures[benchmark.answers[4][0]])
     left = check_benchmark(benchmark, allow_missing=True)
     assert set(Counter(left.groups.tolist()).values()) == {2} and {"dress-2/a", "dress-2/b"} <= set(benchmark.ids) - set(left.ids) and len(left.groups) == len(left)

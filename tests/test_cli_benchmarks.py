@@ -58,7 +58,7 @@ def test_every_benchmark_from_pictures_to_four_files(official, tmp_path):
 
 
 def test_protocols_and_weights_are_what_is_said(official, tmp_path):
-    cases = [asked(official, "fashioniq", "--protocol", "pli,gallery=val", "--composer", "sum", "--weight", "0.5", "--composer", "product:2", "--out", "a.json"),
+    cases = [asked(official, "fashioniq", "--protocol", "reference=left-out,joining=and,orders=both,gallery=val", "--composer", "sum", "--weight", "0.5", "--composer", "product:2", "--out", "a.json"),
              asked(official, "cirr", "--composer", "sum", "--preprocess", "target-pad", "--no-cache", "--out", "b.json"),
              asked(official, "cirr", "--composer", "sum", "--composer", "image", "--out", "c.json")]
     for status, out, err in many([(tmp_path, case) for case in cases]): assert (status, err) == (0, "")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from layouts import make_circo, make_cirr, make_fashioniq, make_genecis
+from layouts import add_pairs, make_circo, make_cirr, make_fashioniq, make_genecis
 from safetensors.torch import save_file
 
 from pli.benchmarks import Benchmark, Missing, Rules, own_queries, read_benchmark, with_gallery
@@ -552,10 +552,11 @@ def test_feature_files_make_submissions(cirr, tmp_path):
 MAKERS = {"fashioniq": make_fashioniq, "cirr": make_cirr, "circo": make_circo, "genecis": make_genecis}
 
 
-@pytest.mark.parametrize("protocol", ["usual", "pli"])
+@pytest.mark.parametrize("protocol", ["usual", "masked-tuning"])
 @pytest.mark.parametrize("name", MAKERS)
 def test_round_trip_in_every_layout(tmp_path, name, protocol):
-    benchmark = read_benchmark(name, MAKERS[name](tmp_path / "data", pictures=False), protocol=protocol)
+    root = MAKERS[name](tmp_path / "data", pictures=False)
+    benchmark = read_benchmark(name, add_pairs(root) if name == "fashioniq" else root, protocol=protocol)
     features = drawn_features(benchmark)
     direct, ours = outcomes(features, benchmark, "sum:0.5"), rankings_of(features, benchmark, "sum:0.5")
     write_rankings(tmp_path / "plain.json", benchmark, ours)
