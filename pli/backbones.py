@@ -362,7 +362,7 @@ def save_backbone(
     assumed = {key: value for key, value in backbone.choices.items() if value.endswith("assumed")}
     if assumed: config["pli"] = assumed                                                                        # open_clip passes over it
     about = {"format": "pt", "open_clip_config": json.dumps(config)}                                           # a file that is parted from its folder says it, too
-    with atomic(folder / "open_clip_model.safetensors") as temporary: save_file(weights, temporary, about)
+    with atomic(folder / "open_clip_model.safetensors", needs=sum(value.nbytes for value in weights.values())) as temporary: save_file(weights, temporary, about)
     write_json(folder / "open_clip_config.json", config)
     if backbone.tokenizer is None and backbone.config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"): backbone.tokenizer = backbone.make_tokenizer()
     inner = getattr(backbone.tokenizer, "tokenizer", None)    # only tokenizers from the hub have files of their own

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['TUNE_OPTIONS', 'BENCHMARKS', 'Parser', 'natural', 'model_options', 'make_parser', 'add_demo', 'run_demo', 'add_tune',
-           'tune_settings', 'run_tune', 'write_problems', 'command_line', 'add_average', 'run_average',
-           'benchmark_options', 'picture_options', 'composer_options', 'add_evaluate', 'asked', 'features_for',
-           'list_missing', 'with_weight', 'wanted_composers', 'usual_composer', 'check_choices', 'run_evaluate',
-           'made_by', 'named', 'draw_curve', 'add_compare', 'read_report', 'run_compare', 'add_submit', 'run_submit',
-           'add_score', 'run_score', 'add_cache', 'run_cache', 'add_mask', 'run_mask', 'fitted', 'add_study',
-           'without_folders', 'run_study', 'plain_notices', 'main']
+           'tune_settings', 'aside', 'check_prolonged', 'run_tune', 'write_problems', 'command_line', 'add_average',
+           'run_average', 'benchmark_options', 'picture_options', 'composer_options', 'add_evaluate', 'asked',
+           'features_for', 'list_missing', 'with_weight', 'wanted_composers', 'usual_composer', 'check_choices',
+           'run_evaluate', 'made_by', 'named', 'draw_curve', 'add_compare', 'read_report', 'run_compare', 'add_submit',
+           'run_submit', 'add_score', 'run_score', 'add_cache', 'run_cache', 'add_mask', 'run_mask', 'fitted',
+           'add_study', 'without_folders', 'run_study', 'plain_notices', 'main']
 
 # %% ../nbs/14_cli.ipynb #97f1f5ba
 import argparse
@@ -52,9 +52,9 @@ def natural(text: str) -> int:
     return int(text)
 
 # %% ../nbs/14_cli.ipynb #e3577672
-def model_options(parser: argparse.ArgumentParser) -> None:
+def model_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
     "Options that say which model, and where it runs."
-    parser.add_argument("--model", required=True, metavar="NAME", help="a name that open_clip knows (ViT-B-32), hf-hub:org/model, or a folder in open_clip's layout, such as a tuned model")
+    parser.add_argument("--model", required=required, metavar="NAME", help="a name that open_clip knows (ViT-B-32), hf-hub:org/model, or a folder in open_clip's layout, such as a tuned model")
     parser.add_argument("--pretrained", metavar="TAG", help="weights for a named model: a tag such as openai, or a checkpoint file")
     parser.add_argument("--quick-gelu", action=argparse.BooleanOptionalAction, help="the weights were trained with QuickGELU, as OpenAI's were, or not (default: what tag, configuration or file say)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
@@ -96,7 +96,8 @@ def add_tune(commands) -> None:
     parser.add_argument("--held-out", type=float, default=0.02, metavar="SHARE", help="share of the pairs to keep for validation when no queries are given (default: 0.02)")
     parser.add_argument("--queries", metavar="JSON", help="development queries in CIRCO's field names: validate on them instead")
     parser.add_argument("--gallery", metavar="JSON", help="the pictures that the queries search")
-    model_options(parser)
+    parser.add_argument("--prolong", metavar="RUN", help="instead of --model: begin with the weights and the optimiser's moments that a finished run has left in its folder. --steps, --warmup and --schedule are of the new steps alone, --learning-rate must be named, batches and masks go on where RUN ended")
+    model_options(parser, required=False)
     for name, (kind, usual, text) in TUNE_OPTIONS.items():
         parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=f"{text} (default: {usual})")
     parser.add_argument("--one-way", action="store_true", help="contrast from query to target only")
@@ -117,26 +118,48 @@ def tune_settings(args):
     return settings
 
 # %% ../nbs/14_cli.ipynb #3559cd36
+def aside(pairs, share: float, seed: int):
+    "The pairs to learn from and those held out: two pictures at least, because one alone is always found. Raises `PliError` where that leaves too few."
+    from pli.core import PliError
+    from pli.data import split_pairs
+    pictures = len(set(pairs.paths))
+    if pictures < 4: raise PliError(f"{pictures} pictures are too few: validation holds out 2, and a batch needs 2 more. Give more pictures, or validate on --queries and --gallery")
+    return split_pairs(pairs, max(share, 2 / pictures), seed)
+
+def check_prolonged(args, settings) -> None:
+    "Raise a `PliError` for a run that cannot be prolonged like this, before anything is loaded."
+    from pli.core import PliError, read_json
+    run = Path(args.prolong)
+    if not (run / "last").is_dir(): raise PliError(f"--prolong {run}: holds no finished run, whose model would be in {run / 'last'}")
+    record = read_json(run / "run.json")
+    earlier = record.get("settings") if isinstance(record, dict) else None
+    if not isinstance(earlier, dict): raise PliError(f"{run / 'run.json'}: is no record of a run")
+    if not hasattr(args, "learning_rate"): raise PliError(f"--prolong needs --learning-rate: the run's peak was {earlier.get('learning_rate')}, its schedule {earlier.get('schedule')} has come to its end, and what the new steps begin with is your choice")
+    if settings.seed != earlier.get("seed"): raise PliError(f"--prolong {run}: its --seed was {earlier.get('seed')}, which also decides the held-out pairs; name the same, now it is {settings.seed}. Batches and masks are new ones all the same")
+
+# %% ../nbs/14_cli.ipynb #c3feaa36
 def run_tune(args) -> None:
     from pli.backbones import load_backbone
     from pli.benchmarks import read_queries
     from pli.core import PliError, pick_device, provenance, write_json
-    from pli.data import PairSet, read_pairs, split_pairs
+    from pli.data import PairSet, read_pairs
     from pli.evaluate import pair_validator, query_validator
     from pli.tuning import tune
     if bool(args.queries) != bool(args.gallery): raise PliError("--queries and --gallery go together: the queries name pictures of the gallery")
     if not 0 < args.held_out < 1: raise PliError(f"--held-out must be between 0 and 1, got {args.held_out}")
+    if bool(args.model) == bool(args.prolong): raise PliError("give --model, or --prolong with the folder of a finished run, which brings its model")
     settings, device = tune_settings(args), pick_device(args.device)
+    if args.prolong: check_prolonged(args, settings)
     validate = query_validator(read_queries(args.queries, args.gallery)) if args.queries else None
     pairs = read_pairs(args.pairs, root=args.root, image_key=args.image_key, caption_key=args.caption_key)
     print(pairs.report())
-    learn, held_out = (pairs, None) if validate else split_pairs(pairs, args.held_out, settings.seed)
+    learn, held_out = (pairs, None) if validate else aside(pairs, args.held_out, settings.seed)
     if len(learn) < settings.batch_size: raise PliError(f"--batch-size {settings.batch_size} is more than the {len(learn)} pairs to learn from")
-    backbone = load_backbone(args.model, args.pretrained, device, settings.seed, quick_gelu=args.quick_gelu)
+    backbone = load_backbone(args.model or Path(args.prolong) / "last", args.pretrained, device, settings.seed, quick_gelu=args.quick_gelu)
     if validate is None: validate = pair_validator(PairSet(held_out, backbone.pixels), settings.hide, 0.0 if settings.objective in ("clip", "flip") else settings.weight)   # these find pictures by their captions
-    result = tune(backbone, PairSet(learn, backbone.pixels), settings, args.out, validate, args.workers)
+    result = tune(backbone, PairSet(learn, backbone.pixels), settings, args.out, validate, args.workers, prolong=args.prolong)
     write_problems(Path(args.out) / "problems.jsonl", pairs, result.problems)
-    write_json(Path(args.out) / "provenance.json", provenance(args.typed, settings.seed, device) | {"model": args.model, "pretrained": args.pretrained} | backbone.choices | {"scores": result.scores})
+    write_json(Path(args.out) / "provenance.json", provenance(args.typed, settings.seed, device) | {"model": args.model, "pretrained": args.pretrained} | backbone.choices | {"scores": result.scores} | ({"prolongs": args.prolong} if args.prolong else {}))
     scores = [f"{name} {score:.4f}" for name, score in (("start", result.start), ("best", result.best)) if score is not None]
     print(f"tuned model: {Path(args.out) / 'last'}   best validation ({', '.join(scores) or 'none that is a number'}): {Path(args.out) / 'best'}")
 

@@ -310,7 +310,7 @@ def test_tuning_on_queries_keeps_the_best_and_open_clip_loads_it_alone(drawn, tm
     assert (status, err) == (0, "") and "60 pairs" in out                              # with queries no pair is held out
     made = json.loads((tmp_path / "run" / "provenance.json").read_text())
     scores = {record["step"]: record["score"] for record in made["scores"]}
-    assert list(scores) == [0, 2, 4, 6] and made["model"] == "pli-tiny-48" and f"best validation ({max(scores.values()):.4f})" in out
+    assert list(scores) == [0, 2, 4, 6] and made["model"] == "pli-tiny-48" and f"best validation (start {scores[0]:.4f}, best {max(scores.values()):.4f})" in out
     best = load_backbone(str(tmp_path / "run" / "best"))
     assert query_validator(read_queries(drawn / "queries.json", drawn / "gallery.json"))(best) == max(scores.values())
     picture = sorted((drawn / "images").iterdir())[0]

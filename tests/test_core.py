@@ -125,7 +125,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
     write_json(tmp_path / "a.json", 1)
     def full(number): raise OSError(28, "No space left on device")
     monkeypatch.setattr(pli.core.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"): write_json(tmp_path / "a.json", 2)
+    with pytest.raises(OSError, match="a.json: cannot be written, the disk is full"): write_json(tmp_path / "a.json", 2)
     assert read_json(tmp_path / "a.json") == 1 and os.listdir(tmp_path) == ["a.json"]
 
 

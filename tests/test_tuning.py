@@ -69,7 +69,7 @@ def quiet(line): pass
 
 
 def run(backbone, folder=None, data=PAIRS, settings=SHORT, **changes):
-    extra = {key: changes.pop(key) for key in ("validate", "workers", "say") if key in changes}
+    extra = {key: changes.pop(key) for key in ("validate", "workers", "say", "prolong") if key in changes}
     return tune(backbone, data, dataclasses.replace(settings, **changes), folder, **{"say": quiet, **extra})
 
 
@@ -698,6 +698,7 @@ def test_a_run_without_a_score_of_the_start_goes_on(fresh, tmp_path):
     checkpoint = tmp_path / "checkpoint.safetensors"
     with tuning.safe_open(checkpoint, "pt") as file: tensors, record = {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["record"])
     record["scores"] = [score for score in record["scores"] if score["step"]]
+    del record["sha256"]
     save_file(tensors, checkpoint, {"record": json.dumps(record)})
     result = run(fresh(), tmp_path, validate=lambda backbone: 0.25, validate_every=2)
     assert result.start is None and [score["step"] for score in result.scores] == [2, 4, 6, 8] and result.best == 0.5
@@ -1155,3 +1156,264 @@ def test_bf16_without_hardware_says_what_it_costs(fresh, monkeypatch):
         monkeypatch.setattr(tuning, "bf16_in_hardware", lambda: known)
         run(fresh(), steps=1, precision=precision, say=lines.append)
         assert len([line for line in lines if "computed in software" in line and "leave precision out" in line and "\n" not in line]) == count
+
+
+# ---- disks that are full, bits that flip
+
+FULL_SCRIPT = '''
+import resource, signal, sys
+import open_clip, torch
+from pathlib import Path
+from pli import tuning
+from pli.backbones import load_backbone
+from pli.core import PliError
+from pli.data import TensorPairs
+
+configs, folder, fill, what = sys.argv[1:]
+open_clip.add_model_config(configs)
+chance = torch.Generator().manual_seed(0)
+pairs = TensorPairs(torch.randint(0, 256, (40, 3, 32, 32), generator=chance, dtype=torch.uint8), [f"thing number {i}" for i in range(40)])
+settings = tuning.TuneSettings(steps=8, batch_size=8, learning_rate=1e-3, warmup=2, checkpoint_every=3, hide="random:0.5")
+
+class Fills(TensorPairs):
+    "After the first checkpoint nothing more fits."
+    reads = 0
+    def __getitem__(self, index):
+        Fills.reads += 1
+        if Fills.reads == 33:
+            if fill == "limit":
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+            else:
+                with open(fill, "wb", buffering=0) as file:
+                    try:
+                        while True: file.write(bytes(4096))
+                    except OSError: pass
+        return super().__getitem__(index)
+
+try:
+    if what == "tune": tuning.tune(load_backbone("tunetest-plain"), Fills(pairs.pixels, pairs.captions), settings, folder)
+    else:
+        models = [load_backbone("tunetest-plain"), load_backbone("tunetest-plain", seed=1)]
+        for i in range(33): Fills(pairs.pixels, pairs.captions)[0]
+        tuning.average(models).save(folder)
+except PliError as error: print("PliError:", error)
+'''
+
+
+@pytest.mark.parametrize("how", ["mount", "limit"])
+@pytest.mark.parametrize("what", ["tune", "average"])
+def test_a_full_disk_is_one_line_and_loses_nothing(fresh, configs, tmp_path, how, what):
+    "A real small file system where one can be mounted; else, and besides, the system's limit on the size of a file."
+    if how == "limit" and not hasattr(signal, "SIGXFSZ"): pytest.skip("this system has no limit on the size of a file")
+    (tmp_path / "full.py").write_text(FULL_SCRIPT)
+    (tmp_path / "small").mkdir()
+    folder, room = (tmp_path / "small" / "run", tmp_path / "kept") if how == "mount" else (tmp_path / "run", tmp_path / "run")
+    words = [sys.executable, "-m", "full", str(configs), str(folder), str(tmp_path / "small" / "filler") if how == "mount" else "limit", what]
+    if how == "mount":
+        size = "32m"
+        mount = f"mount -t tmpfs -o size={size} tmpfs '{tmp_path}/small'"
+        if not hasattr(os, "geteuid") or subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True).returncode: pytest.skip("no file system can be mounted here")
+        words = ["unshare", "-rm", "sh", "-c", mount + ' && "$@"; status=$?; ' + f"cp -r '{folder}' '{room}'; exit $status", "sh", *words]
+    path = os.pathsep.join([str(Path(pli.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(words, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(torch.get_num_threads())}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stdout.splitlines() if line.startswith("PliError")]
+    name = "log.jsonl|checkpoint.safetensors" if what == "tune" else "open_clip_model.safetensors"
+    assert len(told) == 1 and numpy.all([word in told[0] for word in ("cannot be written", "the disk is full" if how == "mount" else "files may not be so large", "are free there", "make room")]), done.stdout
+    assert any(part in told[0] for part in name.split("|"))
+    if what == "average":
+        assert not room.exists() or not list(room.iterdir())
+        return
+    assert "it needs" in told[0] and not list(room.glob(".*.part"))
+    again, whole = fresh(), fresh()
+    assert run(again, room).continued_from == 3                                        # the checkpoint before it is whole
+    run(whole)
+    assert same(again, whole)
+
+
+def test_one_bit_in_a_checkpoint_is_noticed(fresh, tmp_path):
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path / "run", Fuse(40))
+    checkpoint = tmp_path / "run" / "checkpoint.safetensors"
+    good = checkpoint.read_bytes()
+    start = 8 + int.from_bytes(good[:8], "little")
+    for place in (start, start + 7, (start + len(good)) // 2, len(good) - 1):
+        for bit in (0, 6):
+            bad = bytearray(good)
+            bad[place] ^= 1 << bit
+            checkpoint.write_bytes(bad)
+            backbone = fresh()
+            with pytest.raises(PliError, match="checkpoint.safetensors: this checkpoint cannot be continued .its contents are not what was written") as caught: run(backbone, tmp_path / "run")
+            assert "\n" not in str(caught.value) and same(backbone, fresh())               # nothing of it was put in place
+    checkpoint.write_bytes(good.replace(b'\\"step\\": 3', b'\\"step\\": 2'))             # the record is covered too
+    with pytest.raises(PliError, match="not what was written"): run(fresh(), tmp_path / "run")
+    checkpoint.write_bytes(good)
+    log = tmp_path / "run" / "log.jsonl"
+    lines = log.read_text()
+    log.write_text(lines.replace('"loss": 2', '"loss": 3', 1))
+    assert log.read_text() != lines
+    with pytest.raises(PliError, match="log.jsonl: is not what was written"): run(fresh(), tmp_path / "run")
+    log.write_text(lines)
+    assert run(fresh(), tmp_path / "run").continued_from == 3
+
+
+def test_an_older_checkpoint_without_a_digest_goes_on_and_says_so(fresh, tmp_path):
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path, Fuse(40))
+    checkpoint, lines = tmp_path / "checkpoint.safetensors", []
+    with tuning.safe_open(checkpoint, "pt") as file: tensors, record = {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["record"])
+    del record["log"], record["sha256"]
+    save_file(tensors, checkpoint, {"record": json.dumps(record)})
+    again, whole = fresh(), fresh()
+    assert run(again, tmp_path, say=lines.append).continued_from == 3 and run(whole) and same(again, whole)
+    assert len([line for line in lines if "without a digest" in line]) == 1
+
+
+# ---- two at once, and a folder that goes away
+
+def test_two_runs_in_one_folder(fresh, tmp_path):
+    "The second is refused while the first is at work, leaves its files alone, and says which process that is."
+    refused = []
+    class Busy(TensorPairs):
+        def __getitem__(self, index):
+            if not refused:
+                (tmp_path / ".checkpoint.safetensors.1.part").write_text("half of the first one's checkpoint")
+                with pytest.raises(PliError, match=rf"process {os.getpid()} is at work there") as caught: run(fresh(), tmp_path)
+                refused.append((tmp_path / ".checkpoint.safetensors.1.part").exists())
+            return super().__getitem__(index)
+    one, whole = fresh(), fresh()
+    run(one, tmp_path, Busy(PAIRS.pixels, PAIRS.captions))
+    run(whole)
+    assert refused == [True] and same(one, whole) and not (tmp_path / ".lock").exists()
+
+
+def test_killed_while_the_first_record_was_written(fresh, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.json.4711.part").write_text('{"settings": {"hi')
+    (tmp_path / "run" / ".lock").write_text("4711")
+    assert run(fresh(), tmp_path / "run").continued_from is None
+    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["checkpoint.safetensors", "last", "log.jsonl", "run.json"]
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_folder_that_is_removed_ends_the_run(fresh, tmp_path, replaced):
+    import shutil
+    class Sweeper(Fuse):
+        def __getitem__(self, index):
+            self.left -= 1
+            if self.left == 0:
+                shutil.rmtree(tmp_path / "run")
+                if replaced:                                                             # by another process, with the same command
+                    (tmp_path / "run").mkdir()
+                    (tmp_path / "run" / "run.json").write_text("{}")
+                    (tmp_path / "run" / ".lock").write_text("1")
+            return TensorPairs.__getitem__(self, index)
+    with pytest.raises(PliError, match="run: the folder of this run was removed or replaced while it ran"): run(fresh(), tmp_path / "run", Sweeper(30))
+    assert (sorted(file.name for file in (tmp_path / "run").iterdir()) == [".lock", "run.json"]) if replaced else not (tmp_path / "run" / "log.jsonl").exists()
+
+
+# ---- what may not change between two parts of a run
+
+def test_other_pictures_under_the_same_names_are_another_run(fresh, tmp_path):
+    pairs = picture_pairs(tmp_path / "pictures", broken=())
+    data = PairSet(pairs, fresh().pixels)
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path / "run", FuseFiles(pairs, fresh().pixels, 40))
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert len(record["picture files"]) == 16
+    good = {path: Path(path).read_bytes() for path in pairs.paths}
+    for path in pairs.paths[:3]: Path(path).write_bytes(good[path] + b"\0")               # other sizes
+    with pytest.raises(PliError, match="run: the picture files are not those that the run began with"): run(fresh(), tmp_path / "run", data)
+    for path in pairs.paths: Path(path).write_bytes(good[path][:-1] + bytes([good[path][-1] ^ 1]))   # the same sizes, other contents
+    with pytest.raises(PliError, match="the picture files are not those"): run(fresh(), tmp_path / "run", data)
+    for path in pairs.paths: Path(path).write_bytes(good[path])
+    assert run(fresh(), tmp_path / "run", data).continued_from == 3
+    assert tuning.files_digest(PAIRS) is None
+    for name in ("picture files", "threads"): record.pop(name)                            # a run of an older version
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    assert run(fresh(), tmp_path / "run", data).continued_from == 8
+
+
+class FuseFiles(PairSet):
+    def __init__(self, pairs, pixels, left): super().__init__(pairs, pixels); self.left = left
+    def __getitem__(self, index):
+        self.left -= 1
+        if self.left < 0: raise KeyboardInterrupt
+        return super().__getitem__(index)
+
+
+def test_another_number_of_threads_is_told(fresh, tmp_path):
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path, Fuse(40))
+    lines, before = [], torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try: assert run(fresh(), tmp_path, say=lines.append).continued_from == 3
+    finally: torch.set_num_threads(before)
+    assert [line for line in lines if "threads" in line] == [f"{tmp_path}: the run began with {before} threads, this process has {before + 1}: its numbers will not repeat to the bit"]
+
+
+# ---- a process that reads pictures dies
+
+class Deadly(TensorPairs):
+    "In one of the processes that read, the twentieth picture is the last."
+    reads = 0
+    def __getitem__(self, index):
+        if torch.utils.data.get_worker_info() is not None:
+            Deadly.reads += 1
+            if Deadly.reads == 20: os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+@pytest.mark.parametrize("batches", ["random", "near"])
+def test_a_reading_process_that_dies_is_one_line(fresh, tmp_path, batches):
+    pairs = Deadly(PAIRS.pixels, PAIRS.captions)
+    with pytest.raises(PliError, match="a process that reads pictures died .*use fewer workers, or 0") as caught: run(fresh(), tmp_path, pairs, workers=1, steps=40, checkpoint_every=1, batches=batches)
+    assert "\n" not in str(caught.value)
+    if batches == "near": return
+    done = run(fresh(), tmp_path, steps=40, checkpoint_every=1)                            # without it, from where it was
+    whole = run(fresh(), steps=40)
+    assert done.history == whole.history
+
+
+def test_an_error_inside_a_reading_process_keeps_its_words(fresh, tmp_path):
+    class Odd(TensorPairs):
+        def __getitem__(self, index): return index, torch.zeros(3, 8 + index % 2, 8, dtype=torch.uint8), "odd"
+    for workers in (0, 1):
+        with pytest.raises(PliError, match=r"^pictures of different sizes in one batch, .*must bring them to one size$"): run(fresh(), None, Odd(PAIRS.pixels, PAIRS.captions), workers=workers)
+
+
+# ---- a finished run goes on as another
+
+def test_a_finished_run_is_prolonged_from_weights_and_moments(fresh, tmp_path):
+    "With a constant rate and no warm-up, two runs of four steps are one of eight: weights, moments, order, masks."
+    flat = {"schedule": "constant", "warmup": 0}
+    one, whole = fresh(), fresh()
+    run(one, tmp_path / "one", steps=4, **flat)
+    wanted = run(whole, steps=8, **flat)
+    two = load_backbone(str(tmp_path / "one" / "last"))
+    result = run(two, tmp_path / "two", steps=4, prolong=tmp_path / "one", **flat)
+    assert same(two, whole) and [record["loss"] for record in result.history] == [record["loss"] for record in wanted.history[4:]]
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["steps before"] == 4
+    stranger = fresh(seed=5)
+    run(stranger, tmp_path / "three", steps=2, prolong=tmp_path / "two", learning_rate=1e-4)      # whatever the model held, it begins with the run's
+    assert json.loads((tmp_path / "three" / "run.json").read_text())["steps before"] == 8
+
+
+def test_a_prolonged_run_is_killed_and_continued(fresh, tmp_path):
+    run(fresh(), tmp_path / "one")
+    more = {"prolong": tmp_path / "one", "learning_rate": 1e-4, "validate": lambda backbone: backbone.scale.item(), "validate_every": 2}
+    whole, again = fresh(), fresh()
+    wanted = run(whole, tmp_path / "whole", **more)
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path / "two", Fuse(40), **more)
+    result = run(again, tmp_path / "two", **more)
+    assert result.continued_from == 3 and same(whole, again) and result.history == wanted.history and result.scores == wanted.scores
+    with pytest.raises(PliError, match="steps before was 8, now None|start was"): run(fresh(), tmp_path / "two", learning_rate=1e-4, validate_every=2)
+
+
+def test_what_cannot_be_prolonged(fresh, tmp_path):
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path / "half", Fuse(40))
+    run(fresh(), tmp_path / "done")
+    for folder, out, says in ((tmp_path / "half", "out", "half: this run is at step 3 of 8; finish it first"), (tmp_path / "none", "out", "none: holds no run with a checkpoint"),
+                              (tmp_path / "done", "done", "done: a run is prolonged as another run; choose another folder")):
+        with pytest.raises(PliError, match=says): run(fresh(), tmp_path / out, prolong=folder)
+    lines = []
+    run(fresh(), tmp_path / "out", chance_pairs(30), prolong=tmp_path / "done", say=lines.append)
+    assert len([line for line in lines if "learned from other pairs than these" in line]) == 1
