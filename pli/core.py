@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLANK', 'MOST_BYTES', 'KINDS', 'unit', 'generator', 'PliError', 'shown', 'first_line', 'MissingFile', 'open_regular',
-           'read_regular', 'to_disk', 'atomic', 'write_json', 'read_json', 'pick_device', 'Unseen', 'bar', 'versions',
-           'processor', 'provenance']
+           'read_regular', 'to_disk', 'atomic', 'write_json', 'read_json', 'pick_device', 'check_workers', 'Unseen',
+           'bar', 'versions', 'processor', 'provenance']
 
 # %% ../nbs/00_core.ipynb #286ce25a
 import datetime
@@ -180,6 +180,13 @@ def pick_device(
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+# %% ../nbs/00_core.ipynb #d0a27cf2
+def check_workers(workers: int) -> int:
+    "The number of reading processes that was asked for. Raises `PliError` for one that this machine could not bear."
+    cores = os.cpu_count() or 1
+    if 0 <= workers <= max(16, 4 * cores): return workers
+    raise PliError(f"workers must be 0 to {max(16, 4 * cores)} on a machine with {cores} cores, got {workers}")
 
 # %% ../nbs/00_core.ipynb #d2ee4f13
 class Unseen:
