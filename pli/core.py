@@ -6,7 +6,7 @@
 __all__ = ['BLANK', 'MOST_BYTES', 'KINDS', 'FULL', 'LOCK', 'unit', 'generator', 'PliError', 'shown', 'first_line', 'MissingFile',
            'open_regular', 'read_regular', 'NoRoom', 'full', 'to_disk', 'atomic', 'write_json', 'read_json',
            'tensors_digest', 'locked', 'same_file', 'held', 'claim', 'holder', 'alone_in', 'still_alone_in',
-           'told_of_workers', 'pick_device', 'Unseen', 'bar', 'versions', 'processor', 'provenance']
+           'told_of_workers', 'pick_device', 'check_workers', 'Unseen', 'bar', 'versions', 'processor', 'provenance']
 
 # %% ../nbs/00_core.ipynb #286ce25a
 import datetime
@@ -302,6 +302,13 @@ def pick_device(
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+# %% ../nbs/00_core.ipynb #d0a27cf2
+def check_workers(workers: int) -> int:
+    "The number of reading processes that was asked for. Raises `PliError` for one that this machine could not bear."
+    cores = os.cpu_count() or 1
+    if 0 <= workers <= max(16, 4 * cores): return workers
+    raise PliError(f"workers must be 0 to {max(16, 4 * cores)} on a machine with {cores} cores, got {workers}")
 
 # %% ../nbs/00_core.ipynb #d2ee4f13
 class Unseen:

@@ -640,3 +640,89 @@ def test_no_more_scores_than_the_budget_are_seen(monkeypatch):
 ])
 def test_features_that_cannot_be_searched(change, says):
     with pytest.raises(PliError, match=says): search(**({"queries": torch.zeros(4, 8), "gallery": torch.zeros(5, 8), "k": 3} | change))
+
+
+# --- strangers' files and damage
+
+needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+
+
+@needs_pipes
+def test_pipes_and_links_in_the_cache_are_not_waited_for(root, tiny, features, cache, capsys):
+    encode_files(tiny, NAMES[:40], root, cache=cache)
+    folder = cache.entries()[0].folder
+    os.mkfifo(folder / "1-0123456789ab.safetensors"), os.symlink("/dev/zero", folder / "2-0123456789ab.safetensors"), os.symlink("gone", folder / "3-0123456789ab.safetensors")
+    (folder / "model.json").unlink(), os.mkfifo(folder / "model.json")
+    assert cache.entries()[0].pictures == 40
+    assert torch.equal(encode_files(tiny, NAMES, root, cache=cache), features)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and any("a pipe, not a file" in line for line in lines) and any("a device, not a file" in line for line in lines)
+    assert (folder / "1-0123456789ab.safetensors").exists()             # not ours, so not removed
+    cache.clear()
+    assert not folder.exists()
+
+
+@needs_pipes
+def test_pictures_that_are_no_files(root, tiny, cache, tmp_path):
+    (tmp_path / "a.png").write_bytes((root / NAMES[0]).read_bytes())
+    os.mkfifo(tmp_path / "pipe.png"), os.symlink("/dev/zero", tmp_path / "endless.png")
+    with pytest.raises(BrokenPictures) as caught: encode_files(tiny, ["a.png", "pipe.png", "endless.png", "gone.png"], tmp_path, cache=cache, check=False)
+    said = {name: str(error) for name, error in caught.value.errors.items()}
+    assert "a pipe, not a file" in said["pipe.png"] and "a device, not a file" in said["endless.png"] and "missing picture" in said["gone.png"]
+    with pytest.raises(PliError, match="a pipe, not a file"): content_key(tmp_path / "pipe.png")
+
+
+def test_any_flipped_bit_in_a_shard_is_noticed(root, tiny, features, cache, capsys):
+    "Header and body: never other features, and never a traceback."
+    encode_files(tiny, NAMES[:8], root, cache=cache)
+    path = shards(cache)[0]
+    whole, known = path.read_bytes(), dict(zip(*map(list, gallery.read_shard(path))))
+    places = torch.randperm(len(whole) * 8, generator=torch.Generator().manual_seed(0))[:500].tolist() + list(range(8 * 300))
+    noticed = 0
+    for place in places:
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        try: keys, found = gallery.read_shard(path)
+        except (ValueError, OSError): noticed += 1
+        else: assert all(torch.equal(row, known[key]) for key, row in zip(keys, found)) and len(keys) == 8
+        gallery.keys_in(path)
+    assert noticed > 0.95 * len(places)                                  # the rest is white space in the header
+
+
+def test_a_killed_write_leaves_a_part_that_is_never_read(root, tiny, features, cache, tmp_path):
+    encode_files(tiny, NAMES[:8], root, cache=cache)
+    folder = cache.entries()[0].folder
+    half = shards(cache)[0].read_bytes()
+    (folder / ".9-0123456789ab.safetensors.1.part").write_bytes(half[: len(half) // 2])
+    assert torch.equal(encode_files(tiny, NAMES[:8], root, cache=cache), features[:8]) and len(shards(cache)) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
+def test_shards_have_the_usual_permissions(root, tiny, cache):
+    encode_files(tiny, NAMES[:8], root, cache=cache)
+    assert {path.stat().st_mode & 0o777 for path in [*shards(cache), cache.entries()[0].folder / "model.json"]} == {0o666 & ~mask()}
+
+
+def mask() -> int:
+    before = os.umask(0)
+    os.umask(before)
+    return before
+
+
+def test_more_workers_than_a_machine_can_bear(root, tiny):
+    for number in (-1, 10**6):
+        with pytest.raises(PliError, match=f"workers must be 0 to .* got {number}"): encode_files(tiny, NAMES[:2], root, workers=number)
+        with pytest.raises(PliError, match="workers must be 0 to"): encode_pictures(tiny, torch.zeros(2, 3, 48, 48, dtype=torch.uint8), workers=number)
+
+
+def test_a_square_around_a_long_box_is_bounded():
+    with pytest.raises(PliError, match="a square around them has 20000 x 20000 pixels; 89,478,485 are the most"): crop_around(Image.new("1", (20_000, 10)), (0, 0, 20_000, 10))
+
+
+def test_a_picture_that_would_grow_by_padding_is_refused_before_it_does(tmp_path):
+    from pli.backbones import TargetPad
+    with pytest.raises(PliError, match="20000 x 200: padded to 20000 x 16000 it has 320,000,000 pixels; 180,000,000 are the most"): TargetPad()(Image.new("1", (20_000, 200)))
+    Image.new("RGB", (16_000, 100)).save(tmp_path / "a.png")
+    error = PictureFiles(["a.png"], tmp_path, TargetPad())[0]
+    assert isinstance(error, PictureError) and error.cause == "too large picture" and "padded to 16000 x 12800" in str(error)
