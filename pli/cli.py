@@ -135,7 +135,7 @@ def run_tune(args) -> None:
     if validate is None: validate = pair_validator(PairSet(held_out, backbone.pixels), settings.hide, 0.0 if settings.objective in ("clip", "flip") else settings.weight)   # these find pictures by their captions
     result = tune(backbone, PairSet(learn, backbone.pixels), settings, args.out, validate, args.workers)
     write_problems(Path(args.out) / "problems.jsonl", pairs, result.problems)
-    write_json(Path(args.out) / "provenance.json", provenance(args.typed, settings.seed, device) | {"model": args.model, "pretrained": args.pretrained} | backbone.choices | {"scores": result.scores})
+    write_json(Path(args.out) / "provenance.json", provenance(args.typed, settings.seed, device) | {"model": args.model, "pretrained": args.pretrained, "cut texts": len(backbone.cut_texts)} | backbone.choices | {"scores": result.scores})
     print(f"tuned model: {Path(args.out) / 'last'}   best validation ({result.best:.4f}): {Path(args.out) / 'best'}")
 
 # %% ../nbs/14_cli.ipynb #e1f0953a
@@ -320,7 +320,7 @@ def made_by(args, device, backbone) -> dict:
     "Where a report comes from."
     from pli.core import provenance
     from pli.gallery import weights_digest
-    return provenance(args.typed, 0, device) | {"model": args.model, "pretrained": args.pretrained or ("none, random weights" if named(args.model) else None), "weights": weights_digest(backbone), "preprocess": backbone.preprocess} | backbone.choices
+    return provenance(args.typed, 0, device) | {"model": args.model, "pretrained": args.pretrained or ("none, random weights" if named(args.model) else None), "weights": weights_digest(backbone), "preprocess": backbone.preprocess, "cut texts": len(backbone.cut_texts)} | backbone.choices
 
 
 def named(model: str) -> bool:

@@ -440,6 +440,7 @@ def tune(
             if settings.batches != "random": start = copy.deepcopy(backbone)   # the checkpoint must not choose the company
             first = files.load(backbone, optimiser, result)
             say(f"continuing at step {first} of {settings.steps}")
+        if first < settings.steps and settings.objective != "picture" and hasattr(backbone, "check_words"): backbone.check_words(getattr(data, "captions", ()))
         company = make_company(settings.batches, start, data, workers, say) if first < settings.steps else None
         order = BatchOrder(len(data), settings.batch_size, settings.seed, first, settings.steps - first, company)
         loader = DataLoader(data, batch_sampler=order, collate_fn=collate, num_workers=workers, generator=generator(settings.seed, "workers"))
