@@ -6,8 +6,8 @@
 __all__ = ['PREPROCESS', 'register_tiny', 'PatchGate', 'find_gate', 'patch_grid', 'pixel_transform', 'TargetPad',
            'model_transform', 'target_pad_transform', 'Backbone', 'check_mask', 'encode_visible', 'encode_image',
            'CutTextWarning', 'cut_texts', 'tell_cut', 'tokens_of', 'check_words', 'encode_text', 'read_config',
-           'random_weights_wanted', 'weights_for', 'choose', 'build', 'make_tokenizer', 'load_backbone',
-           'save_backbone']
+           'random_weights_wanted', 'downloads_blocked', 'weights_for', 'choose', 'build', 'make_tokenizer',
+           'made_tokenizer', 'load_backbone', 'save_backbone']
 
 # %% ../nbs/02_backbones.ipynb #0a004108
 import json
@@ -30,7 +30,7 @@ from torchvision.transforms import Compose, Normalize, PILToTensor
 
 from .core import PliError, atomic, read_json, write_json
 from .data import shown
-from .weights import Choices, Notice, Weights, WeightsNotice, check_config, choose_for_file, choose_for_model, in_whole_words, named_activation, put_weights, read_weights, tuned_from_a_file
+from .weights import Choices, Notice, Weights, WeightsNotice, check_config, check_tag, choose_for_file, choose_for_model, in_whole_words, named_activation, no_network, offline_for, put_weights, read_weights, similar, tuned_from_a_file, weights_names
 
 # %% ../nbs/02_backbones.ipynb #bfba70d9
 def register_tiny() -> None:
@@ -295,8 +295,9 @@ def read_config(
         return {"model_cfg": check_config(f"{shown(name)}: open_clip_config.json", open_clip.factory._get_hf_config(name.removeprefix("hf-hub:"), cache_dir=cache_dir))["model_cfg"]}
     found = open_clip.get_model_config(name.replace("/", "-"))
     if found is None:
-        near = [known for known in open_clip.list_models() if name.lower()[:5] in known.lower()][:8]
-        raise PliError(f"model {name!r} is neither a folder with an open_clip_config.json nor a name that open_clip knows" + (f"; similar names: {', '.join(near)}" if near else ""))
+        near = similar(name, open_clip.list_models())
+        raise PliError(f"model {shown(name)!r} is neither a folder with an open_clip_config.json nor a name that open_clip knows" + (f"; similar names: {', '.join(near)}" if near else ""))
+    if pretrained: check_tag(name.replace("/", "-"), pretrained)
     if pretrained and open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained).get("quick_gelu"): found["quick_gelu"] = True
     return {"model_cfg": found}
 
@@ -308,6 +309,17 @@ def random_weights_wanted(wanted: bool):
     if wanted: logging.disable(logging.WARNING)
     try: yield
     finally: logging.disable(before)
+
+# %% ../nbs/02_backbones.ipynb #f865cf1a
+def downloads_blocked(
+    name: str, pretrained: str | None, cache_dir: str | None,
+) -> bool:   # what is wanted lies in the cache, and the network should not be tried
+    "Raise a `PliError` at once where a model has to be downloaded and cannot be."
+    if name.startswith("hf-hub:"):
+        repository = name.removeprefix("hf-hub:")
+        return offline_for(repository, ["open_clip_config.json"], cache_dir) and offline_for(repository, weights_names(), cache_dir)
+    repository, _, filename = open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained or "").get("hf_hub", "").rpartition("/")
+    return bool(repository) and offline_for(repository, weights_names(filename), cache_dir)
 
 # %% ../nbs/02_backbones.ipynb #db21774b
 def weights_for(
@@ -360,6 +372,12 @@ def make_tokenizer(
 ):                         # a tokenizer of open_clip: texts -> `(texts, context)` numbers
     "The tokenizer of a model. Raises `PliError` naming it and what is missing."
     source = text_cfg.get("hf_tokenizer_name")
+    if source and not name.startswith("local-dir:") and offline_for(source, ["tokenizer_config.json", "tokenizer.json"], cache_dir):
+        with no_network(True): return made_tokenizer(name, source, text_cfg, cache_dir)
+    return made_tokenizer(name, source, text_cfg, cache_dir)
+
+def made_tokenizer(name: str, source: str | None, text_cfg: dict, cache_dir: str | None):
+    "The tokenizer, from files that can be had."
     try:
         if ":" not in name: return open_clip.get_tokenizer(name.replace("/", "-"), cache_dir=cache_dir, **({"trust_remote_code": False} if source else {}))
         more, context = text_cfg.get("tokenizer_kwargs") or {}, text_cfg.get("context_length", 77)
@@ -388,10 +406,11 @@ def load_backbone(
     name = f"local-dir:{name}" if Path(name).is_dir() else str(name)
     if ":" in name and pretrained: raise PliError(f"{name} brings its own weights: leave out {pretrained!r}, or name a model of open_clip to put them in")
     try:
-        config = read_config(name, pretrained, cache_dir)
+        offline = downloads_blocked(name, pretrained, cache_dir)
+        with no_network(offline): config = read_config(name, pretrained, cache_dir)
         weights = weights_for(name, pretrained)
         chosen = choose(name, pretrained, config, weights, quick_gelu)
-        with torch.random.fork_rng(devices=[]), random_weights_wanted(weights is not None or name.startswith("pli-tiny")):
+        with no_network(offline), torch.random.fork_rng(devices=[]), random_weights_wanted(weights is not None or name.startswith("pli-tiny")):
             torch.manual_seed(seed)
             model = build(name, pretrained, weights, chosen, cache_dir)
     except PliError as error:
