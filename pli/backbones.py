@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['MOST_PADDED', 'PREPROCESS', 'register_tiny', 'PatchGate', 'find_gate', 'patch_grid', 'pixel_transform', 'TargetPad',
            'model_transform', 'target_pad_transform', 'Backbone', 'check_mask', 'encode_visible', 'encode_image',
-           'encode_text', 'read_config', 'random_weights_wanted', 'weights_for', 'choose', 'build', 'make_tokenizer',
-           'load_backbone', 'save_backbone']
+           'CutTextWarning', 'cut_texts', 'tell_cut', 'tokens_of', 'check_words', 'encode_text', 'read_config',
+           'random_weights_wanted', 'downloads_blocked', 'weights_for', 'choose', 'build', 'make_tokenizer',
+           'made_tokenizer', 'load_backbone', 'save_backbone']
 
 # %% ../nbs/02_backbones.ipynb #0a004108
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -29,7 +30,7 @@ from torchvision.transforms import Compose, Normalize, PILToTensor
 
 from .core import PliError, atomic, read_json, write_json
 from .data import shown
-from .weights import Choices, Weights, WeightsNotice, check_config, choose_for_file, choose_for_model, in_whole_words, named_activation, put_weights, read_weights, tuned_from_a_file
+from .weights import Choices, Notice, Weights, WeightsNotice, check_config, check_tag, choose_for_file, choose_for_model, in_whole_words, named_activation, no_network, offline_for, put_weights, read_weights, similar, tuned_from_a_file, weights_names
 
 # %% ../nbs/02_backbones.ipynb #bfba70d9
 def register_tiny() -> None:
@@ -145,6 +146,7 @@ class Backbone(nn.Module):
         self.model, self.config, self.name, self.preprocess = model, config, name, preprocess
         self.pixels = pixel_transform(transform)      # picture -> `uint8 (3, height, width)`; a plain object, so that worker processes can take it along
         self.make_tokenizer, self.tokenizer = tokenizer, None
+        self.cut_texts: dict[str, None] = {}          # texts that were too long for the model, so far
         self.choices: dict[str, str] = {}             # what a report must say beside the name: activation and normalisation, and who says so
         norm = next(step for step in transform.transforms if isinstance(step, Normalize))
         self.register_buffer("mean", torch.tensor(norm.mean)[:, None, None], persistent=False)
@@ -168,6 +170,8 @@ class Backbone(nn.Module):
     def encode_image(self, pixels: Tensor, hidden: Tensor | None = None) -> Tensor: return encode_image(self, pixels, hidden)
 
     def encode_text(self, texts: list[str]) -> Tensor: return encode_text(self, texts)
+
+    def check_words(self, texts: Iterable[str] = ()) -> int: return check_words(self, texts)
 
     def save(self, folder: str | Path) -> None: save_backbone(self, folder)
 
@@ -214,13 +218,70 @@ def encode_image(
     return features[torch.cat(groups).argsort()]      # back in the order of the batch
 
 # %% ../nbs/02_backbones.ipynb #71dc0d40
+class CutTextWarning(Notice):
+    "Texts were longer than a model reads, and lost their end."
+
+def cut_texts(
+    tokenizer,            # of open_clip: texts -> `(texts, context)` numbers
+    texts: list[str],
+    tokens: Tensor,       # what it made of them
+) -> list[str]:           # those that lost something
+    "The texts that do not fit into a row. A tokenizer that cannot read with more room tells nothing."
+    room = tokens.shape[1]
+    left = getattr(getattr(tokenizer, "tokenizer", None), "padding_side", "right") == "left"
+    read = lambda rows: rows.flip(1) if left else rows          # padding comes last
+    try: empty = read(tokenizer([""], context_length=2 * room))[0]
+    except TypeError: return []                                 # somebody's own function
+    filler = empty[-2]
+    tail = int(empty[-1] != filler)                             # one kind ends every row with its class token, whatever the text
+    rows = read(tokens)[:, :room - tail]
+    full = (rows[:, -2:] != filler).any(1).nonzero().flatten().tolist()
+    if not full: return []
+    longer = read(tokenizer([texts[i] for i in full], context_length=2 * room))[:, :2 * room - tail]
+    lost = (longer[:, :rows.shape[1]] != rows[full]).any(1) | (longer[:, rows.shape[1]:] != filler).any(1)
+    return [texts[i] for i, gone in zip(full, lost.tolist()) if gone]
+
+def tell_cut(
+    backbone: Backbone,
+    cut: list[str], count: int,   # of how many texts
+) -> None:
+    "Warn in one line that texts were cut."
+    verb = "is longer than the model's {room} tokens and was cut" if len(cut) == 1 else "are longer than the model's {room} tokens and were cut"
+    room = backbone.tokenizer([""]).shape[1]
+    warnings.warn(f"{len(cut):,} of {count:,} texts {verb.format(room=room)}; the first: {shown(cut[0])}", CutTextWarning, stacklevel=3)
+
+# %% ../nbs/02_backbones.ipynb #728e3b5d
+def tokens_of(
+    backbone: Backbone, texts: list[str],
+) -> tuple[Tensor, list[str]]:   # `(texts, context)` numbers, and the texts that were cut
+    "What the model reads of texts; those that were cut are kept in `backbone.cut_texts`."
+    if backbone.tokenizer is None: backbone.tokenizer = backbone.make_tokenizer()
+    tokens = backbone.tokenizer(texts)
+    cut = cut_texts(backbone.tokenizer, texts, tokens)
+    backbone.cut_texts.update(dict.fromkeys(cut))
+    return tokens, cut
+
+def check_words(
+    backbone: Backbone,
+    texts: Iterable[str] = (),   # all that will be encoded
+) -> int:                        # how many different ones are too long
+    "Look at all texts before long work: make the tokenizer, and warn once of those that are cut. Raises `PliError` where there is no tokenizer."
+    texts = list(dict.fromkeys(texts))
+    known, cut = len(backbone.cut_texts), []
+    for i in range(0, len(texts), 4096): cut += tokens_of(backbone, texts[i:i + 4096])[1]
+    if not texts: tokens_of(backbone, [""])
+    if len(backbone.cut_texts) > known: tell_cut(backbone, cut, len(texts))
+    return len(cut)
+
 def encode_text(
     backbone: Backbone,  # the model
-    texts: list[str],    # sentences; longer ones are cut at the model's context length
-) -> Tensor:             # `(batch, width)`, not normalised
-    "Text features."
-    if backbone.tokenizer is None: backbone.tokenizer = backbone.make_tokenizer()
-    return backbone.model.encode_text(backbone.tokenizer(list(texts)).to(backbone.device), normalize=False)
+    texts: list[str],      # sentences; longer ones are cut at the model's context length
+) -> Tensor:               # `(batch, width)`, not normalised
+    "Text features. Warns once of texts that are cut, if `check_words` has not; all are counted in `backbone.cut_texts`."
+    told = bool(backbone.cut_texts)
+    tokens, cut = tokens_of(backbone, list(texts))
+    if cut and not told: tell_cut(backbone, cut, len(texts))
+    return backbone.model.encode_text(tokens.to(backbone.device), normalize=False)
 
 # %% ../nbs/02_backbones.ipynb #1c1d3c16
 def read_config(
@@ -238,8 +299,9 @@ def read_config(
         return {"model_cfg": check_config(f"{shown(name)}: open_clip_config.json", open_clip.factory._get_hf_config(name.removeprefix("hf-hub:"), cache_dir=cache_dir))["model_cfg"]}
     found = open_clip.get_model_config(name.replace("/", "-"))
     if found is None:
-        near = [known for known in open_clip.list_models() if name.lower()[:5] in known.lower()][:8]
-        raise PliError(f"model {name!r} is neither a folder with an open_clip_config.json nor a name that open_clip knows" + (f"; similar names: {', '.join(near)}" if near else ""))
+        near = similar(name, open_clip.list_models())
+        raise PliError(f"model {shown(name)!r} is neither a folder with an open_clip_config.json nor a name that open_clip knows" + (f"; similar names: {', '.join(near)}" if near else ""))
+    if pretrained: check_tag(name.replace("/", "-"), pretrained)
     if pretrained and open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained).get("quick_gelu"): found["quick_gelu"] = True
     return {"model_cfg": found}
 
@@ -251,6 +313,17 @@ def random_weights_wanted(wanted: bool):
     if wanted: logging.disable(logging.WARNING)
     try: yield
     finally: logging.disable(before)
+
+# %% ../nbs/02_backbones.ipynb #f865cf1a
+def downloads_blocked(
+    name: str, pretrained: str | None, cache_dir: str | None,
+) -> bool:   # what is wanted lies in the cache, and the network should not be tried
+    "Raise a `PliError` at once where a model has to be downloaded and cannot be."
+    if name.startswith("hf-hub:"):
+        repository = name.removeprefix("hf-hub:")
+        return offline_for(repository, ["open_clip_config.json"], cache_dir) and offline_for(repository, weights_names(), cache_dir)
+    repository, _, filename = open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained or "").get("hf_hub", "").rpartition("/")
+    return bool(repository) and offline_for(repository, weights_names(filename), cache_dir)
 
 # %% ../nbs/02_backbones.ipynb #db21774b
 def weights_for(
@@ -303,6 +376,12 @@ def make_tokenizer(
 ):                         # a tokenizer of open_clip: texts -> `(texts, context)` numbers
     "The tokenizer of a model. Raises `PliError` naming it and what is missing."
     source = text_cfg.get("hf_tokenizer_name")
+    if source and not name.startswith("local-dir:") and offline_for(source, ["tokenizer_config.json", "tokenizer.json"], cache_dir):
+        with no_network(True): return made_tokenizer(name, source, text_cfg, cache_dir)
+    return made_tokenizer(name, source, text_cfg, cache_dir)
+
+def made_tokenizer(name: str, source: str | None, text_cfg: dict, cache_dir: str | None):
+    "The tokenizer, from files that can be had."
     try:
         if ":" not in name: return open_clip.get_tokenizer(name.replace("/", "-"), cache_dir=cache_dir, **({"trust_remote_code": False} if source else {}))
         more, context = text_cfg.get("tokenizer_kwargs") or {}, text_cfg.get("context_length", 77)
@@ -331,10 +410,11 @@ def load_backbone(
     name = f"local-dir:{name}" if Path(name).is_dir() else str(name)
     if ":" in name and pretrained: raise PliError(f"{name} brings its own weights: leave out {pretrained!r}, or name a model of open_clip to put them in")
     try:
-        config = read_config(name, pretrained, cache_dir)
+        offline = downloads_blocked(name, pretrained, cache_dir)
+        with no_network(offline): config = read_config(name, pretrained, cache_dir)
         weights = weights_for(name, pretrained)
         chosen = choose(name, pretrained, config, weights, quick_gelu)
-        with torch.random.fork_rng(devices=[]), random_weights_wanted(weights is not None or name.startswith("pli-tiny")):
+        with no_network(offline), torch.random.fork_rng(devices=[]), random_weights_wanted(weights is not None or name.startswith("pli-tiny")):
             torch.manual_seed(seed)
             model = build(name, pretrained, weights, chosen, cache_dir)
     except PliError as error:
@@ -365,7 +445,7 @@ def save_backbone(
     config = backbone.config | {"model_cfg": model_cfg | {"quick_gelu": bool(model_cfg.get("quick_gelu"))}}     # said either way
     assumed = {key: value for key, value in backbone.choices.items() if value.endswith("assumed")}
     if assumed: config["pli"] = assumed                                                                        # open_clip passes over it
-    about = {"format": "pt", "open_clip_config": json.dumps(config)}                                           # a file that is parted from its folder says it, too
+    about = {"open_clip_config": json.dumps(config)}                  # a file that is parted from its folder says it, too; one entry, because several come in any order
     with atomic(folder / "open_clip_model.safetensors", needs=sum(value.nbytes for value in weights.values())) as temporary: save_file(weights, temporary, about)
     write_json(folder / "open_clip_config.json", config)
     if backbone.tokenizer is None and backbone.config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"): backbone.tokenizer = backbone.make_tokenizer()

@@ -592,6 +592,7 @@ def title_of(record: dict) -> str:
     sizes = list(dict.fromkeys(kept["gallery"].values()))
     assumed = [name for name in ("activation", "normalisation") if str(record.get(name, "")).endswith("assumed")]
     model = ", ".join(f"{name} {shown(record[name])}" for name in ("model", "pretrained", "preprocess", *assumed) if record.get(name))
+    if record.get("cut texts"): model += f", {record['cut texts']:,} texts cut at the model's length"
     return f"{kept['name']} {kept['split']}".strip() + f" ({protocol_of(record)}): {kept['queries']:,} queries, gallery of {' / '.join(sizes)}" + f"; {model}" * bool(model)
 
 def missing_lines(record: dict) -> list[str]:

@@ -171,6 +171,7 @@ def encode_texts(
     if not texts: raise PliError("there is no text to encode")
     known = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     distinct = list(known)
+    if hasattr(backbone, "check_words"): backbone.check_words(distinct)       # says which are too long for the model
     found = [(each if raw else unit(each)).cpu() for each in (backbone.encode_text(distinct[i : i + batch_size]).float() for i in range(0, len(distinct), batch_size))]
     return torch.cat(found)[[known[text] for text in texts]]
 

@@ -572,6 +572,7 @@ def tune(
             if settings.batches != "random": start = copy.deepcopy(backbone)   # the checkpoint must not choose the company
             first = files.load(backbone, optimiser, result, say)
             say(f"continuing at step {first} of {settings.steps}")
+        if first < settings.steps and settings.objective != "picture" and hasattr(backbone, "check_words"): backbone.check_words(getattr(data, "captions", ()))
         if first == 0 and validate is not None and getattr(validate, "at_start", True): score_now(backbone, 0, files, result, validate, say)
         company = make_company(settings.batches, start, data, workers, say) if first < settings.steps else None
         order = BatchOrder(len(data), settings.batch_size, settings.seed, before + first, settings.steps - first, company)

@@ -8,16 +8,23 @@ __all__ = ['CONVERT', 'NO_WEIGHTS', 'WRAPPERS', 'PREFIXES', 'OPENAI', 'TOKENIZER
            'few', 'check_fit', 'put_weights', 'check_tokenizer', 'check_towers', 'check_sizes', 'bytes_needed',
            'memory_free', 'numbers', 'check_pictures', 'check_config', 'Evidence', 'small_text', 'from_config',
            'from_params', 'from_name', 'evidence_of', 'Choices', 'named_activation', 'choose_for_file',
-           'choose_for_model', 'tuned_from_a_file']
+           'choose_for_model', 'tuned_from_a_file', 'similar', 'check_tag', 'out_of_reach', 'offline_for',
+           'weights_names', 'no_network']
 
 # %% ../nbs/02a_weights.ipynb #1371c060
+import difflib
 import hashlib
 import json
 import re
+import urllib.error
+import urllib.request
 import zipfile
+from collections.abc import Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import huggingface_hub
 import open_clip
 import torch
 from open_clip.convert import convert_state_dict
@@ -471,3 +478,66 @@ def tuned_from_a_file(
         doubt = any(open_clip.get_pretrained_cfg(name, known).get("quick_gelu") for known in open_clip.list_pretrained_tags_by_model(name))
         if doubt and not open_clip.get_pretrained_cfg(name, tag): return tag
     return None
+
+# %% ../nbs/02a_weights.ipynb #ffc78e27
+def similar(
+    name: str,
+    known: Iterable[str],
+    most: int = 5,
+) -> list[str]:   # the nearest first
+    "Known names that somebody may have meant."
+    bare = lambda text: re.sub("[^a-z0-9]", "", text.lower())
+    words = name.lower().rpartition("/")[2] if name.lower().startswith(("openai/", "laion/")) else name.lower()
+    for long, short in {"clip-": "", "patch": "", "base": "b", "large": "l", "huge": "h", "small": "s", "resnet": "rn"}.items(): words = words.replace(long, short)
+    names = {}
+    for each in known: names.setdefault(bare(each), []).append(each)
+    nearest = difflib.get_close_matches(bare(words), names, most, 0.6)
+    return [each for key in nearest for each in names[key]][:most]
+
+def check_tag(
+    name: str, pretrained: str,
+) -> None:
+    "Raise a `PliError` for weights that are neither a tag of a model nor a file."
+    if open_clip.get_pretrained_cfg(name, pretrained) or Path(pretrained).exists(): return
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    near = similar(pretrained, tags) or tags[:8]
+    raise PliError(f"there is no such file, and no such tag of {shown(name)}" + (f"; did you mean {', '.join(near)}?" if near else "; open_clip has no weights for it"))
+
+# %% ../nbs/02a_weights.ipynb #b9f641ca
+def out_of_reach(
+    address: str,
+    seconds: float = 4,
+) -> str:   # why; empty where somebody answers, whatever the answer
+    "Does anybody answer at an address, through the proxy if there is one?"
+    try: urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=seconds).close()
+    except urllib.error.HTTPError: pass
+    except Exception as error: return in_whole_words(getattr(error, "reason", None) or error, 120)
+    return ""
+
+def offline_for(
+    repository: str,            # of the hub
+    names: list[str],           # of a file there; any of them will do
+    cache_dir: str | None = None,
+) -> bool:                      # the file is here, and the network should not be tried
+    "Raise a `PliError` at once, where a file has to be downloaded and cannot be."
+    here = any(isinstance(huggingface_hub.try_to_load_from_cache(repository, name, cache_dir), str) for name in names)
+    if huggingface_hub.constants.is_offline_mode(): reason = "HF_HUB_OFFLINE is set, so nothing is downloaded"
+    elif not (why := out_of_reach(huggingface_hub.constants.ENDPOINT)): return False
+    else: reason = f"{huggingface_hub.constants.ENDPOINT} cannot be reached ({why})"
+    if here: return True
+    place = Path(cache_dir or huggingface_hub.constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    raise PliError(f"{shown(repository)} ({names[0]}) is not on this machine, and {reason}. It would be put into {shown(place)}: download it where there is a network and copy that folder here, or name a file or folder of weights. "
+                   "With HF_HUB_OFFLINE=1 only what is here is used, and nothing is tried")
+
+def weights_names(filename: str = "") -> list[str]:
+    "What the weights of a repository may be called, the first choice first."
+    filename = filename or "open_clip_pytorch_model.bin"
+    return [*open_clip.pretrained._get_safe_alternatives(filename), filename]
+
+@contextmanager
+def no_network(wanted: bool):
+    "Let huggingface_hub use what is here without trying the network."
+    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    if wanted: huggingface_hub.constants.HF_HUB_OFFLINE = True
+    try: yield
+    finally: huggingface_hub.constants.HF_HUB_OFFLINE = before

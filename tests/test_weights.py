@@ -1,17 +1,21 @@
 "Files of weights as they come from strangers: what they are, what is in them, what they leave open; and configurations that want too much."
 import hashlib
+import http.server
 import importlib.util
 import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 import zipfile
 from pathlib import Path
 
+import huggingface_hub
 import open_clip
 import pytest
 import torch
@@ -20,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from pli.backbones import load_backbone
 from pli.core import PliError
-from pli.weights import PICTURES, Notice, bytes_needed, check_config, check_kind, check_pictures, in_whole_words, read_weights
+from pli.weights import PICTURES, Notice, bytes_needed, check_config, check_kind, check_pictures, in_whole_words, offline_for, out_of_reach, read_weights, similar, weights_names
 
 SMALL = {"embed_dim": 24, "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
          "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}}
@@ -523,3 +527,92 @@ def test_the_command_line_says_it_in_one_line_and_in_every_record(small, tmp_pat
     assert main(run) == 0, capsys.readouterr().err
     assert json.loads((tmp_path / "run" / "run.json").read_text())["activation"] == json.loads((tmp_path / "run" / "provenance.json").read_text())["activation"] == "gelu, assumed"
     assert main([*run, "--quick-gelu"]) == 1 and "activation was 'gelu, assumed', now 'quick gelu, as asked for'" in capsys.readouterr().err
+
+
+# ---- names and downloads
+
+@pytest.mark.parametrize("name", ["vit-b-32", "ViT-B32", "vitb32", "VIT_B_32", "vit_b/32", "openai/clip-vit-base-patch32", "clip-vit-base-patch32", "ViT-B-33"])
+def test_the_name_that_was_meant_is_the_first_suggestion(name):
+    with pytest.raises(PliError, match="nor a name that open_clip knows; similar names: ViT-B-32[,$]?"): load_backbone(name)
+
+
+@pytest.mark.parametrize("name, meant", [("openai/clip-vit-large-patch14", "ViT-L-14"), ("openai/clip-vit-large-patch14-336", "ViT-L-14-336"), ("rn-50", "RN50"), ("resnet50", "RN50"), ("vit-so400m-14-siglip", "ViT-SO400M-14-SigLIP"), ("pli_tiny_48", "pli-tiny-48")])
+def test_other_names(name, meant): assert meant in similar(name, [*open_clip.list_models(), "pli-tiny-48"])
+
+
+def test_nothing_near_is_not_suggested():
+    with pytest.raises(PliError) as caught: load_backbone("zzzzqqqq\x1b[31m")
+    assert "similar" not in str(caught.value) and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("tag, words", [("openia", "did you mean openai"), ("laion2b-s34b", "did you mean laion2b_s34b_b79k"), ("there/no.pt", "no such file, and no such tag"), ("zzz", "did you mean openai")])
+def test_tags(tag, words):
+    with pytest.raises(PliError, match=f"model 'ViT-B-32' with weights '{tag}' cannot be loaded: .*{words}"): load_backbone("ViT-B-32", tag)
+
+
+@pytest.fixture(params=["refuses", "hangs"])
+def nobody(request, monkeypatch, tmp_path):
+    "An address that refuses, or one that takes the call and never answers; and an empty cache."
+    server = socket.socket()
+    server.bind(("127.0.0.1", 0))
+    if request.param == "hangs": server.listen()
+    for key in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"): monkeypatch.delenv(key, raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    yield tmp_path / "cache"
+    server.close()
+
+
+@pytest.mark.parametrize("name, tag, missing", [("ViT-B-32", "laion2b_s34b_b79k", r"laion/CLIP-ViT-B-32-laion2B-s34B-b79K \(open_clip_model.safetensors\)"), ("ViT-B-32", "openai", "timm/vit_base_patch32_clip_224.openai"), ("hf-hub:org/model", None, r"org/model \(open_clip_config.json\)")])
+def test_without_a_network_it_is_said_at_once(nobody, name, tag, missing):
+    began = time.perf_counter()
+    with pytest.raises(PliError, match=f"{missing}.* is not on this machine, and http://127.0.0.1:[0-9]+ cannot be reached .*models--.*HF_HUB_OFFLINE=1"): load_backbone(name, tag, cache_dir=str(nobody))
+    assert time.perf_counter() - began < 8
+    assert not nobody.exists()
+
+
+def cached(small, cache, repository):
+    "A repository as huggingface_hub keeps it."
+    place = cache / f"models--{repository.replace('/', '--')}"
+    small.save(place / "snapshots" / ("a" * 40))
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("a" * 40)
+
+
+def test_without_a_network_the_cache_is_used(nobody, small):
+    cached(small, nobody, "org/model")
+    began = time.perf_counter()
+    again = load_backbone("hf-hub:org/model", cache_dir=str(nobody))
+    for key, value in state(small).items(): assert torch.equal(again.model.state_dict()[key], value)
+    assert again.choices == {"activation": "gelu, as its configuration says"} and huggingface_hub.constants.HF_HUB_OFFLINE is False and time.perf_counter() - began < 20
+
+
+def test_offline_mode_is_obeyed_without_a_try(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("pli.weights.out_of_reach", lambda address: pytest.fail("the network was tried"))
+    with pytest.raises(PliError, match="HF_HUB_OFFLINE is set, so nothing is downloaded"): load_backbone("ViT-B-32", "openai", cache_dir=str(tmp_path))
+
+
+def test_a_hub_that_answers_is_asked(monkeypatch, tmp_path, small):
+    "What it says is what counts, here that there is no such repository."
+    class Nothing(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self): self.send_error(404)
+        do_GET = do_HEAD
+        def log_message(self, *_): pass
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Nothing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    assert out_of_reach(address) == ""
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert offline_for("org/model", weights_names(), str(tmp_path)) is False
+    server.shutdown(); server.server_close()
+
+
+def test_the_configuration_of_a_repository_is_checked_like_that_of_a_folder(nobody, small):
+    cached(small, nobody, "org/evil")
+    path = next(nobody.rglob("open_clip_config.json"))
+    record = json.loads(path.read_text())
+    record["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": "org/words", "tokenizer_kwargs": {"trust_remote_code": True}}
+    path.write_text(json.dumps(record))
+    with pytest.raises(PliError, match="hf-hub:org/evil: open_clip_config.json: text_cfg: tokenizer_kwargs: trust_remote_code is not allowed"): load_backbone("hf-hub:org/evil", cache_dir=str(nobody))
