@@ -7,9 +7,9 @@ __all__ = ['TUNE_OPTIONS', 'BENCHMARKS', 'Parser', 'natural', 'model_options', '
            'tune_settings', 'run_tune', 'write_problems', 'command_line', 'add_average', 'run_average',
            'benchmark_options', 'picture_options', 'composer_options', 'add_evaluate', 'asked', 'features_for',
            'list_missing', 'with_weight', 'wanted_composers', 'usual_composer', 'check_choices', 'run_evaluate',
-           'made_by', 'named', 'draw_curve', 'add_compare', 'read_report', 'run_compare', 'add_submit', 'run_submit',
-           'add_score', 'run_score', 'add_cache', 'run_cache', 'add_mask', 'run_mask', 'fitted', 'add_study',
-           'without_folders', 'run_study', 'main']
+           'made_by', 'named', 'draw_curve', 'add_compare', 'read_report', 'about_both', 'run_compare', 'add_submit',
+           'run_submit', 'add_score', 'run_score', 'add_cache', 'run_cache', 'add_mask', 'run_mask', 'fitted',
+           'add_study', 'without_folders', 'run_study', 'main']
 
 # %% ../nbs/14_cli.ipynb #97f1f5ba
 import argparse
@@ -257,8 +257,9 @@ def features_for(args, benchmark, device, composers=()):
 def list_missing(path: str | None, names) -> None:
     "Write names to a file, one a line, where one is wanted."
     from pli.core import atomic
+    from pli.data import shown
     if path:
-        with atomic(path) as temporary: temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        with atomic(path) as temporary: temporary.write_text("".join(f"{shown(name, 5000)}\n" for name in names), encoding="utf-8")
 
 # %% ../nbs/14_cli.ipynb #af751e38
 def with_weight(specs: list[str], weight: float | None) -> list[str]:
@@ -296,10 +297,11 @@ def check_choices(args, benchmark) -> None:
     "Raise a `PliError` for options that ask for a choice where none may be made."
     from pli.benchmarks import check_answered
     from pli.core import PliError
+    from pli.data import shown
     from pli.viz import FORMATS
     if args.curve and Path(args.curve).suffix.lower() not in FORMATS: raise PliError(f"--curve {args.curve}: a figure is written as {', '.join(FORMATS)}")
     if args.curve and args.composer and all(":" in spec or spec in ("image", "text") for spec in args.composer): raise PliError("--curve needs a composer without a weight, such as --composer sum, to have something to draw")
-    if args.chosen_on and args.chosen_on not in benchmark.kinds: raise PliError(f"--chosen-on {args.chosen_on}: the queries are of the kinds {', '.join(sorted(set(benchmark.kinds)))}")
+    if args.chosen_on and args.chosen_on not in benchmark.kinds: raise PliError(f"--chosen-on {shown(args.chosen_on)}: the queries are of the kinds {shown(', '.join(sorted(set(benchmark.kinds))))}")
     if args.chosen_on and args.benchmark and not args.sweep: raise PliError("--chosen-on needs --sweep: otherwise the weights are what you say, and nothing is chosen")
     if args.curve and not args.sweep: raise PliError("--curve draws what --sweep tries: give both")
     if args.sweep and not benchmark.development:
@@ -365,28 +367,34 @@ def read_report(path: str) -> dict:
     if not isinstance(record, dict) or any(not isinstance(record.get(part), dict) or not record[part] for part in ("benchmark", "specs", "kinds", "outcomes")): raise PliError(f"{path}: not a report; pli evaluate and pli score write them with --out FILE.json")
     return record
 
+def about_both(args, one: dict, other: dict, names: tuple[str, str]) -> list[str]:
+    "What two reports are about and which composers of theirs are compared, line by line."
+    from pli.data import shown
+    from pli.evaluate import missing_lines, title_of
+    head = [title_of({"benchmark": one["benchmark"]}), *(line for record in (one, other) for line in missing_lines(record)[:1])]
+    weights = lambda record, name: shown(name) if record["specs"].get(name, [name]) == [name] else f"{shown(name)} = {shown('/'.join(record['specs'][name]))}" + ", chosen by halves" * (record["chosen on"] != "given")
+    about = lambda record: "; ".join(f"{name} {shown(record[name])[:16 if name == 'weights' else None]}" for name in ("model", "pretrained", "preprocess", "weights") if record.get(name))
+    head += [f"{letter}: {shown(path)} ({'; '.join(filter(None, [weights(record, name), about(record)]))})" for letter, path, name, record in zip("AB", (args.first, args.second), names, (one, other))]
+    if len({record["chosen on"] == "given" for record in (one, other)}) == 2: head.append("note: one report has its weight named, the other chosen by halves of these queries; compare like with like")
+    return head
+
 def run_compare(args) -> None:
     from pli.core import PliError, atomic, write_json
     from pli.data import shown
-    from pli.evaluate import as_markdown, as_text, comparison, comparison_rows, main_family, missing_lines, title_of
+    from pli.evaluate import as_markdown, as_text, comparison, comparison_rows, in_markdown, main_family
     wrong = [path for path in args.out if Path(path).suffix.lower() not in (".json", ".md") or Path(path).is_dir()]
     if wrong: raise PliError(f"--out {wrong[0]}: a comparison is written as .json or .md")
     one, other = map(read_report, (args.first, args.second))
     names = tuple(args.composer) if args.composer else tuple(main_family(record["specs"]) for record in (one, other))
-    try: found = comparison(one, other, names)
+    try: found, head = comparison(one, other, names), about_both(args, one, other, names)
     except PliError: raise
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error: raise PliError(f"{args.first} or {args.second} is not a whole report as pli evaluate writes it ({type(error).__name__}: {error})") from None
-    head = [title_of({"benchmark": one["benchmark"]}), *(line for record in (one, other) for line in missing_lines(record)[:1])]
-    weights = lambda record, name: name if record["specs"].get(name, [name]) == [name] else f"{name} = {'/'.join(record['specs'][name])}" + ", chosen by halves" * (record["chosen on"] != "given")
-    about = lambda record: "; ".join(f"{name} {shown(record[name])[:16 if name == 'weights' else None]}" for name in ("model", "pretrained", "preprocess", "weights") if record.get(name))
-    head += [f"{letter}: {shown(path)} ({'; '.join(filter(None, [weights(record, name), about(record)]))})" for letter, path, name, record in zip("AB", (args.first, args.second), names, (one, other))]
-    if len({record["chosen on"] == "given" for record in (one, other)}) == 2: head.append("note: one report has its weight named, the other chosen by halves of these queries; compare like with like")
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError, StopIteration) as error: raise PliError(f"{args.first} or {args.second} is not a whole report as pli evaluate writes it ({type(error).__name__}: {shown(error)})") from None
     count, table = sum(map(len, found.values())), comparison_rows(found)
     foot = "Percent; A - B with 95 % bootstrap intervals over the same queries." + f" {count} comparisons: expect about {count * 0.05:.1f} to stand out by luck alone." * (count > 1)
     for path in args.out:
         if Path(path).suffix.lower() == ".json": write_json(path, {"command": args.typed, "about": head, "composers": names, "comparison": found, "note": foot})
         else:
-            with atomic(path) as temporary: temporary.write_text("\n\n".join([*head, as_markdown(*table), foot]) + "\n", encoding="utf-8")
+            with atomic(path) as temporary: temporary.write_text("\n\n".join([*(in_markdown(line, 2000) for line in head), as_markdown(*table), foot]) + "\n", encoding="utf-8")
     print(*head, "", as_text(*table), "", foot, sep="\n")
 
 # %% ../nbs/14_cli.ipynb #b5db29d5
@@ -561,5 +569,6 @@ def main(argv: list[str] | None = None) -> int:   # exit status
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (PliError, OSError) as error:
-        print(f"pli {args.command}: {error}", file=sys.stderr)
+        from pli.data import shown
+        print(f"pli {args.command}: {shown(error, 10_000)}", file=sys.stderr)        # one line, whatever a file or an option holds
         return 1
