@@ -6,10 +6,11 @@
 __all__ = ['TUNE_OPTIONS', 'BENCHMARKS', 'Parser', 'natural', 'model_options', 'make_parser', 'add_demo', 'run_demo', 'add_tune',
            'tune_settings', 'run_tune', 'write_problems', 'command_line', 'add_average', 'run_average',
            'benchmark_options', 'picture_options', 'composer_options', 'add_evaluate', 'asked', 'features_for',
-           'list_missing', 'with_weight', 'wanted_composers', 'usual_composer', 'check_choices', 'run_evaluate',
-           'made_by', 'named', 'draw_curve', 'add_compare', 'read_report', 'about_both', 'run_compare', 'add_submit',
-           'run_submit', 'add_score', 'run_score', 'add_cache', 'run_cache', 'add_mask', 'run_mask', 'fitted',
-           'add_study', 'without_folders', 'run_study', 'main']
+           'broken_bodies', 'list_missing', 'with_weight', 'wanted_composers', 'usual_composer', 'check_choices',
+           'run_evaluate', 'ranking_composer', 'rank_to', 'made_by', 'named', 'draw_curve', 'add_compare',
+           'read_report', 'about_both', 'run_compare', 'add_submit', 'run_submit', 'add_score', 'run_score',
+           'add_cache', 'run_cache', 'add_mask', 'run_mask', 'fitted', 'add_study', 'without_folders', 'run_study',
+           'main']
 
 # %% ../nbs/14_cli.ipynb #97f1f5ba
 import argparse
@@ -211,6 +212,7 @@ def add_evaluate(commands) -> None:
     parser.add_argument("--allow-missing", action="store_true", help="measure what can be measured when pictures are missing, and say so in every output")
     parser.add_argument("--curve", metavar="FILE", help="with --sweep: draw the measure against the weight, as .png, .svg or .pdf")
     parser.add_argument("--out", action="append", default=[], metavar="FILE", help="write the report as .json (everything), .csv, .md or .tex; may be repeated")
+    parser.add_argument("--rankings", metavar="FILE", help="write what every query finds, best first, as .json, with the one --composer (default: sum:0.25); your own queries need no right answers for it")
     model_options(parser)
     picture_options(parser)
     parser.set_defaults(run=run_evaluate)
@@ -225,7 +227,7 @@ def asked(args):
     if args.benchmark: return read_benchmark(args.benchmark, args.root, args.split, args.protocol)
     if not (args.queries and args.gallery): raise PliError("give --benchmark and --root, or --queries and --gallery, which go together")
     if args.split or args.protocol != "usual": raise PliError("--split and --protocol belong to --benchmark: your own queries have one of each")
-    return read_queries(args.queries, args.gallery, args.root)
+    return read_queries(args.queries, args.gallery, args.root, answers=not getattr(args, "rankings", None))
 
 def features_for(args, benchmark, device, composers=()):
     "The backbone that the options name, the queries that can be asked, and their features; all pictures are looked at before any work starts."
@@ -241,7 +243,9 @@ def features_for(args, benchmark, device, composers=()):
     try: benchmark = check_benchmark(benchmark, False, advice)
     except MissingPictures as error:
         gone = error.errors
-        list_missing(args.list_missing, gone)
+        bodies = broken_bodies(benchmark, gone) if args.list_missing and not args.allow_missing else {}
+        list_missing(args.list_missing, gone | bodies)
+        if bodies: raise PliError(f"{error} {len(bodies)} more have a good header and cannot be decoded; {args.list_missing} lists all {len(gone) + len(bodies)}") from None
         if not args.allow_missing: raise
         benchmark = without_files(benchmark, gone)
     backbone = load_backbone(args.model, args.pretrained, device, preprocess=args.preprocess)
@@ -252,6 +256,18 @@ def features_for(args, benchmark, device, composers=()):
         if not args.allow_missing: raise PliError(f"{error}. {advice}") from None
         benchmark = without_files(benchmark, error.errors)
     return backbone, benchmark, encode(backbone, benchmark, workers=args.workers, cache=cache, check=False, lengths=lengths)
+
+# %% ../nbs/14_cli.ipynb #9e657838
+def broken_bodies(benchmark, known) -> dict:   # file -> `PictureError`
+    "The pictures that take part, begin well and cannot be decoded."
+    from pli.benchmarks import trimmed
+    from pli.core import bar
+    from pli.data import PictureError, open_picture
+    found = {}
+    for file in bar([file for file in dict.fromkeys(trimmed(benchmark).files) if file not in known]):
+        try: open_picture(benchmark.root / file)
+        except PictureError as error: found[file] = error
+    return found
 
 # %% ../nbs/14_cli.ipynb #33b0eeff
 def list_missing(path: str | None, names) -> None:
@@ -306,26 +322,48 @@ def check_choices(args, benchmark) -> None:
     if args.curve and not args.sweep: raise PliError("--curve draws what --sweep tries: give both")
     if args.sweep and not benchmark.development:
         raise PliError(f"--sweep: {benchmark.title} is what papers report, and a weight that was chosen on it is no result. Choose on a development split, here or of another benchmark, then name it with --composer and --weight")
-    check_answered(benchmark)
+    if not args.rankings: check_answered(benchmark)
 
 # %% ../nbs/14_cli.ipynb #0d45ff80
 def run_evaluate(args) -> None:
-    from pli.core import pick_device
-    from pli.evaluate import as_page, as_text, check_outputs, report, sweep, sweep_rows, write_report
+    from pli.core import PliError, pick_device
+    from pli.evaluate import as_page, as_text, can_choose, check_outputs, named_weights, report, sweep, sweep_rows, write_report
     check_outputs(args.out)
     choosing, device = args.sweep or not args.benchmark, pick_device(args.device)
     composers = wanted_composers(with_weight(args.composer or [], args.weight), choosing, usual_composer(args))
+    ranked_with = ranking_composer(args) if args.rankings else None
     benchmark = asked(args)
     check_choices(args, benchmark)
-    backbone, benchmark, features = features_for(args, benchmark, device, composers)
+    backbone, benchmark, features = features_for(args, benchmark, device, [*composers, *([ranked_with] if ranked_with else [])])
+    if ranked_with: rank_to(args.rankings, features, benchmark, ranked_with)
+    if not benchmark.answered and ranked_with:
+        lacking = sum(not right for right in benchmark.answers)
+        if args.out: raise PliError(f"--out: {lacking:,} of {len(benchmark):,} queries have no known answer, so there is nothing to report; {args.rankings} is written")
+        return print(f"{lacking:,} of {len(benchmark):,} queries have no known answer: nothing can be measured")
     table = sweep(features, benchmark, composers)
-    record = made_by(args, device, backbone) | report(table, benchmark, args.chosen_on, None if choosing else {spec: spec for spec in composers})
+    chosen = {spec: spec for spec in composers} if not choosing else named_weights(composers) if len(composers) > 1 and not args.chosen_on and not can_choose(benchmark) else None
+    record = made_by(args, device, backbone) | report(table, benchmark, args.chosen_on, chosen)
+    if choosing and chosen: record["not chosen"] = f"No weight is chosen: all {len(benchmark)} queries have their reference in one half. Each composer has its usual weight; --composer and --weight name another."
     if args.sweep:
         record["sweep"] = dict(zip(("heading", "rows"), sweep_rows(table, benchmark)))
     for path in args.out: write_report(path, record)                 # before anything is printed: a closed pipe must cost nothing
     if args.sweep: print(as_text(*record["sweep"].values()), end="\n\n")
     print(as_page(record))
     if args.curve: draw_curve(table, benchmark, args.curve)
+
+def ranking_composer(args) -> str:
+    "The one composer that `--rankings` ranks with."
+    from pli.composition import parse_composer
+    from pli.core import PliError
+    if Path(args.rankings).suffix.lower() != ".json": raise PliError(f"--rankings {args.rankings}: rankings are written as .json")
+    if args.composer and len(args.composer) > 1: raise PliError(f"--rankings is made with one --composer, got {', '.join(args.composer)}")
+    return str(parse_composer(with_weight(args.composer, args.weight)[0])) if args.composer else usual_composer(args)
+
+def rank_to(path: str, features, benchmark, spec: str) -> None:
+    "Write what every query finds, and say where."
+    from pli.predictions import rankings_of, write_rankings
+    write_rankings(path, benchmark, rankings_of(features, benchmark, spec))
+    print(f"{path}: the best {min(50, max(map(len, benchmark.galleries)))} pictures of {len(benchmark):,} queries, with {spec}")
 
 def made_by(args, device, backbone) -> dict:
     "Where a report comes from."
@@ -497,6 +535,7 @@ def run_mask(args) -> None:
     from pli.core import PliError
     from pli.data import open_picture
     from pli.viz import mask_figure, save_figure
+    if args.size > 8192: raise PliError(f"--size {args.size}: a figure shows pictures of at most 8192 pixels a side")
     if args.patch < 1 or args.size < args.patch or args.size % args.patch: raise PliError(f"--size must be a multiple of --patch, got {args.size} and {args.patch}")
     if args.caption and len(args.caption) != len(args.pictures): raise PliError(f"--caption: {len(args.caption)} captions for {len(args.pictures)} pictures; give one for each, in their order")
     side = (args.size, args.size)

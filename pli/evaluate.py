@@ -6,14 +6,14 @@
 __all__ = ['MEASURES', 'SHORT', 'MARKUP', 'UNSAFE', 'WRITERS', 'Features', 'words_together', 'encode', 'encode_with_lengths',
            'scores_of', 'Outcomes', 'of_ranks', 'outcomes_of_piece', 'together', 'every_composer', 'sweep', 'outcomes',
            'values', 'short', 'Frame', 'frame_of', 'drawn_together', 'mean_of', 'interval', 'choose', 'halves',
-           'cross_chosen', 'chosen_across', 'choose_families', 'percent', 'halves_alone', 'bounds', 'families_of',
-           'main_family', 'section_of', 'in_short', 'at_length', 'gallery_sizes', 'described', 'stored',
-           'outcomes_from', 'frame_from', 'late', 'report', 'compare', 'ratio_of', 'check_same_queries', 'verdict',
-           'means_of', 'comparison', 'comparison_rows', 'spread', 'rows_of', 'side_by_side', 'halves_line',
-           'protocol_of', 'choice_line', 'title_of', 'missing_lines', 'as_page', 'sweep_rows', 'as_text', 'in_markdown',
-           'as_markdown', 'long_rows', 'as_csv', 'latex_table', 'as_latex', 'code_span', 'as_markdown_page',
-           'check_outputs', 'write_report', 'query_validator', 'same_pictures', 'held_out_pairs', 'pair_validator',
-           'plain_recall', 'plain_recalls']
+           'cross_chosen', 'chosen_across', 'choose_families', 'percent', 'halves_alone', 'bounds', 'can_choose',
+           'named_weights', 'families_of', 'main_family', 'section_of', 'in_short', 'at_length', 'gallery_sizes',
+           'described', 'stored', 'outcomes_from', 'frame_from', 'late', 'report', 'compare', 'ratio_of',
+           'check_same_queries', 'verdict', 'means_of', 'comparison', 'comparison_rows', 'spread', 'rows_of',
+           'side_by_side', 'halves_line', 'protocol_of', 'choice_line', 'title_of', 'missing_lines', 'as_page',
+           'sweep_rows', 'as_text', 'in_markdown', 'as_markdown', 'long_rows', 'as_csv', 'latex_table', 'as_latex',
+           'code_span', 'as_markdown_page', 'check_outputs', 'write_report', 'query_validator', 'same_pictures',
+           'held_out_pairs', 'pair_validator', 'plain_recall', 'plain_recalls']
 
 # %% ../nbs/11_evaluate.ipynb #2b2337cf
 import csv
@@ -367,6 +367,20 @@ def bounds(
     over_all = [sum(limits[i] * (1 / len(kinds) if mean else missing.of[kind] / every) for kind, limits in kinds.items()) for i in range(3)]
     return {kind: percent(limits) for kind, limits in ({"mean" if mean else "all": over_all} | kinds).items()}
 
+# %% ../nbs/11_evaluate.ipynb #7f27bb0f
+def can_choose(benchmark: Benchmark, kind: str | None = None) -> bool:
+    "Are there queries in both halves to choose on?"
+    wanted, first = torch.tensor([kind in (None, name) for name in benchmark.kinds]), halves(benchmark)
+    return bool((first & wanted).any() and (~first & wanted).any())
+
+def named_weights(specs: Iterable[str]) -> dict[str, str]:   # family -> spec
+    "Of every family the weight it has if nobody says one, or else the first that was tried."
+    specs, found = list(specs), {}
+    for spec in specs:
+        name = spec.partition(":")[0]
+        found.setdefault(name, str(COMPOSERS[name]()) if str(COMPOSERS[name]()) in specs else spec)
+    return found
+
 # %% ../nbs/11_evaluate.ipynb #e9ed687c
 def families_of(
     table: dict[str, Outcomes], benchmark: Benchmark,
@@ -582,9 +596,10 @@ def protocol_of(record: dict) -> str:
 
 def choice_line(record: dict) -> list[str]:
     "How weights were chosen, where they were."
-    if record["chosen on"] == "given": return []
+    if record["chosen on"] == "given": return [shown(record["not chosen"], 500)] if record.get("not chosen") else []
+    few = [f"Only {record['benchmark']['queries']} queries: a weight that is chosen on half of them is largely luck, and so is a difference."] * (record["benchmark"]["queries"] < 20)
     kind = f" of kind {shown(record['chosen on'])}" if record["chosen on"] != "all" else ""
-    return [f"Each query is scored with the weight that is best on the other half of the queries{kind}: two weights are the choices of the two halves."]
+    return [f"Each query is scored with the weight that is best on the other half of the queries{kind}: two weights are the choices of the two halves.", *few]
 
 def title_of(record: dict) -> str:
     "Which queries a report is about, and by which protocol."
