@@ -7,19 +7,20 @@ __all__ = ['OWN_RULES', 'READERS', 'RENAMED', 'JOININGS', 'CATEGORIES', 'FASHION
            'CIRR_FIRST', 'CIRR_RULES', 'CIRR_SOURCE', 'CIRCO_RULES', 'CIRCO_SOURCE', 'COCO_BASES', 'CIRCO_PICTURES',
            'TASKS', 'GENECIS_RULES', 'GENECIS_SOURCE', 'COCO_FOLDERS', 'GENOME_FOLDERS', 'Rules', 'Missing',
            'Benchmark', 'check_answered', 'check_complete', 'picked', 'digest', 'own_queries', 'world_queries', 'namer',
-           'check_record', 'read_gallery', 'read_queries', 'records_of', 'take', 'an_object', 'a_list', 'a_text',
-           'a_name', 'a_path', 'a_number', 'one_of', 'not_twice', 'names_of', 'contents', 'home_of', 'locate', 'Reader',
-           'known_protocol', 'parse_protocol', 'protocol_composer', 'read_benchmark', 'protocol_text', 'wordings',
-           'fashioniq_records', 'fashioniq_folders', 'fashioniq_queries', 'read_fashioniq', 'cirr_paths', 'cirr_base',
-           'read_cirr', 'coco_list', 'other_gallery', 'circo_gallery', 'circo_answers', 'read_circo', 'with_gallery',
-           'a_box', 'genecis_picture', 'genecis_files', 'read_genecis', 'takes_part', 'trimmed', 'without_pictures',
-           'without_files', 'complaint', 'MissingPictures', 'check_benchmark']
+           'check_record', 'read_gallery', 'in_its_form', 'read_queries', 'records_of', 'take', 'an_object', 'a_list',
+           'a_text', 'a_name', 'a_path', 'a_number', 'one_of', 'not_twice', 'names_of', 'contents', 'home_of', 'locate',
+           'Reader', 'known_protocol', 'parse_protocol', 'protocol_composer', 'read_benchmark', 'protocol_text',
+           'wordings', 'fashioniq_records', 'fashioniq_folders', 'fashioniq_queries', 'read_fashioniq', 'cirr_paths',
+           'cirr_base', 'read_cirr', 'coco_list', 'other_gallery', 'circo_gallery', 'circo_answers', 'read_circo',
+           'as_listed', 'with_gallery', 'a_box', 'genecis_picture', 'genecis_files', 'read_genecis', 'takes_part',
+           'trimmed', 'without_pictures', 'without_files', 'complaint', 'MissingPictures', 'check_benchmark']
 
 # %% ../nbs/10_benchmarks.ipynb #af8a8a42
 import hashlib
 import json
 import math
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field, replace
@@ -31,7 +32,7 @@ from torch import Tensor
 from .authors import caption_pairs, spell_marks
 from .core import PliError, read_json
 from .data import fence, shown, text_lines
-from .gallery import unusable
+from .gallery import unusable, warn
 
 # %% ../nbs/10_benchmarks.ipynb #3376748c
 @dataclass(frozen=True)
@@ -97,6 +98,9 @@ class Benchmark:
 def check_answered(benchmark: Benchmark) -> None:
     "Raise a `PliError` for a split whose answers are secret."
     if benchmark.answered: return
+    if benchmark.name == "queries":
+        lacking = sum(not right for right in benchmark.answers)
+        raise PliError(f"{lacking} of the {len(benchmark)} queries name no right answer in 'gt_img_ids' or 'target_img_id', so nothing can be measured; --rankings FILE.json writes what each of them finds")
     files = f"; pli submit {benchmark.name} writes the files for it" * (benchmark.name in ("cirr", "circo"))
     raise PliError(f"{benchmark.title}: its answers are kept by the test server, so nothing can be measured here{files}")
 
@@ -184,6 +188,7 @@ def namer(
 def check_record(
     place: str,   # file and number of the record
     record,       # what stands there
+    answers: bool = True,   # must it name a right answer?
 ) -> list:        # its right answers, not yet looked up
     "Raise a `PliError` naming file, record and field unless it is a query."
     if not isinstance(record, dict): raise PliError(f"{place} is not an object with fields: {shown(repr(record))}")
@@ -192,6 +197,8 @@ def check_record(
     for name in ("relative_caption", "kind"):
         if name in record and not (isinstance(record[name], str) and record[name].strip()): raise PliError(f"{place}, field {name!r} is not a text: {shown(repr(record[name]))}")
     right = record["gt_img_ids"] if "gt_img_ids" in record else [record.get("target_img_id")]
+    if isinstance(right, (str, int)) and not isinstance(right, bool): raise PliError(f"{place}, field 'gt_img_ids' is {shown(repr(right), 80)} where a list is wanted: write [{shown(json.dumps(right, ensure_ascii=False), 80)}]")
+    if not answers and right in ([], [None]): return []
     if not isinstance(right, list) or not right or None in right:
         raise PliError(f"{place} names no right answer in 'gt_img_ids' or 'target_img_id'; without answers nothing can be measured")
     return right
@@ -213,21 +220,37 @@ def read_gallery(
     return list(names)
 
 # %% ../nbs/10_benchmarks.ipynb #8c5f3548
+def in_its_form(known: Iterable[str], listed) -> Callable[[str, str], str]:   # `listed`: the file that lists them
+    "Make a function that gives a name as it is listed where the two differ by Unicode's normal form alone, and says so the first time."
+    known, forms, told = set(known), {}, []
+
+    def same(name: str, place: str) -> str:
+        if name in known or name.isascii(): return name
+        if not forms: forms.update((unicodedata.normalize("NFC", each), each) for each in sorted(known))
+        own = forms.get(unicodedata.normalize("NFC", name))
+        if own is None: return name
+        if not told: warn(f"{shown(place, 500)}: {shown(name)} is written in another Unicode form than in {shown(listed)}; names that differ in that alone are taken as the same")
+        told.append(name)
+        return own
+    return same
+
+# %% ../nbs/10_benchmarks.ipynb #2d5f32d1
 def read_queries(
     queries: str | Path,             # JSON list of records in CIRCO's field names
     gallery: str | Path,             # the pictures to search
     root: str | Path | None = None,  # folder the names start from; the gallery file's folder if not given
+    answers: bool = True,            # must every query name a right answer? Without one it can be ranked, not measured
 ) -> Benchmark:
     "Composed queries over a gallery of files. Raises `PliError` that names file, record and field."
     path, root = Path(queries), Path(root) if root is not None else Path(gallery).parent
     names, records, name_of = read_gallery(gallery, root), read_json(path), namer(root)
     if not isinstance(records, list) or not records: raise PliError(f"{path}: queries are a list with at least one record")
     number = {name: i for i, name in enumerate(names)}
-    where, references, answers, ids = dict(number), [], [], {}
+    same, where, references, found, ids = in_its_form(number, gallery), dict(number), [], [], {}
     for row, record in enumerate(records):
         place = f"{path}: record {row}"
-        right = [name_of(said, f"{place}, right answer") for said in check_record(place, record)]
-        reference = name_of(record["reference_img_id"], f"{place}, field 'reference_img_id'")
+        right = [same(name_of(said, f"{place}, right answer"), place) for said in check_record(place, record, answers)]
+        reference = same(name_of(record["reference_img_id"], f"{place}, field 'reference_img_id'"), place)
         unknown = [name for name in right if name not in number]
         if unknown: raise PliError(f"{place}: the right answer {shown(unknown[0])!r} is not in {gallery}")
         if reference in right: raise PliError(f"{place}: the reference {shown(reference)!r} is listed as a right answer")
@@ -236,8 +259,8 @@ def read_queries(
         asked = str(asked)
         if ids.setdefault(asked, row) != row: raise PliError(f"{place}, field 'id': {shown(asked)!r} is the id of record {ids[asked]} too")
         references.append(where.setdefault(reference, len(where)))
-        answers.append(tuple(sorted({number[name] for name in right})))
-    return own_queries((record["relative_caption"] for record in records), references, answers, (record.get("kind", "all") for record in records),
+        found.append(tuple(sorted({number[name] for name in right})))
+    return own_queries((record["relative_caption"] for record in records), references, found, (record.get("kind", "all") for record in records),
                        len(names), tuple(where), root, ids)
 
 # %% ../nbs/10_benchmarks.ipynb #04a5126e
@@ -297,7 +320,10 @@ def a_number(said, place: str) -> str:
 # %% ../nbs/10_benchmarks.ipynb #db11a59b
 def one_of(number: dict[str, int], listed) -> Callable[[str, str], int]:
     "Make a check that finds the number of a picture among those that `listed` lists."
+    same = in_its_form(number, listed)
+
     def find(name: str, place: str) -> int:
+        name = same(name, place)
         if name not in number: raise PliError(f"{place}: {shown(repr(name))} is not among the {len(number)} pictures of {listed}")
         return number[name]
     return find
@@ -655,12 +681,18 @@ READERS["circo"] = Reader(("val", "test"), "val", {"reference": ("kept", "left-o
                           by_split={"masked-tuning": {"test": {"reference": "left-out"}}})
 
 # %% ../nbs/10_benchmarks.ipynb #bb610d93
+def as_listed(benchmark: Benchmark, name) -> str:
+    "The name of a picture as the benchmark writes it: CIRCO's numbers without the zeros that COCO's files begin with, as text or number."
+    name = str(name)
+    return str(int(name)) if benchmark.name == "circo" and name.isascii() and name.isdecimal() and len(name) <= 12 else name
+
+
 def with_gallery(
     benchmark: Benchmark,
     names: Iterable,          # the pictures that are searched, by name
 ) -> Benchmark:               # their files are not known
     "A benchmark whose list of the gallery was not there, with one. Raises `PliError` if a picture that the annotations name is not in it."
-    names, seen = [str(name) for name in names], {}
+    names, seen = [as_listed(benchmark, name) for name in names], {}
     for row, name in enumerate(names): not_twice(seen, name, f"entry {row} of the gallery", "picture")
     if benchmark.complete:
         if len(benchmark.galleries) == 1 and {benchmark.pictures[i] for i in benchmark.galleries[0].tolist()} == set(names): return benchmark

@@ -6,10 +6,11 @@
 __all__ = ['TUNE_OPTIONS', 'BENCHMARKS', 'Parser', 'workers', 'natural', 'model_options', 'make_parser', 'add_demo', 'run_demo',
            'add_tune', 'tune_settings', 'aside', 'check_prolonged', 'run_tune', 'write_problems', 'command_line',
            'add_average', 'run_average', 'benchmark_options', 'picture_options', 'composer_options', 'add_evaluate',
-           'asked', 'features_for', 'list_missing', 'with_weight', 'wanted_composers', 'usual_composer',
-           'check_choices', 'run_evaluate', 'made_by', 'named', 'draw_curve', 'add_compare', 'read_report',
-           'run_compare', 'add_submit', 'run_submit', 'add_score', 'run_score', 'add_cache', 'run_cache', 'add_mask',
-           'run_mask', 'fitted', 'add_study', 'without_folders', 'run_study', 'plain_notices', 'main']
+           'asked', 'features_for', 'broken_bodies', 'list_missing', 'with_weight', 'wanted_composers',
+           'usual_composer', 'check_choices', 'run_evaluate', 'ranking_composer', 'rank_to', 'made_by', 'named',
+           'draw_curve', 'add_compare', 'read_report', 'about_both', 'run_compare', 'add_submit', 'run_submit',
+           'add_score', 'run_score', 'add_cache', 'run_cache', 'add_mask', 'run_mask', 'fitted', 'add_study',
+           'without_folders', 'run_study', 'plain_notices', 'main']
 
 # %% ../nbs/14_cli.ipynb #97f1f5ba
 import argparse
@@ -244,6 +245,7 @@ def add_evaluate(commands) -> None:
     parser.add_argument("--allow-missing", action="store_true", help="measure what can be measured when pictures are missing, and say so in every output")
     parser.add_argument("--curve", metavar="FILE", help="with --sweep: draw the measure against the weight, as .png, .svg or .pdf")
     parser.add_argument("--out", action="append", default=[], metavar="FILE", help="write the report as .json (everything), .csv, .md or .tex; may be repeated")
+    parser.add_argument("--rankings", metavar="FILE", help="write what every query finds, best first, as .json, with the one --composer (default: sum:0.25); your own queries need no right answers for it")
     model_options(parser)
     picture_options(parser)
     parser.set_defaults(run=run_evaluate)
@@ -258,7 +260,7 @@ def asked(args):
     if args.benchmark: return read_benchmark(args.benchmark, args.root, args.split, args.protocol)
     if not (args.queries and args.gallery): raise PliError("give --benchmark and --root, or --queries and --gallery, which go together")
     if args.split or args.protocol != "usual": raise PliError("--split and --protocol belong to --benchmark: your own queries have one of each")
-    return read_queries(args.queries, args.gallery, args.root)
+    return read_queries(args.queries, args.gallery, args.root, answers=not getattr(args, "rankings", None))
 
 def features_for(args, benchmark, device, composers=()):
     "The backbone that the options name, the queries that can be asked, and their features; all pictures are looked at before any work starts."
@@ -274,7 +276,9 @@ def features_for(args, benchmark, device, composers=()):
     try: benchmark = check_benchmark(benchmark, False, advice)
     except MissingPictures as error:
         gone = error.errors
-        list_missing(args.list_missing, gone)
+        bodies = broken_bodies(benchmark, gone) if args.list_missing and not args.allow_missing else {}
+        list_missing(args.list_missing, gone | bodies)
+        if bodies: raise PliError(f"{error} {len(bodies)} more have a good header and cannot be decoded; {args.list_missing} lists all {len(gone) + len(bodies)}") from None
         if not args.allow_missing: raise
         benchmark = without_files(benchmark, gone)
     backbone = load_backbone(args.model, args.pretrained, device, preprocess=args.preprocess, quick_gelu=args.quick_gelu)
@@ -286,12 +290,25 @@ def features_for(args, benchmark, device, composers=()):
         benchmark = without_files(benchmark, error.errors)
     return backbone, benchmark, encode(backbone, benchmark, workers=args.workers, cache=cache, check=False, lengths=lengths)
 
+# %% ../nbs/14_cli.ipynb #9e657838
+def broken_bodies(benchmark, known) -> dict:   # file -> `PictureError`
+    "The pictures that take part, begin well and cannot be decoded."
+    from pli.benchmarks import trimmed
+    from pli.core import bar
+    from pli.data import PictureError, open_picture
+    found = {}
+    for file in bar([file for file in dict.fromkeys(trimmed(benchmark).files) if file not in known]):
+        try: open_picture(benchmark.root / file)
+        except PictureError as error: found[file] = error
+    return found
+
 # %% ../nbs/14_cli.ipynb #33b0eeff
 def list_missing(path: str | None, names) -> None:
     "Write names to a file, one a line, where one is wanted."
     from pli.core import atomic
+    from pli.data import shown
     if path:
-        with atomic(path) as temporary: temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        with atomic(path) as temporary: temporary.write_text("".join(f"{shown(name, 5000)}\n" for name in names), encoding="utf-8")
 
 # %% ../nbs/14_cli.ipynb #af751e38
 def with_weight(specs: list[str], weight: float | None) -> list[str]:
@@ -329,34 +346,57 @@ def check_choices(args, benchmark) -> None:
     "Raise a `PliError` for options that ask for a choice where none may be made."
     from pli.benchmarks import check_answered
     from pli.core import PliError
+    from pli.data import shown
     from pli.viz import FORMATS
     if args.curve and Path(args.curve).suffix.lower() not in FORMATS: raise PliError(f"--curve {args.curve}: a figure is written as {', '.join(FORMATS)}")
     if args.curve and args.composer and all(":" in spec or spec in ("image", "text") for spec in args.composer): raise PliError("--curve needs a composer without a weight, such as --composer sum, to have something to draw")
-    if args.chosen_on and args.chosen_on not in benchmark.kinds: raise PliError(f"--chosen-on {args.chosen_on}: the queries are of the kinds {', '.join(sorted(set(benchmark.kinds)))}")
+    if args.chosen_on and args.chosen_on not in benchmark.kinds: raise PliError(f"--chosen-on {shown(args.chosen_on)}: the queries are of the kinds {shown(', '.join(sorted(set(benchmark.kinds))))}")
     if args.chosen_on and args.benchmark and not args.sweep: raise PliError("--chosen-on needs --sweep: otherwise the weights are what you say, and nothing is chosen")
     if args.curve and not args.sweep: raise PliError("--curve draws what --sweep tries: give both")
     if args.sweep and not benchmark.development:
         raise PliError(f"--sweep: {benchmark.title} is what papers report, and a weight that was chosen on it is no result. Choose on a development split, here or of another benchmark, then name it with --composer and --weight")
-    check_answered(benchmark)
+    if not args.rankings: check_answered(benchmark)
 
 # %% ../nbs/14_cli.ipynb #0d45ff80
 def run_evaluate(args) -> None:
-    from pli.core import pick_device
-    from pli.evaluate import as_page, as_text, check_outputs, report, sweep, sweep_rows, write_report
+    from pli.core import PliError, pick_device
+    from pli.evaluate import as_page, as_text, can_choose, check_outputs, named_weights, report, sweep, sweep_rows, write_report
     check_outputs(args.out)
     choosing, device = args.sweep or not args.benchmark, pick_device(args.device)
     composers = wanted_composers(with_weight(args.composer or [], args.weight), choosing, usual_composer(args))
+    ranked_with = ranking_composer(args) if args.rankings else None
     benchmark = asked(args)
     check_choices(args, benchmark)
-    backbone, benchmark, features = features_for(args, benchmark, device, composers)
+    backbone, benchmark, features = features_for(args, benchmark, device, [*composers, *([ranked_with] if ranked_with else [])])
+    if ranked_with: rank_to(args.rankings, features, benchmark, ranked_with)
+    if not benchmark.answered and ranked_with:
+        lacking = sum(not right for right in benchmark.answers)
+        if args.out: raise PliError(f"--out: {lacking:,} of {len(benchmark):,} queries have no known answer, so there is nothing to report; {args.rankings} is written")
+        return print(f"{lacking:,} of {len(benchmark):,} queries have no known answer: nothing can be measured")
     table = sweep(features, benchmark, composers)
-    record = made_by(args, device, backbone) | report(table, benchmark, args.chosen_on, None if choosing else {spec: spec for spec in composers})
+    chosen = {spec: spec for spec in composers} if not choosing else named_weights(composers) if len(composers) > 1 and not args.chosen_on and not can_choose(benchmark) else None
+    record = made_by(args, device, backbone) | report(table, benchmark, args.chosen_on, chosen)
+    if choosing and chosen: record["not chosen"] = f"No weight is chosen: all {len(benchmark)} queries have their reference in one half. Each composer has its usual weight; --composer and --weight name another."
     if args.sweep:
         record["sweep"] = dict(zip(("heading", "rows"), sweep_rows(table, benchmark)))
     for path in args.out: write_report(path, record)                 # before anything is printed: a closed pipe must cost nothing
     if args.sweep: print(as_text(*record["sweep"].values()), end="\n\n")
     print(as_page(record))
     if args.curve: draw_curve(table, benchmark, args.curve)
+
+def ranking_composer(args) -> str:
+    "The one composer that `--rankings` ranks with."
+    from pli.composition import parse_composer
+    from pli.core import PliError
+    if Path(args.rankings).suffix.lower() != ".json": raise PliError(f"--rankings {args.rankings}: rankings are written as .json")
+    if args.composer and len(args.composer) > 1: raise PliError(f"--rankings is made with one --composer, got {', '.join(args.composer)}")
+    return str(parse_composer(with_weight(args.composer, args.weight)[0])) if args.composer else usual_composer(args)
+
+def rank_to(path: str, features, benchmark, spec: str) -> None:
+    "Write what every query finds, and say where."
+    from pli.predictions import rankings_of, write_rankings
+    write_rankings(path, benchmark, rankings_of(features, benchmark, spec))
+    print(f"{path}: the best {min(50, max(map(len, benchmark.galleries)))} pictures of {len(benchmark):,} queries, with {spec}")
 
 def made_by(args, device, backbone) -> dict:
     "Where a report comes from."
@@ -398,28 +438,34 @@ def read_report(path: str) -> dict:
     if not isinstance(record, dict) or any(not isinstance(record.get(part), dict) or not record[part] for part in ("benchmark", "specs", "kinds", "outcomes")): raise PliError(f"{path}: not a report; pli evaluate and pli score write them with --out FILE.json")
     return record
 
+def about_both(args, one: dict, other: dict, names: tuple[str, str]) -> list[str]:
+    "What two reports are about and which composers of theirs are compared, line by line."
+    from pli.data import shown
+    from pli.evaluate import missing_lines, title_of
+    head = [title_of({"benchmark": one["benchmark"]}), *(line for record in (one, other) for line in missing_lines(record)[:1])]
+    weights = lambda record, name: shown(name) if record["specs"].get(name, [name]) == [name] else f"{shown(name)} = {shown('/'.join(record['specs'][name]))}" + ", chosen by halves" * (record["chosen on"] != "given")
+    about = lambda record: "; ".join(f"{name} {shown(record[name])[:16 if name == 'weights' else None]}" for name in ("model", "pretrained", "preprocess", "weights") if record.get(name))
+    head += [f"{letter}: {shown(path)} ({'; '.join(filter(None, [weights(record, name), about(record)]))})" for letter, path, name, record in zip("AB", (args.first, args.second), names, (one, other))]
+    if len({record["chosen on"] == "given" for record in (one, other)}) == 2: head.append("note: one report has its weight named, the other chosen by halves of these queries; compare like with like")
+    return head
+
 def run_compare(args) -> None:
     from pli.core import PliError, atomic, write_json
     from pli.data import shown
-    from pli.evaluate import as_markdown, as_text, comparison, comparison_rows, main_family, missing_lines, title_of
+    from pli.evaluate import as_markdown, as_text, comparison, comparison_rows, in_markdown, main_family
     wrong = [path for path in args.out if Path(path).suffix.lower() not in (".json", ".md") or Path(path).is_dir()]
     if wrong: raise PliError(f"--out {wrong[0]}: a comparison is written as .json or .md")
     one, other = map(read_report, (args.first, args.second))
     names = tuple(args.composer) if args.composer else tuple(main_family(record["specs"]) for record in (one, other))
-    try: found = comparison(one, other, names)
+    try: found, head = comparison(one, other, names), about_both(args, one, other, names)
     except PliError: raise
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error: raise PliError(f"{args.first} or {args.second} is not a whole report as pli evaluate writes it ({type(error).__name__}: {error})") from None
-    head = [title_of({"benchmark": one["benchmark"]}), *(line for record in (one, other) for line in missing_lines(record)[:1])]
-    weights = lambda record, name: name if record["specs"].get(name, [name]) == [name] else f"{name} = {'/'.join(record['specs'][name])}" + ", chosen by halves" * (record["chosen on"] != "given")
-    about = lambda record: "; ".join(f"{name} {shown(record[name])[:16 if name == 'weights' else None]}" for name in ("model", "pretrained", "preprocess", "weights") if record.get(name))
-    head += [f"{letter}: {shown(path)} ({'; '.join(filter(None, [weights(record, name), about(record)]))})" for letter, path, name, record in zip("AB", (args.first, args.second), names, (one, other))]
-    if len({record["chosen on"] == "given" for record in (one, other)}) == 2: head.append("note: one report has its weight named, the other chosen by halves of these queries; compare like with like")
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError, StopIteration) as error: raise PliError(f"{args.first} or {args.second} is not a whole report as pli evaluate writes it ({type(error).__name__}: {shown(error)})") from None
     count, table = sum(map(len, found.values())), comparison_rows(found)
     foot = "Percent; A - B with 95 % bootstrap intervals over the same queries." + f" {count} comparisons: expect about {count * 0.05:.1f} to stand out by luck alone." * (count > 1)
     for path in args.out:
         if Path(path).suffix.lower() == ".json": write_json(path, {"command": args.typed, "about": head, "composers": names, "comparison": found, "note": foot})
         else:
-            with atomic(path) as temporary: temporary.write_text("\n\n".join([*head, as_markdown(*table), foot]) + "\n", encoding="utf-8")
+            with atomic(path) as temporary: temporary.write_text("\n\n".join([*(in_markdown(line, 2000) for line in head), as_markdown(*table), foot]) + "\n", encoding="utf-8")
     print(*head, "", as_text(*table), "", foot, sep="\n")
 
 # %% ../nbs/14_cli.ipynb #b5db29d5
@@ -522,6 +568,7 @@ def run_mask(args) -> None:
     from pli.core import PliError
     from pli.data import open_picture
     from pli.viz import mask_figure, save_figure
+    if args.size > 8192: raise PliError(f"--size {args.size}: a figure shows pictures of at most 8192 pixels a side")
     if args.patch < 1 or args.size < args.patch or args.size % args.patch: raise PliError(f"--size must be a multiple of --patch, got {args.size} and {args.patch}")
     if args.caption and len(args.caption) != len(args.pictures): raise PliError(f"--caption: {len(args.caption)} captions for {len(args.pictures)} pictures; give one for each, in their order")
     side = (args.size, args.size)
@@ -607,5 +654,6 @@ def main(argv: list[str] | None = None) -> int:   # exit status
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (PliError, OSError) as error:
-        print(f"pli {args.command}: {error}", file=sys.stderr)
+        from pli.data import shown
+        print(f"pli {args.command}: {shown(error, 10_000)}", file=sys.stderr)        # one line, whatever a file or an option holds
         return 1

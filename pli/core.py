@@ -174,6 +174,7 @@ def write_json(
 ) -> None:
     "Write a record as indented JSON, whole or not at all."
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+    text = re.sub("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", lambda found: f"\\u{ord(found[0]):04x}", text)   # what a terminal obeys
     with atomic(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from . import evaluate, viz
 from .core import PliError, atomic, read_json, write_json
 from .data import shown
-from .evaluate import Frame, as_markdown, of_ranks, percent, values
+from .evaluate import Frame, as_markdown, in_markdown, of_ranks, percent, values
 from .metrics import bootstrap, paired_bootstrap
 from .study import IDLE, Plan, check_kind, check_same, precisions, read_result, said_of, slug, stem, unpacked
 from .tuning import TuneSettings
@@ -448,18 +448,18 @@ def by_hand(study: Study, arms: Iterable[str] | None = None) -> list[str]:
 def study_page(study: Study, figures: dict[str, str]) -> str:   # `figures`: file -> title
     "The report in Markdown."
     sizes, count = " / ".join(dict.fromkeys(study.benchmark["gallery"].values())), printed(study)
-    parts = [f"# {shown(study.title)}", f"{study.benchmark['queries']:,} queries, gallery of {sizes}. Percent with 95 % bootstrap intervals over queries, values averaged over seeds query by query; differences and ratios are paired over the same queries, against *{shown(study.control)}*. "
+    parts = [f"# {in_markdown(study.title)}", f"{study.benchmark['queries']:,} queries, gallery of {in_markdown(sizes)}. Percent with 95 % bootstrap intervals over queries, values averaged over seeds query by query; differences and ratios are paired over the same queries, against *{in_markdown(study.control)}*. "
              f"Every arm has its own best composer, chosen per kind of query by {CHOSEN_BY} on the other half of the queries, from the same list; under *all* one composer serves all kinds. A seed changes {varied(study)}; what that does stands beside the means and is not in the intervals, which are over queries. "
              f"So read a difference as real when its interval is clear of zero *and* every seed has the same sign. If no arm differed from its control, about {count * 0.05:.0f} of the {count} intervals of differences below would still be clear of zero."]
     if found := unmatched(study):
-        parts.append(f"**No gain is given** for what learned longer, faster, in batches of another size or from other pairs than *{shown(study.control)}*, or was measured at a step at which that was not: " + "; ".join(map(shown, found)) + ". Name a control for it in the plan.")
-    if study.missing: parts.append(f"**Not there yet, and left out** ({len(study.missing)}): " + "; ".join(map(shown, study.missing[:40])) + " ..." * (len(study.missing) > 40))
-    parts += [f"![{shown(title)}]({file})" for file, title in figures.items()]
+        parts.append(f"**No gain is given** for what learned longer, faster, in batches of another size or from other pairs than *{in_markdown(study.control)}*, or was measured at a step at which that was not: " + "; ".join(map(in_markdown, found)) + ". Name a control for it in the plan.")
+    if study.missing: parts.append(f"**Not there yet, and left out** ({len(study.missing)}): " + "; ".join(map(in_markdown, study.missing[:40])) + " ..." * (len(study.missing) > 40))
+    parts += [f"![{in_markdown(title)}]({file})" for file, title in figures.items()]
     for kind, rows in study.kinds.items():
-        parts.append(f"## {shown(kind)} ({int(rows.sum()):,} queries)")
-        parts += [as_markdown(*table(study, kind, measure)) for measure in ("recall@1", "recall@10")] + [as_markdown(*halves_table(study, kind)), f"*{shown(precision_line(study), 1000)}.*"]
+        parts.append(f"## {in_markdown(kind)} ({int(rows.sum()):,} queries)")
+        parts += [as_markdown(*table(study, kind, measure)) for measure in ("recall@1", "recall@10")] + [as_markdown(*halves_table(study, kind)), f"*{in_markdown(precision_line(study), 1000)}.*"]
     return "\n\n".join([*parts, "## Without composing",
-        f"What the models can still do: held-out pairs, percent, mean over seeds. A start that was trained on these very pairs remembers them: compare with *{shown(study.control)}*, not with the start.", as_markdown(*plain_table(study)), "## Made", *made_of(study), *by_hand(study)]) + "\n"
+        f"What the models can still do: held-out pairs, percent, mean over seeds. A start that was trained on these very pairs remembers them: compare with *{in_markdown(study.control)}*, not with the start.", as_markdown(*plain_table(study)), "## Made", *(in_markdown(line, 2000) for line in made_of(study)), *by_hand(study)]) + "\n"
 
 # %% ../nbs/18_findings.ipynb #95bff03a
 def write_study(out: str | Path, plan: Plan | None = None) -> list[Path]:   # the files that were written

@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .benchmarks import READERS, Benchmark, check_answered, check_complete, parse_protocol, with_gallery
+from .benchmarks import READERS, Benchmark, as_listed, check_answered, check_complete, parse_protocol, with_gallery
 from .core import PliError, atomic, unit
 from .data import first_line, shown
 from .evaluate import Features, Outcomes, outcomes, scores_of
@@ -176,7 +176,7 @@ def faults(
         if query not in lists: continue
         searched = frozenset(benchmark.subsets[row]) if form.part == "subset" else galleries[g] if benchmark.complete else None
         wrong = misspelt(lists[query], form)
-        found = [wrong] if wrong else list_faults(list(map(str, lists[query])), form, number, searched, -1 if form.reference else reference)
+        found = [wrong] if wrong else list_faults([as_listed(benchmark, name) for name in lists[query]], form, number, searched, -1 if form.reference else reference)
         yield from (f"query {shown(query)!r}: {fault}" for fault in found)
 
 # %% ../nbs/17_predictions.ipynb #c7fae713
@@ -323,7 +323,7 @@ def read_rankings(
             for part, lists in parts_of(record, benchmark).items():
                 if part in parts: raise PliError(f"a second file with the {'rankings' if part == 'lists' else 'subsets'}; the other one is enough")
                 for fault in faults(lists, benchmark, form_for_reading(benchmark, part)): raise PliError(fault)
-                parts[part] = padded([[number(str(name)) for name in lists[query]] for query in benchmark.ids])
+                parts[part] = padded([[number(as_listed(benchmark, name)) for name in lists[query]] for query in benchmark.ids])
         except PliError as error: raise PliError(f"{shown(path)}: {error}") from None
     if "lists" not in parts: raise PliError(f"{benchmark.title}: there is no ranking over the whole gallery" + (" beside that of the subsets; give both files" if parts else ""))
     return Rankings(parts["lists"], parts.get("subset"), tuple(strangers), declared)
@@ -454,6 +454,7 @@ def named_features(
 ) -> tuple[Features, Benchmark]:        # to be compared with the composer `text`; the benchmark, with its gallery where it was not known
     "Anybody's features, matched by name. Raises `PliError` for rows that are missing or cannot be compared."
     (ids, asked), (names, found) = read_features(query_file), read_features(gallery_file)
+    names = [as_listed(benchmark, name) for name in names]
     if asked.shape[1] != found.shape[1]: raise PliError(f"{shown(query_file)} has features of width {asked.shape[1]:,}, {shown(gallery_file)} of width {found.shape[1]:,}")
     if not benchmark.complete:
         benchmark = with_gallery(benchmark, names)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from layouts import edit, make_circo, make_cirr, make_fashioniq, make_genecis
+from layouts import edit, make_circo, make_cirr, make_fashioniq, make_genecis, picture, write
 from PIL import Image
 from test_cli import ENVIRONMENT, TINY, files, many
 
-from pli.benchmarks import READERS, read_benchmark
-from pli.cli import BENCHMARKS, with_weight
+from pli.benchmarks import READERS, one_of, read_benchmark
+from pli.cli import BENCHMARKS, main, with_weight
 from pli.core import PliError, generator, unit
 from pli.evaluate import outcomes_from
 from pli.predictions import write_features
@@ -237,3 +237,92 @@ def test_features_are_kept_shown_and_cleared(official, tmp_path, monkeypatch):
     assert "nothing" in done[0][1] and "nothing" in done[6][1] and "pli-tiny-48" in done[2][1] and "60" in done[2][1]
     found = [json.loads((tmp_path / f"{name}.json").read_text())["outcomes"] for name in "abcd"]
     assert found[0] == found[1] == found[2] == found[3] and files(tmp_path / "elsewhere")
+
+
+# ------------------------------------------------------------------ small sets, no answers, lists of what is missing
+def own_folder(folder: Path, references, answers=True, names="abcdefg") -> list:
+    pictures = [picture(folder / f"{name}.png").name for name in names]
+    write(folder / "g.json", pictures)
+    records = [{"reference_img_id": pictures[i], "relative_caption": f"word {row}"} | ({"gt_img_ids": [pictures[(i + 1 + row % 2) % len(pictures)]]} if answers else {}) for row, i in enumerate(references)]
+    write(folder / "q.json", records)
+    return ["evaluate", "--queries", folder / "q.json", "--gallery", folder / "g.json", *TINY, "--no-cache"]
+
+
+def in_process(capsys, words) -> tuple[int, str, str]:
+    status = main([str(word) for word in words])
+    return status, *capsys.readouterr()
+
+
+def test_six_queries_about_one_picture_are_reported(tmp_path, capsys):
+    status, out, err = in_process(capsys, [*own_folder(tmp_path, [0] * 6), "--out", tmp_path / "r.json"])
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert (status, err) == (0, "") and "No weight is chosen: all 6 queries have their reference in one half" in out
+    assert record["chosen on"] == "given" and record["specs"]["sum"] == ["sum:0.25"] and set(record["specs"]) == {"image", "text", "sum", "slerp", "product", "harris"}
+    spread = own_folder(tmp_path, range(6))
+    status, out, err = in_process(capsys, spread)
+    assert (status, err) == (0, "") and "Only 6 queries: a weight that is chosen on half of them is largely luck" in out
+
+
+def test_queries_without_answers_are_ranked_and_not_measured(tmp_path, capsys):
+    asked = own_folder(tmp_path, range(5), answers=False)
+    status, out, err = in_process(capsys, asked)
+    assert status == 1 and "names no right answer in 'gt_img_ids' or 'target_img_id'" in err
+    status, out, err = in_process(capsys, [*asked, "--rankings", tmp_path / "r.json", "--composer", "sum:0.5"])
+    lists = json.loads((tmp_path / "r.json").read_text())["rankings"]
+    assert (status, err) == (0, "") and "5 of 5 queries have no known answer: nothing can be measured" in out and "with sum:0.5" in out
+    assert [len(set(names)) for names in lists.values()] == [6] * 5 and all("abcdefg"[row] + ".png" not in lists[str(row)] for row in range(5))     # the reference takes no part
+    status, out, err = in_process(capsys, [*asked, "--rankings", tmp_path / "r.json", "--out", tmp_path / "x.md"])
+    assert status == 1 and "have no known answer, so there is nothing to report" in err and not (tmp_path / "x.md").exists()
+    known = own_folder(tmp_path, range(5))
+    status, out, err = in_process(capsys, [*known, "--rankings", tmp_path / "k.json", "--composer", "sum:0.5"])
+    assert (status, err) == (0, "") and json.loads((tmp_path / "k.json").read_text())["rankings"] == lists and "R@1" in out
+
+
+@pytest.mark.parametrize("right, said", [('"a.png"', "'a.png' where a list is wanted: write [\"a.png\"]"), ("3", "3 where a list is wanted: write [3]"), ("[]", "names no right answer")])
+def test_a_text_where_a_list_is_wanted(tmp_path, capsys, right, said):
+    asked = own_folder(tmp_path, range(3))
+    edit(tmp_path / "q.json", lambda records: records[1].update(gt_img_ids=json.loads(right)))
+    status, out, err = in_process(capsys, asked)
+    assert status == 1 and said in err and "record 1" in err and err.count("\n") == 1
+
+
+def test_a_list_of_what_is_missing_names_cut_bodies_too(tmp_path, capsys):
+    root = make_cirr(tmp_path / "cirr")
+    gone, cut = sorted((root / "dev").iterdir())[:2]
+    gone.unlink()
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    asked = ["evaluate", "--benchmark", "cirr", "--root", root, *TINY, "--no-cache", "--list-missing", tmp_path / "missing.txt"]
+    status, out, err = in_process(capsys, asked)
+    assert status == 1 and "1 more have a good header and cannot be decoded" in err and err.count("\n") == 1
+    assert (tmp_path / "missing.txt").read_text().split() == [f"dev/{gone.name}", f"dev/{cut.name}"]
+
+
+def test_names_that_differ_by_normal_form_alone(tmp_path, capsys):
+    asked = own_folder(tmp_path, range(3), names=["b", "gr\u00fcn", "\u00f6l", "d"])
+    edit(tmp_path / "q.json", lambda records: json.loads(json.dumps(records, ensure_ascii=False).replace("\u00fc", "u\u0308").replace("\u00f6", "o\u0308")))
+    status, out, err = in_process(capsys, asked)
+    assert status == 0 and "is written in another Unicode form than in" in err and err.count("\n") == 1
+    listed = one_of({"gr\u00fcn": 0}, "split.json")
+    assert listed("gru\u0308n", "record 0") == 0 and "record 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spelling", [lambda name: f"{int(name):012d}", str, int])
+def test_circos_numbers_with_and_without_zeros(tmp_path, capsys, spelling):
+    root = make_circo(tmp_path / "circo", pictures=False)
+    edit(root / "annotations" / "val.json", lambda records: [record | {"reference_img_id": spelling(record["reference_img_id"]), "target_img_id": spelling(record["target_img_id"]), "gt_img_ids": list(map(spelling, record["gt_img_ids"]))} for record in records])
+    benchmark = read_benchmark("circo", root)
+    assert benchmark.digest() == read_benchmark("circo", make_circo(tmp_path / "plain", pictures=False)).digest()
+    names = list(benchmark.pictures)
+    write(tmp_path / "r.json", {query: [spelling(name) for name in names[i:] + names[:i]][:50] for i, query in enumerate(benchmark.ids)})
+    write(tmp_path / "plain.json", {query: [int(name) for name in names[i:] + names[:i]][:50] for i, query in enumerate(benchmark.ids)})
+    for file in ("r", "plain"): assert in_process(capsys, ["score", "circo", "--root", root, "--predictions", tmp_path / f"{file}.json", "--out", tmp_path / f"{file}-report.json"])[0] == 0
+    assert [json.loads((tmp_path / f"{file}-report.json").read_text())["outcomes"] for file in ("r", "plain")][0] == json.loads((tmp_path / "plain-report.json").read_text())["outcomes"]
+
+
+def test_masked_tuning_on_genecis_composes_as_its_authors(tmp_path, capsys):
+    root = make_genecis(tmp_path / "genecis", tasks=("focus_object", "change_object"))
+    asked = ["evaluate", "--benchmark", "genecis", "--root", root, "--protocol", "masked-tuning", *TINY, "--cache", tmp_path / "cache"]
+    status, out, err = in_process(capsys, [*asked, "--out", tmp_path / "r.json"])
+    assert (status, err) == (0, "") and list(json.loads((tmp_path / "r.json").read_text())["specs"]) == ["image", "text", "raw-sum:1"] and "raw-sum" in out
+    status, out, err = in_process(capsys, ["evaluate", "--benchmark", "genecis", "--root", root, "--protocol", "pli", *TINY])
+    assert status == 1 and "protocol 'pli' is called masked-tuning now" in err

@@ -725,3 +725,21 @@ def test_validation_hides_words_too():
     heard.clear()
     assert pair_validator(TensorPairs(numbered_pictures([i % 60 for i in range(257)]), [f"red {i}" for i in range(257)]), "without:colour")(model) == 1
     assert sorted(heard) == sorted(str(i) for i in range(257))              # the one left over by itself has company, and is heard once
+
+
+def test_raw_features_have_lengths_and_a_shelf_of_their_own(tmp_path):
+    from layouts import make_genecis
+    from pli.benchmarks import read_benchmark
+    from pli.gallery import FeatureCache
+    genecis = read_benchmark("genecis", make_genecis(tmp_path / "genecis"), protocol="masked-tuning")
+    model, cache = load_backbone("pli-tiny-48", seed=3), FeatureCache(tmp_path / "cache")
+    plain, raw = encode(model, genecis, cache=cache), encode(model, genecis, cache=cache, lengths=True)
+    assert torch.equal(plain.pictures, raw.pictures) and torch.equal(plain.texts, raw.texts) and raw.picture_lengths.std() > 0
+    assert sorted(entry.transform for entry in cache.entries()) == ["model", "model, raw"]
+    again = encode(model, genecis, cache=cache, lengths=True)
+    assert torch.equal(again.picture_lengths, raw.picture_lengths) and torch.equal(encode(model, genecis, cache=cache).pictures, plain.pictures)
+    with pytest.raises(PliError, match="encode\\(..., lengths=True\\) keeps the lengths"): outcomes(plain, genecis, "raw-sum:1")
+    spread = Features(plain.pictures, plain.texts, torch.ones(len(plain.pictures)), torch.ones(len(plain.texts)))
+    assert torch.equal(outcomes(spread, genecis, "raw-sum:1").rank, outcomes(plain, genecis, "sum:1").rank)
+    several = replace(genecis, texts=(("one", "two"), *genecis.texts[1:]))
+    with pytest.raises(PliError, match="several wordings"): encode(model, several, cache=cache, lengths=True)
