@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
 
 def workers(text: str) -> int:
     "A number of reading processes that this machine can bear."
-    from pli.core import check_workers
+    from pli.core import PliError, check_workers
     try: return check_workers(natural(text))
     except PliError as error: raise argparse.ArgumentTypeError(str(error)) from None
 

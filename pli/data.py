@@ -103,20 +103,20 @@ def header_of(
     if not head: raise PictureError(path, "broken picture", "the file is empty")
     file.seek(0)
     large = f"more than {MOST_PIXELS // 10**6} million pixels, maybe a decompression bomb; make it smaller first"
-    if suffix.lower() in RAW or head[8:11] == b"CR\2": raise PictureError(path, "unsupported format", "; ".join(what_it_is(head, suffix)))
+    if suffix.lower() in RAW or head[8:11] == b"CR\2": raise PictureError(path, "unsupported picture", "; ".join(what_it_is(head, suffix)))
     try:
         picture = Image.open(file, formats=readable_formats())
         thumbnail = picture.format == "TIFF" and (int(picture.tag_v2.get(254, 0)) & 1 or 50706 in picture.tag_v2)
     except UnidentifiedImageError:
         said = what_it_is(head, suffix)
         if said is None: raise PictureError(path, "broken picture", "not one of " + ", ".join(readable_formats())) from None
-        raise PictureError(path, "broken picture" if said[0].startswith("it begins") else "unsupported format", "; ".join(said)) from None
+        raise PictureError(path, "broken picture" if said[0].startswith(("it begins", "a web page", "a pointer")) else "unsupported picture", "; ".join(said)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise PictureError(path, "too large picture", large) from None
     except Exception as error:  # the parsers of foreign bytes raise nearly everything
         raise PictureError(path, "broken picture", first_line(error)) from None
     short, long = sorted(picture.size)
-    if thumbnail: raise PictureError(path, "unsupported format", f"a camera's raw file (DNG), or a TIFF that begins with a thumbnail; {CONVERT}")
+    if thumbnail: raise PictureError(path, "unsupported picture", f"a camera's raw file (DNG), or a TIFF that begins with a thumbnail; {CONVERT}")
     if short * long > MOST_PIXELS: raise PictureError(path, "too large picture", f"{picture.width} x {picture.height}: {large}")
     if long > MOST_RATIO * short:
         raise PictureError(path, "too long picture", f"{picture.width} x {picture.height}: one side is more than {MOST_RATIO} times the other, and a model that reads S pixels a side "
@@ -234,7 +234,7 @@ def open_picture(
             picture.load()
             flat, turn = on_white(picture), turn_of(picture)
         except PliError as error:
-            raise PictureError(path, "unknown range of values", str(error)) from None
+            raise PictureError(path, "unknown range", str(error)) from None
         except Exception as error:  # see open_header
             raise PictureError(path, "broken picture", first_line(error)) from None
     return flat if turn is None else flat.transpose(turn)

@@ -157,7 +157,7 @@ def test_deep_grey_has_the_range_that_its_file_states(tmp_path, content, expecte
 ])
 def test_a_range_that_no_file_states_is_not_guessed(tmp_path, content, words):
     (tmp_path / "a.tif").write_bytes(content)
-    with pytest.raises(PictureError, match="a.tif: unknown range of values") as caught: open_picture(tmp_path / "a.tif")
+    with pytest.raises(PictureError, match="a.tif: unknown range") as caught: open_picture(tmp_path / "a.tif")
     assert words.replace(",?", "") in str(caught.value) and "save it with 8" in str(caught.value)
 
 
@@ -294,8 +294,8 @@ def test_damaged_bytes_give_a_picture_or_a_pli_error(tmp_path_factory, suffix, c
 def test_files_of_other_kinds_are_called_what_they_are(tmp_path, name, head, words):
     (tmp_path / name).write_bytes(head)
     with pytest.raises(PictureError) as caught: open_picture(tmp_path / name)
-    assert words in str(caught.value) and caught.value.cause in ("unsupported format", "broken picture")
-    assert (caught.value.cause == "broken picture") == ("it begins like" in words)
+    assert words in str(caught.value) and caught.value.cause in ("unsupported picture", "broken picture")
+    assert (caught.value.cause == "broken picture") == words.startswith(("it begins like", "a web page", "git lfs"))
 
 
 def test_avif_that_pillow_cannot_read(tmp_path, monkeypatch):
@@ -671,7 +671,7 @@ def test_a_raw_file_with_a_caption_is_told_what_it_is(tmp_path):
     for name in ("b.nef", "c.heic", "d.pdf", "e.pdf"): (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" if name == "c.heic" else b"%PDF-1.4")
     for name in "bcd": (tmp_path / f"{name}.txt").write_text("meant to be read")
     pairs = read_pairs(tmp_path)
-    assert len(pairs) == 1 and {Path(problem.file).name: problem.cause for problem in pairs.problems} == {f"{name}.txt": "unsupported format" for name in "bcd"}
+    assert len(pairs) == 1 and {Path(problem.file).name: problem.cause for problem in pairs.problems} == {f"{name}.txt": "unsupported picture" for name in "bcd"}
 
 
 def test_folder_without_captions_points_to_its_table(tmp_path):
