@@ -6,8 +6,9 @@
 __all__ = ['OBJECTIVES', 'SCHEDULES', 'NEAREST', 'BATCHES', 'ADDED', 'TuneSettings', 'query_view', 'masked_objective',
            'already_there', 'paper_objective', 'clip_objective', 'flip_objective', 'picture_objective', 'learning_rate',
            'check_settings', 'near_company', 'kin_company', 'check_batches', 'make_company', 'make_optimiser',
-           'uses_bf16', 'plain_attention', 'take_step', 'save_checkpoint', 'load_checkpoint', 'fingerprint',
-           'claim_folder', 'TuneResult', 'read_log', 'RunFiles', 'switched_to_tuning', 'tune', 'after_step', 'average']
+           'uses_bf16', 'plain_attention', 'class_token_alone', 'take_step', 'save_checkpoint', 'load_checkpoint',
+           'fingerprint', 'claim_folder', 'TuneResult', 'read_log', 'RunFiles', 'switched_to_tuning', 'tune',
+           'after_step', 'average']
 
 # %% ../nbs/07_tuning.ipynb #f500dc0e
 import copy
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Callable
 
 import torch
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -287,6 +289,24 @@ def plain_attention(wanted: bool):
     "A context in which attention is computed as its formula says, without fused kernels."
     return sdpa_kernel(SDPBackend.MATH) if wanted else nullcontext()
 
+# %% ../nbs/07_tuning.ipynb #e47b18c2
+@contextmanager
+def class_token_alone(backbone: Backbone):
+    "While it lasts, the last block of the picture tower computes the class token only, where nothing else is read off it."
+    visual = backbone.model.visual
+    plain = type(visual) is VisionTransformer and visual.attn_pool is None and visual.pool_type == "tok" and not visual.output_tokens and visual.transformer.batch_first
+    block = visual.transformer.resblocks[-1] if plain else None
+    if type(block) is not ResidualAttentionBlock:
+        yield
+        return
+    def forward(tokens: Tensor, k_x=None, v_x=None, attn_mask=None) -> Tensor:   # `(batch, tokens, width)` to `(batch, 1, width)`
+        seen, first = block.ln_1(tokens), tokens[:, :1]
+        first = first + block.ls_1(block.attention(seen[:, :1], seen, seen))
+        return first + block.ls_2(block.mlp(block.ln_2(first)))
+    block.forward = forward
+    try: yield
+    finally: del block.forward
+
 # %% ../nbs/07_tuning.ipynb #b60f98d8
 def take_step(
     backbone: Backbone, optimiser: torch.optim.Optimizer, pixels: Tensor, captions: list[str], step: int, settings: TuneSettings,
@@ -296,7 +316,7 @@ def take_step(
     for group in optimiser.param_groups: group["lr"] = rate
     on_gpu = [backbone.device] if backbone.device.type == "cuda" else []
     half = uses_bf16(settings.precision, backbone.device)
-    with torch.random.fork_rng(devices=on_gpu), torch.autocast(backbone.device.type, torch.bfloat16, enabled=half), plain_attention(half and backbone.device.type == "cpu"):
+    with torch.random.fork_rng(devices=on_gpu), torch.autocast(backbone.device.type, torch.bfloat16, enabled=half), plain_attention(half and backbone.device.type == "cpu"), class_token_alone(backbone):
         torch.manual_seed(generator(settings.seed, "step", step).initial_seed())       # for models that draw random numbers themselves
         floats = pixels.to(backbone.device).float().div(255)
         loss = OBJECTIVES[settings.objective](backbone, floats, captions, settings, generator(settings.seed, "hide", step), step / max(1, settings.steps - 1))
