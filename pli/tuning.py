@@ -7,9 +7,10 @@ __all__ = ['OBJECTIVES', 'SCHEDULES', 'NEAREST', 'BATCHES', 'BESIDE', 'ADDED', '
            'query_view', 'masked_objective', 'already_there', 'paper_objective', 'clip_objective', 'flip_objective',
            'picture_objective', 'learning_rate', 'check_settings', 'near_company', 'kin_company', 'check_batches',
            'make_company', 'make_optimiser', 'uses_bf16', 'bf16_in_hardware', 'slow_bf16', 'plain_attention',
-           'take_step', 'save_checkpoint', 'is_intact', 'load_checkpoint', 'fingerprint', 'holds_pictures_twice',
-           'settings_before', 'claim_folder', 'take_over', 'files_digest', 'run_record', 'TuneResult', 'read_log',
-           'RunFiles', 'switched_to_tuning', 'tune', 'score_now', 'no_help', 'after_step', 'average']
+           'class_token_alone', 'take_step', 'save_checkpoint', 'is_intact', 'load_checkpoint', 'fingerprint',
+           'holds_pictures_twice', 'settings_before', 'claim_folder', 'take_over', 'files_digest', 'run_record',
+           'TuneResult', 'read_log', 'RunFiles', 'switched_to_tuning', 'tune', 'score_now', 'no_help', 'after_step',
+           'average']
 
 # %% ../nbs/07_tuning.ipynb #f500dc0e
 import copy
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Callable
 
 import torch
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -320,6 +322,24 @@ def plain_attention(wanted: bool):
     "A context in which attention is computed as its formula says, without fused kernels."
     return sdpa_kernel(SDPBackend.MATH) if wanted else nullcontext()
 
+# %% ../nbs/07_tuning.ipynb #e47b18c2
+@contextmanager
+def class_token_alone(backbone: Backbone):
+    "While it lasts, the last block of the picture tower computes the class token only, where nothing else is read off it."
+    visual = backbone.model.visual
+    plain = type(visual) is VisionTransformer and visual.attn_pool is None and visual.pool_type == "tok" and not visual.output_tokens and visual.transformer.batch_first
+    block = visual.transformer.resblocks[-1] if plain else None
+    if type(block) is not ResidualAttentionBlock:
+        yield
+        return
+    def forward(tokens: Tensor, k_x=None, v_x=None, attn_mask=None) -> Tensor:   # `(batch, tokens, width)` to `(batch, 1, width)`
+        seen, first = block.ln_1(tokens), tokens[:, :1]
+        first = first + block.ls_1(block.attention(seen[:, :1], seen, seen))
+        return first + block.ls_2(block.mlp(block.ln_2(first)))
+    block.forward = forward
+    try: yield
+    finally: del block.forward
+
 # %% ../nbs/07_tuning.ipynb #b60f98d8
 def take_step(
     backbone: Backbone, optimiser: torch.optim.Optimizer, pixels: Tensor, captions: list[str], step: int, settings: TuneSettings,
@@ -332,7 +352,7 @@ def take_step(
     on_gpu = [backbone.device] if backbone.device.type == "cuda" else []
     half = uses_bf16(settings.precision, backbone.device)
     same = same_picture(pictures) if pictures is not None and settings.ignore_same_picture else None
-    with torch.random.fork_rng(devices=on_gpu), torch.autocast(backbone.device.type, torch.bfloat16, enabled=half), plain_attention(half and backbone.device.type == "cpu"):
+    with torch.random.fork_rng(devices=on_gpu), torch.autocast(backbone.device.type, torch.bfloat16, enabled=half), plain_attention(half and backbone.device.type == "cpu"), class_token_alone(backbone):
         torch.manual_seed(generator(settings.seed, "step", before + step).initial_seed())       # for models that draw random numbers themselves
         floats = pixels.to(backbone.device).float().div(255)
         loss = OBJECTIVES[settings.objective](backbone, floats, captions, settings, generator(settings.seed, "hide", before + step), step / max(1, settings.steps - 1), same=same)

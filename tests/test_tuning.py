@@ -1,4 +1,5 @@
 "The tuning loop: killed for real and continued to the bit, frozen towers, losses that explode, folders, settings."
+import contextlib
 import copy
 import dataclasses
 import json
@@ -27,7 +28,7 @@ from pli.backbones import load_backbone
 from pli.core import PliError, generator, unit
 from pli.data import Pairs, PairSet, TensorPairs, collate
 from pli.masking import View, parse_hide
-from pli.tuning import OBJECTIVES, SCHEDULES, TuneSettings, average, check_settings, claim_folder, fingerprint, learning_rate, make_company, make_optimiser, take_step, tune
+from pli.tuning import OBJECTIVES, SCHEDULES, TuneSettings, average, check_settings, claim_folder, class_token_alone, fingerprint, learning_rate, make_company, make_optimiser, take_step, tune
 
 TEXT = {"context_length": 10, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 
@@ -484,6 +485,49 @@ def test_clip_objective_is_its_formula_and_hides_nothing(fresh):
     wanted = (choose(dots.tolist()) + choose(dots.T.tolist())) / 2
     for hide in ("random:0.5", "mix:0.5"):
         assert OBJECTIVES["clip"](backbone, pixels, captions, dataclasses.replace(settings, hide=hide), generator(0)).item() == pytest.approx(wanted, rel=1e-4)
+
+
+def gradients(backbone, alone, hidden):
+    pixels = torch.rand(5, 3, *backbone.size, generator=generator(1))
+    backbone.eval().requires_grad_(True).zero_grad(set_to_none=True)
+    with class_token_alone(backbone) if alone else contextlib.nullcontext():
+        found = backbone.encode_image(pixels, hidden)
+        (found * torch.randn(found.shape, generator=generator(2))).sum().backward()
+    return found.detach(), {name: weight.grad for name, weight in backbone.model.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize("change", [{}, {"layers": 3, "width": 32}, {"ls_init_value": 0.1}, {"pos_embed_type": "sin_cos_2d"}, {"no_ln_pre": True}, {"final_ln_after_pool": True}, {"patch_dropout": 0.5}])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_class_token_alone_gives_the_same_features_and_gradients(tmp_path, change, masked):
+    (tmp_path / "tunetest-alone.json").write_text(json.dumps(model_config(**change)))
+    open_clip.add_model_config(tmp_path)
+    backbone = load_backbone("tunetest-alone", seed=2)
+    block = backbone.model.visual.transformer.resblocks[-1]
+    widths = []
+    block.mlp.register_forward_hook(lambda module, given, made: widths.append(given[0].shape[1]))
+    hidden = (torch.arange(16) % 4 > 0).expand(5, -1) if masked else None
+    (plain, wanted), (alone, found) = gradients(backbone, False, hidden), gradients(backbone, True, hidden)
+    assert widths == [5 if masked else 17, 1] and "forward" not in vars(block)            # it did work on one token, and is as it was
+    torch.testing.assert_close(alone, plain, rtol=1e-5, atol=1e-6)
+    assert found.keys() == wanted.keys()
+    for name in wanted: torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("change", [{"pool_type": "avg"}, {"attentional_pool": True, "attn_pooler_heads": 2, "attn_pooler_queries": 4}, None])
+def test_other_towers_are_left_as_they_are(tmp_path, change):
+    (tmp_path / "tunetest-other.json").write_text(json.dumps(CONFIGS["resnet"] if change is None else model_config(**change)))
+    open_clip.add_model_config(tmp_path)
+    backbone = load_backbone("tunetest-other", seed=2)
+    pixels = torch.rand(3, 3, 32, 32, generator=generator(1))
+    with torch.no_grad():
+        plain = backbone.encode_image(pixels)
+        with class_token_alone(backbone): assert torch.equal(backbone.encode_image(pixels), plain)
+
+
+def test_a_step_that_fails_leaves_the_tower_whole(fresh):
+    backbone = fresh()
+    with pytest.raises(PliError, match="the loss is"): run(backbone, steps=6, learning_rate=1e30, clip_gradient=0.0, warmup=0)
+    assert not any("forward" in vars(module) for module in backbone.modules())
 
 
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
