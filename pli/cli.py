@@ -59,9 +59,9 @@ def natural(text: str) -> int:
     return int(text)
 
 # %% ../nbs/14_cli.ipynb #e3577672
-def model_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    "Options that say which model, and where it runs."
-    parser.add_argument("--model", required=required, metavar="NAME", help="a name that open_clip knows (ViT-B-32), hf-hub:org/model, or a folder in open_clip's layout, such as a tuned model")
+def model_options(parser: argparse.ArgumentParser, group=None) -> None:
+    "Options that say which model, and where it runs. In a `group`, `--model` is one of several ways to say which."
+    (group or parser).add_argument("--model", required=group is None, metavar="NAME", help="a name that open_clip knows (ViT-B-32), hf-hub:org/model, or a folder in open_clip's layout, such as a tuned model")
     parser.add_argument("--pretrained", metavar="TAG", help="weights for a named model: a tag such as openai, or a checkpoint file")
     parser.add_argument("--quick-gelu", action=argparse.BooleanOptionalAction, help="the weights were trained with QuickGELU, as OpenAI's were, or not (default: what tag, configuration or file say)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
@@ -103,8 +103,9 @@ def add_tune(commands) -> None:
     parser.add_argument("--held-out", type=float, default=0.02, metavar="SHARE", help="share of the pairs to keep for validation when no queries are given (default: 0.02)")
     parser.add_argument("--queries", metavar="JSON", help="development queries in CIRCO's field names: validate on them instead")
     parser.add_argument("--gallery", metavar="JSON", help="the pictures that the queries search")
-    parser.add_argument("--prolong", metavar="RUN", help="instead of --model: begin with the weights and the optimiser's moments that a finished run has left in its folder. --steps, --warmup and --schedule are of the new steps alone, --learning-rate must be named, batches and masks go on where RUN ended")
-    model_options(parser, required=False)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--prolong", metavar="RUN", help="instead of --model: begin with the weights and the optimiser's moments that a finished run has left in its folder. --steps, --warmup and --schedule are of the new steps alone, --learning-rate must be named, batches and masks go on where RUN ended")
+    model_options(parser, which)
     for name, (kind, usual, text) in TUNE_OPTIONS.items():
         parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=f"{text} (default: {usual})")
     parser.add_argument("--one-way", action="store_true", help="contrast from query to target only")
@@ -154,7 +155,6 @@ def run_tune(args) -> None:
     from pli.tuning import tune
     if bool(args.queries) != bool(args.gallery): raise PliError("--queries and --gallery go together: the queries name pictures of the gallery")
     if not 0 < args.held_out < 1: raise PliError(f"--held-out must be between 0 and 1, got {args.held_out}")
-    if bool(args.model) == bool(args.prolong): raise PliError("give --model, or --prolong with the folder of a finished run, which brings its model")
     settings, device = tune_settings(args), pick_device(args.device)
     if args.prolong: check_prolonged(args, settings)
     validate = query_validator(read_queries(args.queries, args.gallery)) if args.queries else None
