@@ -30,7 +30,10 @@ from torchvision.transforms import Compose, Normalize, PILToTensor
 
 from .core import PliError, atomic, read_json, write_json
 from .data import shown
-from .weights import Choices, Notice, Weights, WeightsNotice, check_config, check_tag, choose_for_file, choose_for_model, in_whole_words, named_activation, no_network, offline_for, put_weights, read_weights, similar, tuned_from_a_file, weights_names
+from pli.weights import (
+    Choices, Notice, Weights, WeightsNotice, check_config, check_tag, choose_for_file, choose_for_model, in_whole_words,
+    named_activation, no_network, offline_for, put_weights, read_weights, similar, tuned_from_a_file, weights_names,
+)
 
 # %% ../nbs/02_backbones.ipynb #bfba70d9
 def register_tiny() -> None:
@@ -198,7 +201,8 @@ def encode_image(
 ) -> Tensor:                       # `(batch, width)`, not normalised
     "Picture features, from the patches that are not hidden. Raises `PliError` for pictures or a mask that do not fit."
     if tuple(pixels.shape[1:]) != (3, *backbone.size):
-        raise PliError(f"this model reads pixels of shape (batch, 3, {backbone.size[0]}, {backbone.size[1]}), got {tuple(pixels.shape)}; `backbone.pixels` makes them")
+        raise PliError(f"this model reads pixels of shape (batch, 3, {backbone.size[0]}, {backbone.size[1]}), got "
+                       f"{tuple(pixels.shape)}; `backbone.pixels` makes them")
     pixels = pixels.to(backbone.device)
     if pixels.dtype == torch.uint8: pixels = pixels.to(backbone.mean.dtype).div(255)
     inputs = (pixels - backbone.mean) / backbone.std
@@ -246,9 +250,9 @@ def tell_cut(
     cut: list[str], count: int,   # of how many texts
 ) -> None:
     "Warn in one line that texts were cut."
-    verb = "is longer than the model's {room} tokens and was cut" if len(cut) == 1 else "are longer than the model's {room} tokens and were cut"
-    room = backbone.tokenizer([""]).shape[1]
-    warnings.warn(f"{len(cut):,} of {count:,} texts {verb.format(room=room)}; the first: {shown(cut[0])}", CutTextWarning, stacklevel=3)
+    room, (are, were) = backbone.tokenizer([""]).shape[1], ("is", "was") if len(cut) == 1 else ("are", "were")
+    line = f"{len(cut):,} of {count:,} texts {are} longer than the model's {room} tokens and {were} cut; the first: {shown(cut[0])}"
+    warnings.warn(line, CutTextWarning, stacklevel=3)
 
 # %% ../nbs/02_backbones.ipynb #728e3b5d
 def tokens_of(
@@ -265,7 +269,7 @@ def check_words(
     backbone: Backbone,
     texts: Iterable[str] = (),   # all that will be encoded
 ) -> int:                        # how many different ones are too long
-    "Look at all texts before long work: make the tokenizer, and warn once of those that are cut. Raises `PliError` where there is no tokenizer."
+    "Look at all texts before long work, and warn once of those that are cut. Raises `PliError` where no tokenizer can be made."
     texts = list(dict.fromkeys(texts))
     known, cut = len(backbone.cut_texts), []
     for i in range(0, len(texts), 4096): cut += tokens_of(backbone, texts[i:i + 4096])[1]
@@ -296,11 +300,13 @@ def read_config(
         record = check_config(shown(path), read_json(path), local=True)
         return {"model_cfg": record["model_cfg"], "pli": record.get("pli")}
     if name.startswith("hf-hub:"):
-        return {"model_cfg": check_config(f"{shown(name)}: open_clip_config.json", open_clip.factory._get_hf_config(name.removeprefix("hf-hub:"), cache_dir=cache_dir))["model_cfg"]}
+        record = open_clip.factory._get_hf_config(name.removeprefix("hf-hub:"), cache_dir=cache_dir)
+        return {"model_cfg": check_config(f"{shown(name)}: open_clip_config.json", record)["model_cfg"]}
     found = open_clip.get_model_config(name.replace("/", "-"))
     if found is None:
         near = similar(name, open_clip.list_models())
-        raise PliError(f"model {shown(name)!r} is neither a folder with an open_clip_config.json nor a name that open_clip knows" + (f"; similar names: {', '.join(near)}" if near else ""))
+        hint = f"; similar names: {', '.join(near)}" if near else ""
+        raise PliError(f"model {shown(name)!r} is neither a folder with an open_clip_config.json nor a name that open_clip knows{hint}")
     if pretrained: check_tag(name.replace("/", "-"), pretrained)
     if pretrained and open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained).get("quick_gelu"): found["quick_gelu"] = True
     return {"model_cfg": found}
@@ -336,7 +342,8 @@ def weights_for(
         path = open_clip.factory._find_checkpoint_in_dir(folder)
         if path is None: raise PliError(f"{shown(folder)}: there are no weights in it (open_clip_model.safetensors)")
         return read_weights(path)
-    if pretrained and not open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained) and Path(pretrained).is_file(): return read_weights(pretrained)
+    if pretrained and not open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained) and Path(pretrained).is_file():
+        return read_weights(pretrained)
     return None
 
 def choose(
@@ -349,11 +356,15 @@ def choose(
     if name.startswith("local-dir:"):
         chosen = choose_for_model(name, model_cfg, "as its configuration says", asked)
         source = tuned_from_a_file(weights.path.parent) if open_end and asked is None else None
-        if source: return replace(chosen, activation="gelu, assumed", notices=(f"{shown(weights.path.parent)}: was tuned by an older pli from {shown(source)}, which did not say its activation; gelu was assumed, and is",))
-        if asked is None and note.get("activation") == f"{named_activation(chosen.quick_gelu)}, assumed": chosen = replace(chosen, activation=note["activation"])
+        if source:
+            line = f"was tuned by an older pli from {shown(source)}, which did not say its activation; gelu was assumed, and is"
+            return replace(chosen, activation="gelu, assumed", notices=(f"{shown(weights.path.parent)}: {line}",))
+        if asked is None and note.get("activation") == f"{named_activation(chosen.quick_gelu)}, assumed":
+            chosen = replace(chosen, activation=note["activation"])
         return replace(chosen, normalisation=shown(note.get("normalisation") or ""))
     if weights is not None: return choose_for_file(weights, name.replace("/", "-"), model_cfg, asked)
-    return choose_for_model(name, model_cfg, f"as the tag {shown(pretrained)} says" if pretrained else f"as {'its configuration' if ':' in name else 'the name of the model'} says", asked)
+    says = f"the tag {shown(pretrained)}" if pretrained else "its configuration" if ":" in name else "the name of the model"
+    return choose_for_model(name, model_cfg, f"as {says} says", asked)
 
 def build(
     name: str, pretrained: str | None,
@@ -364,7 +375,8 @@ def build(
     "Let open_clip build a model, and put the weights into it."
     force = {"force_quick_gelu": True} if chosen.quick_gelu else {"quick_gelu": False}      # the second overrules the configuration
     if weights is None: return open_clip.create_model(name, pretrained, cache_dir=cache_dir, require_pretrained=":" in name, **force)
-    model = open_clip.create_model(name, cache_dir=cache_dir, load_weights=False, pretrained_text=False, force_preprocess_cfg=chosen.pictures, **force)
+    force |= {"load_weights": False, "pretrained_text": False, "force_preprocess_cfg": chosen.pictures}
+    model = open_clip.create_model(name, cache_dir=cache_dir, **force)
     for line in put_weights(model, weights): warnings.warn(f"{shown(weights.path)}: {line}", WeightsNotice, stacklevel=3)
     return model
 
@@ -383,16 +395,22 @@ def make_tokenizer(
 def made_tokenizer(name: str, source: str | None, text_cfg: dict, cache_dir: str | None):
     "The tokenizer, from files that can be had."
     try:
-        if ":" not in name: return open_clip.get_tokenizer(name.replace("/", "-"), cache_dir=cache_dir, **({"trust_remote_code": False} if source else {}))
+        if ":" not in name:
+            return open_clip.get_tokenizer(name.replace("/", "-"), cache_dir=cache_dir, **({"trust_remote_code": False} if source else {}))
         more, context = text_cfg.get("tokenizer_kwargs") or {}, text_cfg.get("context_length", 77)
         if not source: return open_clip.SimpleTokenizer(context_length=context, **more)
         where = name.removeprefix("local-dir:") if name.startswith("local-dir:") else source
-        return HFTokenizer(where, context_length=context, cache_dir=cache_dir, tokenizer_mode=text_cfg.get("tokenizer_mode"), trust_remote_code=False, **more)
+        more = more | {"tokenizer_mode": text_cfg.get("tokenizer_mode"), "trust_remote_code": False}
+        return HFTokenizer(where, context_length=context, cache_dir=cache_dir, **more)
     except ImportError as error:
-        raise PliError(f"model {shown(name)!r}: its tokenizer {shown(source or 'of SigLIP')} needs a package that is not installed ({in_whole_words(error)}): pip install transformers sentencepiece") from None
+        raise PliError(f"model {shown(name)!r}: its tokenizer {shown(source or 'of SigLIP')} needs a package that is not installed "
+                       f"({in_whole_words(error)}): pip install transformers sentencepiece") from None
     except Exception as error:
-        if "trust_remote_code" in str(error): raise PliError(f"model {shown(name)!r}: its tokenizer {shown(source)} is a program that lies beside it, and that is not run here; ask its owner for plain files") from None
-        raise PliError(f"model {shown(name)!r}: its tokenizer {shown(source or 'of SigLIP')} cannot be made, and words cannot be read without it: {type(error).__name__}: {in_whole_words(error)}") from error
+        if "trust_remote_code" in str(error):
+            raise PliError(f"model {shown(name)!r}: its tokenizer {shown(source)} is a program that lies beside it, and that is not run "
+                           f"here; ask its owner for plain files") from None
+        raise PliError(f"model {shown(name)!r}: its tokenizer {shown(source or 'of SigLIP')} cannot be made, and words cannot be read "
+                       f"without it: {type(error).__name__}: {in_whole_words(error)}") from error
 
 # %% ../nbs/02_backbones.ipynb #b6fcc53f
 def load_backbone(
@@ -408,20 +426,23 @@ def load_backbone(
     if preprocess not in PREPROCESS: raise PliError(f"unknown preprocessing {preprocess!r}; known are {', '.join(PREPROCESS)}")
     register_tiny()
     name = f"local-dir:{name}" if Path(name).is_dir() else str(name)
-    if ":" in name and pretrained: raise PliError(f"{name} brings its own weights: leave out {pretrained!r}, or name a model of open_clip to put them in")
+    if ":" in name and pretrained:
+        raise PliError(f"{name} brings its own weights: leave out {pretrained!r}, or name a model of open_clip to put them in")
     try:
         offline = downloads_blocked(name, pretrained, cache_dir)
         with no_network(offline): config = read_config(name, pretrained, cache_dir)
         weights = weights_for(name, pretrained)
         chosen = choose(name, pretrained, config, weights, quick_gelu)
-        with no_network(offline), torch.random.fork_rng(devices=[]), random_weights_wanted(weights is not None or name.startswith("pli-tiny")):
+        quiet = weights is not None or name.startswith("pli-tiny")
+        with no_network(offline), torch.random.fork_rng(devices=[]), random_weights_wanted(quiet):
             torch.manual_seed(seed)
             model = build(name, pretrained, weights, chosen, cache_dir)
     except PliError as error:
         if not pretrained or "neither a folder" in str(error): raise
         raise PliError(f"model {shown(name)!r} with weights {shown(pretrained)!r} cannot be loaded: {error}") from None
     except Exception as error:
-        raise PliError(f"model {shown(name)!r} with weights {shown(pretrained)!r} cannot be loaded: {type(error).__name__}: {in_whole_words(error)}") from error
+        raise PliError(f"model {shown(name)!r} with weights {shown(pretrained)!r} cannot be loaded: {type(error).__name__}: "
+                       f"{in_whole_words(error)}") from error
     for line in chosen.notices: warnings.warn(line, WeightsNotice, stacklevel=2)
     config["model_cfg"].pop("quick_gelu", None)
     if chosen.quick_gelu: config["model_cfg"]["quick_gelu"] = True
@@ -430,7 +451,8 @@ def load_backbone(
     tokenizer = lambda: make_tokenizer(name, config["model_cfg"]["text_cfg"], cache_dir)
     backbone = Backbone(model, transform, tokenizer, config, name, preprocess)
     backbone.choices = {"activation": chosen.activation} | ({"normalisation": chosen.normalisation} if chosen.normalisation else {})
-    if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name") or "siglip" in name.lower(): backbone.tokenizer = tokenizer()     # it can fail: before long work
+    can_fail = config["model_cfg"]["text_cfg"].get("hf_tokenizer_name") or "siglip" in name.lower()
+    if can_fail: backbone.tokenizer = tokenizer()                # before long work
     return backbone.to(device).eval()
 
 # %% ../nbs/02_backbones.ipynb #ee395fea

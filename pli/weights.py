@@ -6,8 +6,8 @@
 __all__ = ['CONVERT', 'NO_WEIGHTS', 'WRAPPERS', 'PREFIXES', 'OPENAI', 'TOKENIZER', 'MOST', 'PICTURES', 'Notice', 'WeightsNotice',
            'zip_kind', 'kind_of', 'check_kind', 'Weights', 'unwrap', 'described', 'in_whole_words', 'read_weights',
            'few', 'check_fit', 'put_weights', 'check_tokenizer', 'check_towers', 'check_sizes', 'bytes_needed',
-           'memory_free', 'numbers', 'check_pictures', 'check_config', 'Evidence', 'small_text', 'from_config',
-           'from_params', 'from_name', 'evidence_of', 'Choices', 'named_activation', 'choose_for_file',
+           'memory_free', 'numbers', 'one_or_two', 'check_pictures', 'check_config', 'Evidence', 'small_text',
+           'from_config', 'from_params', 'from_name', 'evidence_of', 'Choices', 'named_activation', 'choose_for_file',
            'choose_for_model', 'tuned_from_a_file', 'similar', 'check_tag', 'out_of_reach', 'offline_for',
            'weights_names', 'no_network']
 
@@ -78,15 +78,18 @@ def kind_of(
 
 # %% ../nbs/02a_weights.ipynb #aacf1e02
 CONVERT = ("""python -c "import torch, safetensors.torch as s; w = torch.jit.load('{name}', 'cpu').state_dict(); """
-           """[w.pop(k, 0) for k in ('input_resolution', 'context_length', 'vocab_size')]; s.save_file({{k: v.float().contiguous() for k, v in w.items()}}, '{stem}.safetensors')\"""")
+           """[w.pop(k, 0) for k in ('input_resolution', 'context_length', 'vocab_size')]; """
+           """s.save_file({{k: v.float().contiguous() for k, v in w.items()}}, '{stem}.safetensors')\"""")
 
 NO_WEIGHTS = {   # kind: what it is, and what to do
     "empty": "it is empty (0 bytes); was the download or the copy broken off?",
     "broken zip": "it begins like a file of PyTorch and is not whole; copy or download it again",
     "other zip": "it is a zip archive, but no file of PyTorch; unpack it and name the file of weights in it",
     "packed torch": "it is a compressed zip archive; PyTorch writes none, and a small one can unpack to any size",
-    "torchscript": "it is a TorchScript program, as OpenAI's own files are: loading it runs the code in it, so that is not done here. If you trust whoever made it, convert it once: {convert} and "
-                   "then give --pretrained {stem}.safetensors --quick-gelu (weights from OpenAI were trained with QuickGELU; leave it out for others)",
+    "torchscript": "it is a TorchScript program, as OpenAI's own files are: loading it runs the code in it, so that is not done here. "
+                   "If you trust whoever made it, convert it once: {convert} and "
+                   "then give --pretrained {stem}.safetensors --quick-gelu (weights from OpenAI were trained with QuickGELU; leave it "
+                   "out for others)",
     "pointer": "it is a pointer of Git LFS, not the file itself; run git lfs pull in its repository",
     "page": "it is a web page; the download needs a login, or its address was that of a page about the file",
     "gguf": "it is a GGUF file, made for other programs; take the weights as safetensors",
@@ -108,7 +111,7 @@ def check_kind(
 
 # %% ../nbs/02a_weights.ipynb #42d7f750
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "CLIP")     # where training programs put the weights
-PREFIXES = ("module.", "model.", "_orig_mod.", "clip.", "clip_model.")       # DataParallel, Lightning, torch.compile, and models that hold a CLIP
+PREFIXES = ("module.", "model.", "_orig_mod.", "clip.", "clip_model.")       # DataParallel, Lightning, torch.compile, models with a CLIP
 OPENAI = ("input_resolution", "context_length", "vocab_size")                # three numbers that only OpenAI's own files hold
 
 @dataclass(frozen=True)
@@ -126,16 +129,20 @@ def unwrap(
     "Take off wrappers and prefixes. Raises `PliError` for what holds no weights of one model."
     while isinstance(content, dict):
         if isinstance(content.get("image_encoder"), dict) and isinstance(content.get("text_encoder"), dict):
-            raise PliError(f"{shown(path)}: it is a checkpoint of masked tuning's authors (image_encoder and text_encoder beside each other), whose names are others than open_clip's; it has to be renamed first: "
-                           "visual_encoder.X of image_encoder becomes visual.X, text_encoder stays as it is, vision_mask_token goes, and logit_scale comes from the model it was tuned from")
+            raise PliError(f"{shown(path)}: it is a checkpoint of masked tuning's authors (image_encoder and text_encoder beside each "
+                           f"other), whose names are others than open_clip's; it has to be renamed first: "
+                           "visual_encoder.X of image_encoder becomes visual.X, text_encoder stays as it is, vision_mask_token goes, "
+                           "and logit_scale comes from the model it was tuned from")
         inner = next((key for key in WRAPPERS if isinstance(content.get(key), dict)), None)
         if inner is None: break
         if isinstance(content.get("name"), str): said = said | {"name": content["name"]}
         content = content[inner]
-    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()): raise PliError(f"{shown(path)}: it holds no weights, but {described(content)}")
+    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise PliError(f"{shown(path)}: it holds no weights, but {described(content)}")
     odd = next((key for key, value in content.items() if not (isinstance(key, str) and (isinstance(value, Tensor) or key in OPENAI))), None)
     if odd is not None: raise PliError(f"{shown(path)}: {shown(odd)} among its weights is no tensor, but {described(content[odd])}")
-    while prefix := next((start for start in PREFIXES if all(key.startswith(start) for key in content)), None): content = {key.removeprefix(prefix): value for key, value in content.items()}
+    while prefix := next((start for start in PREFIXES if all(key.startswith(start) for key in content)), None):
+        content = {key.removeprefix(prefix): value for key, value in content.items()}
     return Weights(path, {key: value for key, value in content.items() if key not in OPENAI}, said, all(key in content for key in OPENAI))
 
 def described(content) -> str:
@@ -163,12 +170,16 @@ def read_weights(
         if kind == "safetensors":
             with safe_open(path, "pt") as file: content, said = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
         else: content, said = torch.load(path, map_location="cpu", weights_only=True), {}
-    except SafetensorError as error: raise PliError(f"{shown(path)}: it is a safetensors file that is not whole or not valid ({in_whole_words(error)}); copy or download it again") from None
+    except SafetensorError as error:
+        raise PliError(f"{shown(path)}: it is a safetensors file that is not whole or not valid ({in_whole_words(error)}); copy or "
+                       f"download it again") from None
     except Exception as error:
         names = re.search(r"GLOBAL ([\w.]+)", str(error))
         if "weights_only" in str(error) and names:
-            raise PliError(f"{shown(path)}: it is a pickle that asks for {shown(names[1])}, which is no part of weights; such a file can run any code and is not read. Ask its owner for safetensors") from None
-        broken = "it is a pickle that cannot be read without running it" if "weights_only" in str(error) else f"it cannot be read ({in_whole_words(error)})"
+            raise PliError(f"{shown(path)}: it is a pickle that asks for {shown(names[1])}, which is no part of weights; such a file "
+                           f"can run any code and is not read. Ask its owner for safetensors") from None
+        broken = f"it cannot be read ({in_whole_words(error)})"
+        if "weights_only" in str(error): broken = "it is a pickle that cannot be read without running it"
         raise PliError(f"{shown(path)}: {broken}; copy or download it again, or ask its owner for safetensors") from None
     return unwrap(path, content, said)
 
@@ -187,11 +198,14 @@ def check_fit(
 ) -> None:
     "Raise a `PliError` naming the first keys and shapes that differ."
     if {"vision_model.post_layernorm.weight", "text_model.final_layer_norm.weight"} & tensors.keys():
-        raise PliError(f"{shown(path)}: its names are those of the transformers library; take the weights of the same model in open_clip's layout")
+        raise PliError(f"{shown(path)}: its names are those of the transformers library; take the weights of the same model in "
+                       f"open_clip's layout")
     shape = lambda tensor: " x ".join(map(str, tensor.shape)) or "a number"
     lacks, strange = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
-    other = [f"{key} ({shape(tensors[key])} in the file, {shape(wanted[key])} in the model)" for key in wanted if key in tensors and tensors[key].shape != wanted[key].shape]
-    parts = [f"{words} {few(names)}" for words, names in (("it lacks", lacks), ("it holds what the model has no place for:", strange), ("of another shape are", other)) if names]
+    differ = [key for key in wanted if key in tensors and tensors[key].shape != wanted[key].shape]
+    other = [f"{key} ({shape(tensors[key])} in the file, {shape(wanted[key])} in the model)" for key in differ]
+    faults = {"it lacks": lacks, "it holds what the model has no place for:": strange, "of another shape are": other}
+    parts = [f"{words} {few(names)}" for words, names in faults.items() if names]
     if parts: raise PliError(f"{shown(path)}: these are weights of another model: {'; '.join(parts)}")
 
 def put_weights(
@@ -201,12 +215,15 @@ def put_weights(
     "Put weights into a model of open_clip. Raises `PliError` naming what does not fit."
     if not weights.tensors:
         try: open_clip.load_checkpoint(model, str(weights.path))
-        except Exception as error: raise PliError(f"{shown(weights.path)}: it is a file of NumPy, and not big_vision's weights of this model ({in_whole_words(repr(error))})") from None
+        except Exception as error:
+            raise PliError(f"{shown(weights.path)}: it is a file of NumPy, and not big_vision's weights of this model "
+                           f"({in_whole_words(repr(error))})") from None
         return []
     tensors, wanted, told = convert_state_dict(model, dict(weights.tensors)), model.state_dict(), []
-    if "positional_embedding" in tensors and not hasattr(model, "positional_embedding"): tensors = convert_to_custom_text_state_dict(tensors)
+    if "positional_embedding" in tensors and not hasattr(model, "positional_embedding"):
+        tensors = convert_to_custom_text_state_dict(tensors)
     for key in ("logit_scale", "logit_bias"):
-        if key in tensors and key in wanted: tensors[key] = tensors[key].reshape(wanted[key].shape) if tensors[key].numel() == 1 else tensors[key]
+        if key in tensors and key in wanted and tensors[key].numel() == 1: tensors[key] = tensors[key].reshape(wanted[key].shape)
     if "logit_bias" in wanted and "logit_bias" not in tensors:
         tensors["logit_bias"] = torch.zeros_like(wanted["logit_bias"])
         told.append("it holds no logit_bias, 0 is taken")
@@ -216,12 +233,15 @@ def put_weights(
     except Exception: tensors = {key: value for key, value in tensors.items()}       # of another model altogether: told below
     check_fit(weights.path, tensors, wanted)
     for key, shape in before.items():
-        if key in tensors and tuple(tensors[key].shape) != shape: told.append(f"{key} was stretched from {' x '.join(map(str, shape))} to {' x '.join(map(str, tensors[key].shape))}: it was trained with another size of picture or length of text")
+        if key not in tensors or tuple(tensors[key].shape) == shape: continue
+        old, new = (" x ".join(map(str, sides)) for sides in (shape, tensors[key].shape))
+        told.append(f"{key} was stretched from {old} to {new}: it was trained with another size of picture or length of text")
     model.load_state_dict(tensors)
     return told
 
 # %% ../nbs/02a_weights.ipynb #56290203
-TOKENIZER = {"clean": ("whitespace", "lower", "canonicalize"), "strip_sep_token": (True, False), "language": str}   # the arguments of a tokenizer that a configuration may give
+# the arguments of a tokenizer that a configuration may give
+TOKENIZER = {"clean": ("whitespace", "lower", "canonicalize"), "strip_sep_token": (True, False), "language": str}
 
 def check_tokenizer(
     place: str, text_cfg: dict,
@@ -230,29 +250,42 @@ def check_tokenizer(
     "Raise a `PliError` for what a configuration may not ask of a tokenizer."
     name, kwargs, mode = text_cfg.get("hf_tokenizer_name"), text_cfg.get("tokenizer_kwargs"), text_cfg.get("tokenizer_mode")
     if mode not in (None, "", "clips"): raise PliError(f"{place}: tokenizer_mode is {shown(repr(mode), 60)}; known is clips")
-    if not isinstance(name, (str, type(None))): raise PliError(f"{place}: hf_tokenizer_name must be the name of a repository, got {shown(repr(name), 60)}")
+    if not isinstance(name, (str, type(None))):
+        raise PliError(f"{place}: hf_tokenizer_name must be the name of a repository, got {shown(repr(name), 60)}")
     if name and not local and (not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or Path(name).exists()):
-        raise PliError(f"{place}: hf_tokenizer_name {shown(name, 80)!r} is a path on this machine; only a repository of the hub, such as org/name, is followed")
-    if not isinstance(kwargs, (dict, type(None))): raise PliError(f"{place}: tokenizer_kwargs must be a table, got {shown(repr(kwargs), 60)}")
+        raise PliError(f"{place}: hf_tokenizer_name {shown(name, 80)!r} is a path on this machine; only a repository of the hub, such "
+                       f"as org/name, is followed")
+    if not isinstance(kwargs, (dict, type(None))):
+        raise PliError(f"{place}: tokenizer_kwargs must be a table, got {shown(repr(kwargs), 60)}")
     allowed = TOKENIZER if name else {"clean": TOKENIZER["clean"]}
     for key, value in (kwargs or {}).items():
-        if key not in allowed: raise PliError(f"{place}: tokenizer_kwargs: {shown(key, 60)} is not allowed, because a configuration from elsewhere could run code or open files with such arguments; allowed are {', '.join(allowed)}")
-        if not (isinstance(value, str) if allowed[key] is str else any(value is each or value == each and isinstance(each, str) for each in allowed[key])):
-            raise PliError(f"{place}: tokenizer_kwargs: {key} is {shown(repr(value), 60)}; known are {', '.join(map(str, allowed[key])) if allowed[key] is not str else 'texts'}")
+        if key not in allowed:
+            raise PliError(f"{place}: tokenizer_kwargs: {shown(key, 60)} is not allowed, because a configuration from elsewhere could "
+                           f"run code or open files with such arguments; allowed are {', '.join(allowed)}")
+        fits = isinstance(value, str) if allowed[key] is str else any(type(value) is type(each) and value == each for each in allowed[key])
+        if not fits:
+            raise PliError(f"{place}: tokenizer_kwargs: {key} is {shown(repr(value), 60)}; known are "
+                           f"{', '.join(map(str, allowed[key])) if allowed[key] is not str else 'texts'}")
 
 def check_towers(
     place: str, vision_cfg: dict, text_cfg: dict,
 ) -> None:
     "Raise a `PliError` for towers that would be fetched from somewhere else."
     trunk, text = vision_cfg.get("timm_model_name"), text_cfg.get("hf_model_name")
-    if trunk is not None and not (isinstance(trunk, str) and re.fullmatch(r"[\w.]+", trunk)): raise PliError(f"{place}: vision_cfg: timm_model_name {shown(repr(trunk), 80)} is no plain name of timm; nothing is fetched for it from a hub or a folder")
-    own = {config["text_cfg"]["hf_model_name"] for name in open_clip.list_models() if (config := open_clip.get_model_config(name))["text_cfg"].get("hf_model_name")}
+    if trunk is not None and not (isinstance(trunk, str) and re.fullmatch(r"[\w.]+", trunk)):
+        raise PliError(f"{place}: vision_cfg: timm_model_name {shown(repr(trunk), 80)} is no plain name of timm; nothing is fetched for "
+                       f"it from a hub or a folder")
+    own = {open_clip.get_model_config(name)["text_cfg"].get("hf_model_name") for name in open_clip.list_models()} - {None}
     if text is not None and (text not in own or Path(text).exists()):
-        raise PliError(f"{place}: text_cfg: hf_model_name {shown(repr(text), 80)} is no text tower of open_clip's own models ({', '.join(sorted(own))}), and a repository can bring its own code")
+        raise PliError(f"{place}: text_cfg: hf_model_name {shown(repr(text), 80)} is no text tower of open_clip's own models "
+                       f"({', '.join(sorted(own))}), and a repository can bring its own code")
 
 # %% ../nbs/02a_weights.ipynb #c6e3ea44
-MOST = {"embed_dim": 2**15, "width": 2**15, "layers": 1024, "heads": 2**10, "head_width": 2**15, "patch_size": 2**12, "image_size": 2**14, "context_length": 2**15, "vocab_size": 2**24, "mlp_ratio": 64,
-        "attn_pooler_queries": 2**14, "attn_pooler_heads": 2**10, "n_queries": 2**14, "dim_head": 2**15}   # the largest model of open_clip has a width of 1,792, 56 layers and 901,629 words
+MOST = {   # the largest model of open_clip has a width of 1,792, 56 layers and 901,629 words
+    "embed_dim": 2**15, "width": 2**15, "layers": 1024, "heads": 2**10, "head_width": 2**15, "mlp_ratio": 64,
+    "patch_size": 2**12, "image_size": 2**14, "context_length": 2**15, "vocab_size": 2**24,
+    "attn_pooler_queries": 2**14, "attn_pooler_heads": 2**10, "n_queries": 2**14, "dim_head": 2**15,
+}
 
 def check_sizes(
     place: str, table: dict,
@@ -263,28 +296,35 @@ def check_sizes(
         if values is None and key == "patch_size": continue            # of a ResNet
         for value in values if isinstance(values, list) and values and key in ("image_size", "layers") else [values]:
             whole = isinstance(value, int) or key == "mlp_ratio" and isinstance(value, float)
-            if isinstance(value, bool) or not whole or not 0 < value <= most: raise PliError(f"{place}: {key} must be a number from 1 to {most:,}, got {shown(repr(value), 60)}")
+            if isinstance(value, bool) or not whole or not 0 < value <= most:
+                raise PliError(f"{place}: {key} must be a number from 1 to {most:,}, got {shown(repr(value), 60)}")
 
 def bytes_needed(
     model_cfg: dict,   # with sizes that `check_sizes` has seen
 ) -> int:
-    "About how much memory building a model takes, filling it, and showing it one picture; towers of timm and transformers have sizes of their own and count as nothing."
+    "About how much memory building a model takes, filling it, and showing it one picture; towers of timm and transformers count as "
+    "nothing."
     tower = lambda width, layers, ratio: int(layers * (4 + 2 * ratio) * width**2)
-    vision, text, out = model_cfg["vision_cfg"], {"width": 512, "layers": 12, "context_length": 77, "vocab_size": 49408} | model_cfg["text_cfg"], model_cfg.get("embed_dim", 512)
+    vision, out = model_cfg["vision_cfg"], model_cfg.get("embed_dim", 512)
+    text = {"width": 512, "layers": 12, "context_length": 77, "vocab_size": 49408} | model_cfg["text_cfg"]
     size = vision.get("image_size", 224)
     high, wide = size if isinstance(size, list) and len(size) == 2 else [size[0] if isinstance(size, list) else size] * 2
     weights, width, layers = 0, vision.get("width", 768), vision.get("layers", 12)
     if isinstance(layers, list):
-        weights += sum(int(number * 17 * (width * 2**stage) ** 2) for stage, number in enumerate(layers)) + 4 * (32 * width) ** 2 + (high // 32) * (wide // 32) * 32 * width
+        weights += sum(number * 17 * (width * 2**stage) ** 2 for stage, number in enumerate(layers))
+        weights += 4 * (32 * width) ** 2 + (high // 32) * (wide // 32) * 32 * width
     elif not vision.get("timm_model_name"):
         patch = vision.get("patch_size") or 16
-        weights += tower(width, layers, vision.get("mlp_ratio", 4)) + (high // patch) * (wide // patch) * width + 3 * patch**2 * width + width * out
+        weights += tower(width, layers, vision.get("mlp_ratio", 4))
+        weights += ((high // patch) * (wide // patch) + 3 * patch**2 + out) * width
         if vision.get("attentional_pool"): weights += vision.get("attn_pooler_queries", 256) * out + 4 * out**2
     if not text.get("hf_model_name"):
-        weights += tower(text["width"], text["layers"], text.get("mlp_ratio", 4)) + (text["vocab_size"] + text["context_length"] + out) * text["width"] + text["context_length"] ** 2
+        weights += tower(text["width"], text["layers"], text.get("mlp_ratio", 4))
+        weights += (text["vocab_size"] + text["context_length"] + out) * text["width"] + text["context_length"] ** 2
     if isinstance(more := model_cfg.get("multimodal_cfg"), dict):
         more = {"width": 512, "layers": 12, "context_length": 77} | more
-        weights += 2 * tower(more["width"], more["layers"], more.get("mlp_ratio", 4)) + more["width"] * text["vocab_size"] + more["context_length"] ** 2
+        weights += 2 * tower(more["width"], more["layers"], more.get("mlp_ratio", 4))
+        weights += more["width"] * text["vocab_size"] + more["context_length"] ** 2
     return 4 * (2 * weights + 3 * high * wide)
 
 def memory_free() -> int:
@@ -296,10 +336,16 @@ def memory_free() -> int:
 # %% ../nbs/02a_weights.ipynb #9dc7502a
 def numbers(value) -> bool:
     "Is it a list of three numbers?"
-    return isinstance(value, (list, tuple)) and len(value) == 3 and all(isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 1e6 for x in value)
+    if not isinstance(value, (list, tuple)) or len(value) != 3: return False
+    return all(isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 1e6 for x in value)
+
+def one_or_two(value) -> bool:
+    "Is it a side of a picture, or a list of one or two?"
+    sides = value if isinstance(value, (list, tuple)) and len(value) in (1, 2) else [value]
+    return all(isinstance(side, int) and not isinstance(side, bool) and 0 < side <= MOST["image_size"] for side in sides)
 
 PICTURES = {   # key of preprocess_cfg: (is a value of use?, what it must be)
-    "size": (lambda x: all(isinstance(side, int) and not isinstance(side, bool) and 0 < side <= MOST["image_size"] for side in (x if isinstance(x, (list, tuple)) and len(x) in (1, 2) else [x])), f"one or two numbers from 1 to {MOST['image_size']:,}"),
+    "size": (one_or_two, f"one or two numbers from 1 to {MOST['image_size']:,}"),
     "mode": (lambda x: x == "RGB", "RGB"),
     "mean": (numbers, "three numbers"),
     "std": (lambda x: numbers(x) and min(x) > 0, "three numbers above 0"),
@@ -313,11 +359,13 @@ def check_pictures(
 ) -> None:
     "Raise a `PliError` naming the key of a `preprocess_cfg` that cannot be used."
     if preprocess_cfg is None: return
-    if not isinstance(preprocess_cfg, dict): raise PliError(f"{place}: preprocess_cfg must be a table, got {shown(repr(preprocess_cfg), 60)}")
+    if not isinstance(preprocess_cfg, dict):
+        raise PliError(f"{place}: preprocess_cfg must be a table, got {shown(repr(preprocess_cfg), 60)}")
     for key, value in preprocess_cfg.items():
         if key not in PICTURES: raise PliError(f"{place}: preprocess_cfg: {shown(key, 60)} is unknown; known are {', '.join(PICTURES)}")
         fits, words = PICTURES[key]
-        if value is not None and not fits(value): raise PliError(f"{place}: preprocess_cfg: {key} must be {words}, got {shown(repr(value), 80)}")
+        if value is not None and not fits(value):
+            raise PliError(f"{place}: preprocess_cfg: {key} must be {words}, got {shown(repr(value), 80)}")
 
 def check_config(
     place: str,            # the file, for messages
@@ -325,20 +373,25 @@ def check_config(
     local: bool = False,   # it lies in a folder, with all that belongs to it
 ) -> dict:                 # the record
     "Raise a `PliError` naming what is missing in an `open_clip_config.json`, or asks for what it may not have."
-    if not isinstance(record, dict) or not isinstance(record.get("model_cfg"), dict): raise PliError(f"{place}: has no entry model_cfg, so it describes no model of open_clip")
+    if not isinstance(record, dict) or not isinstance(record.get("model_cfg"), dict):
+        raise PliError(f"{place}: has no entry model_cfg, so it describes no model of open_clip")
     model_cfg = record["model_cfg"]
     for key in ("embed_dim", "vision_cfg", "text_cfg"):
         if key not in model_cfg: raise PliError(f"{place}: model_cfg has no entry {key}, so it describes no model of open_clip")
     for key in ("vision_cfg", "text_cfg", "multimodal_cfg"):
-        if not isinstance(model_cfg.get(key, {}), dict): raise PliError(f"{place}: model_cfg: {key} must be a table, got {shown(repr(model_cfg[key]), 60)}")
+        if not isinstance(model_cfg.get(key, {}), dict):
+            raise PliError(f"{place}: model_cfg: {key} must be a table, got {shown(repr(model_cfg[key]), 60)}")
         check_sizes(f"{place}: {key}", model_cfg.get(key, {}))
-    if not isinstance(model_cfg.get("quick_gelu", False), bool): raise PliError(f"{place}: model_cfg: quick_gelu must be true or false, got {shown(repr(model_cfg['quick_gelu']), 60)}")
+    if not isinstance(model_cfg.get("quick_gelu", False), bool):
+        raise PliError(f"{place}: model_cfg: quick_gelu must be true or false, got {shown(repr(model_cfg['quick_gelu']), 60)}")
     check_sizes(f"{place}: model_cfg", model_cfg)
     check_towers(place, model_cfg["vision_cfg"], model_cfg["text_cfg"])
     check_tokenizer(f"{place}: text_cfg", model_cfg["text_cfg"], local)
     check_pictures(place, record.get("preprocess_cfg"))
     needed, free = bytes_needed(model_cfg), memory_free()
-    if needed > free: raise PliError(f"{place}: the model that it describes needs about {needed / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} GiB are free")
+    if needed > free:
+        raise PliError(f"{place}: the model that it describes needs about {needed / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} "
+                       f"GiB are free")
     return record
 
 # %% ../nbs/02a_weights.ipynb #28404b21
@@ -364,7 +417,8 @@ def from_config(
     try: record = json.loads(text)
     except ValueError: return []
     shape = lambda config: {key: value for key, value in config.items() if key not in ("quick_gelu", "custom_text")}
-    if not isinstance(record, dict) or not isinstance(record.get("model_cfg"), dict) or shape(record["model_cfg"]) != shape(model_cfg): return []
+    if not isinstance(record, dict) or not isinstance(record.get("model_cfg"), dict) or shape(record["model_cfg"]) != shape(model_cfg):
+        return []
     check_pictures(source, record.get("preprocess_cfg"))
     return [Evidence(source, record["model_cfg"].get("quick_gelu") is True, record.get("preprocess_cfg"))]
 
@@ -378,7 +432,8 @@ def from_params(
     if trained.removesuffix("-quickgelu") != name.removesuffix("-quickgelu"): return []
     tag = open_clip.get_pretrained_cfg(trained, start)
     if table.get("force_quick_gelu") == "True" or (open_clip.get_model_config(trained) or {}).get("quick_gelu"): quick = True
-    else: quick = False if start in ("", "None") or tag and not tag.get("quick_gelu") else None     # from such a tag, older and newer versions of open_clip build different models
+    elif start in ("", "None") or tag and not tag.get("quick_gelu"): quick = False
+    else: quick = None      # from OpenAI's tag, older and newer versions of open_clip build different models
     pictures = {}
     for key in ("mean", "std", "interpolation", "resize_mode"):
         value = table.get(f"image_{key}", "None").replace("(", "[").replace(")", "]")
@@ -398,7 +453,9 @@ def from_name(
         digest = address[-2] if "openaipublic" in known["url"] else path.stem.rpartition("-")[2]
         if not re.fullmatch("[0-9a-f]{8,64}", digest): continue
         with open(path, "rb") as file: mine = hashlib.file_digest(file, "sha256").hexdigest()
-        if mine.startswith(digest): return [Evidence(f"open_clip's record of {path.name}", bool(known.get("quick_gelu")), {key: known[key] for key in PICTURES if key in known})]
+        if mine.startswith(digest):
+            pictures = {key: known[key] for key in PICTURES if key in known}
+            return [Evidence(f"open_clip's record of {path.name}", bool(known.get("quick_gelu")), pictures)]
     return [Evidence("its name", True)] if re.search("quick[-_]?gelu", path.name, re.IGNORECASE) else []
 
 def evidence_of(
@@ -433,24 +490,28 @@ def choose_for_file(
 ) -> Choices:
     "What to build for a file of weights and a model of open_clip by name."
     found, notices, place = evidence_of(weights, name, model_cfg), [], shown(weights.path)
-    by_name, tags = bool(model_cfg.get("quick_gelu")), [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
+    tags = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
+    by_name = bool(model_cfg.get("quick_gelu"))
     says = next((piece for piece in found if piece.quick_gelu is not None), None)
     if asked is not None or by_name:
         quick, why = (asked, "as asked for") if asked is not None else (True, "as the name of the model says")
-        if says and says.quick_gelu != quick: notices.append(f"{place}: {named_activation(quick)} is built, {why}, but {says.source} says {named_activation(says.quick_gelu)}")
+        if says and says.quick_gelu != quick:
+            notices.append(f"{place}: {named_activation(quick)} is built, {why}, but {says.source} says {named_activation(says.quick_gelu)}")
     elif says:
         quick, why = says.quick_gelu, f"as {says.source} says"
         if quick: notices.append(f"{place}: quick gelu is built, {why}")
     elif any(tag.get("quick_gelu") for tag in tags):
         quick, why = False, "assumed"
-        notices.append(f"{place}: does not say its activation, gelu is assumed; weights from OpenAI, or tuned from them, need --quick-gelu (quick_gelu=True), --no-quick-gelu says that it is right as it is")
+        notices.append(f"{place}: does not say its activation, gelu is assumed; weights from OpenAI, or tuned from them, need "
+                       f"--quick-gelu (quick_gelu=True), --no-quick-gelu says that it is right as it is")
     else: quick, why = False, "as the name of the model says"
     pictures, normalisation = next((piece.pictures for piece in found if piece.pictures), None), ""
     ways = {json.dumps([tag.get(key) for key in ("mean", "std", "interpolation", "resize_mode")]) for tag in tags}
     if pictures is None and len(ways) == 1: pictures = {key: tags[0][key] for key in PICTURES if key in tags[0]}
     elif pictures is None and ways:
         normalisation = "OpenAI's mean and deviation, shorter side resized, assumed"
-        notices.append(f"{place}: does not say how pictures are normalised, and the tags of {name} differ; OpenAI's mean and deviation are assumed")
+        notices.append(f"{place}: does not say how pictures are normalised, and the tags of {name} differ; OpenAI's mean and deviation "
+                       f"are assumed")
     return Choices(quick, f"{named_activation(quick)}, {why}", pictures, normalisation, tuple(notices))
 
 def choose_for_model(
@@ -488,7 +549,8 @@ def similar(
     "Known names that somebody may have meant."
     bare = lambda text: re.sub("[^a-z0-9]", "", text.lower())
     words = name.lower().rpartition("/")[2] if name.lower().startswith(("openai/", "laion/")) else name.lower()
-    for long, short in {"clip-": "", "patch": "", "base": "b", "large": "l", "huge": "h", "small": "s", "resnet": "rn"}.items(): words = words.replace(long, short)
+    for long, short in {"clip-": "", "patch": "", "base": "b", "large": "l", "huge": "h", "small": "s", "resnet": "rn"}.items():
+        words = words.replace(long, short)
     names = {}
     for each in known: names.setdefault(bare(each), []).append(each)
     nearest = difflib.get_close_matches(bare(words), names, most, 0.6)
@@ -526,7 +588,8 @@ def offline_for(
     else: reason = f"{huggingface_hub.constants.ENDPOINT} cannot be reached ({why})"
     if here: return True
     place = Path(cache_dir or huggingface_hub.constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    raise PliError(f"{shown(repository)} ({names[0]}) is not on this machine, and {reason}. It would be put into {shown(place)}: download it where there is a network and copy that folder here, or name a file or folder of weights. "
+    raise PliError(f"{shown(repository)} ({names[0]}) is not on this machine, and {reason}. It would be put into {shown(place)}: "
+                   f"download it where there is a network and copy that folder here, or name a file or folder of weights. "
                    "With HF_HUB_OFFLINE=1 only what is here is used, and nothing is tried")
 
 def weights_names(filename: str = "") -> list[str]:
