@@ -682,9 +682,9 @@ READERS["circo"] = Reader(("val", "test"), "val", {"reference": ("kept", "left-o
 
 # %% ../nbs/10_benchmarks.ipynb #bb610d93
 def as_listed(benchmark: Benchmark, name) -> str:
-    "The name of a picture as the benchmark writes it: CIRCO's numbers without the zeros that COCO's files begin with, as text or number."
+    "The name of a picture as the benchmark writes it: CIRCO's numbers without the zeros that fill them up to twelve digits in COCO's files."
     name = str(name)
-    return str(int(name)) if benchmark.name == "circo" and name.isascii() and name.isdecimal() and len(name) <= 12 else name
+    return str(int(name)) if benchmark.name == "circo" and name.isascii() and name.isdecimal() and len(name) == 12 else name
 
 
 def with_gallery(

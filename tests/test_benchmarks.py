@@ -925,7 +925,7 @@ def test_drawn_queries_keep_their_shape():
     ({"gt_img_ids": ..., "target_img_id": ...}, "names no right answer in 'gt_img_ids' or 'target_img_id'"),
     ({"gt_img_ids": []}, "names no right answer in 'gt_img_ids'"),
     ({"gt_img_ids": None}, "names no right answer in 'gt_img_ids'"),
-    ({"gt_img_ids": "b.png"}, "names no right answer in 'gt_img_ids'"),
+    ({"gt_img_ids": "b.png"}, ", field 'gt_img_ids' is 'b.png' where a list is wanted"),
     ({"gt_img_ids": ["b.png", None]}, "names no right answer in 'gt_img_ids'"),
     ({"gt_img_ids": ["b.png", 1.5]}, "right answer is not the name of a picture: 1.5"),
     ({"gt_img_ids": [["b.png"]]}, "right answer is not the name of a picture: ['b.png']"),
