@@ -32,7 +32,7 @@ from torch import Tensor
 from .authors import caption_pairs, spell_marks
 from .core import PliError, read_json
 from .data import fence, shown, text_lines
-from .gallery import unusable, warn
+from .gallery.encode import unusable, warn
 
 # %% ../nbs/10_benchmarks.ipynb #3376748c
 @dataclass(frozen=True)

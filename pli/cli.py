@@ -269,7 +269,7 @@ def features_for(args, benchmark, device, composers=()):
     from pli.composition import parse_composer
     from pli.core import PliError
     from pli.evaluate import encode
-    from pli.gallery import BrokenPictures, FeatureCache
+    from pli.gallery.encode import BrokenPictures, FeatureCache
     check_complete(benchmark)
     advice = "The server wants every query over every picture" if args.command == "submit" else "--allow-missing scores what is there, and says so beside every number"
     gone = {}
@@ -401,7 +401,7 @@ def rank_to(path: str, features, benchmark, spec: str) -> None:
 def made_by(args, device, backbone) -> dict:
     "Where a report comes from."
     from pli.core import provenance
-    from pli.gallery import weights_digest
+    from pli.gallery.encode import weights_digest
     return provenance(args.typed, 0, device) | {"model": args.model, "pretrained": args.pretrained or ("none, random weights" if named(args.model) else None), "weights": weights_digest(backbone), "preprocess": backbone.preprocess, "cut texts": len(backbone.cut_texts)} | backbone.choices
 
 
@@ -538,7 +538,7 @@ def add_cache(commands) -> None:
 def run_cache(args) -> None:
     from pli.core import PliError
     from pli.evaluate import as_text
-    from pli.gallery import FeatureCache
+    from pli.gallery.encode import FeatureCache
     cache = FeatureCache(args.cache)
     found = cache.clear(None if args.clear == "all" else args.clear) if args.clear else cache.entries()
     stay = {one.name for one in cache.entries()} & {one.name for one in found} if args.clear else set()

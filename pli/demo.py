@@ -25,7 +25,7 @@ from .benchmarks import Benchmark, world_queries
 from .core import alone_in, atomic, generator, pick_device, provenance, write_json
 from .data import TensorPairs
 from .evaluate import Features, Outcomes, as_text, choose, choose_families, compare, encode, halves_line, report, scores_of, spread, sweep
-from .gallery import top_k
+from .gallery.encode import top_k
 from .metrics import recall_at
 from .tuning import TuneSettings, tune
 

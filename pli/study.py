@@ -46,7 +46,7 @@ from .data import PairSet, digest_of, fence, first_line, numbered, open_picture,
 from .demo import DemoSettings, set_stage
 from . import evaluate
 from .evaluate import Features, Frame, described, encode, halves, scores_of
-from .gallery import check_files
+from .gallery.encode import check_files
 from .metrics import ranks
 from .tuning import TuneSettings, check_settings, fingerprint, tune
 

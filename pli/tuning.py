@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader, Dataset
 from .backbones import Backbone
 from .core import LOCK, PliError, alone_in, atomic, bar, generator, read_json, still_alone_in, tensors_digest, told_of_workers, unit, write_json
 from .data import BatchOrder, Company, collate, shown
-from .gallery import ALIKE, encode_pixels, search
+from .gallery.encode import ALIKE, encode_pixels, search
 from .losses import composed, contrastive, paper_loss
 from .masking import WORD_LISTS, View, bare, parse_hide
 

@@ -22,7 +22,7 @@ from pli.data import Pairs, PairSet, PictureError, TensorPairs
 from pli.evaluate import (Features, Frame, Outcomes, as_csv, as_latex, as_markdown, as_markdown_page, as_page, as_text, bounds, choose, choose_families, compare, comparison,
                           cross_chosen, encode, every_composer, frame_of, halves, halves_alone, interval, of_ranks, outcomes, outcomes_from, pair_validator, plain_recall, query_validator, report,
                           rows_of, same_pictures, scores_of, side_by_side, sweep, sweep_rows, values, verdict, write_report)
-from pli.gallery import PictureFiles, encode_pictures, encode_texts
+from pli.gallery.encode import PictureFiles, encode_pictures, encode_texts
 from pli.metrics import bootstrap, recall_at
 
 GALLERY = ["a.png", "b.png", "sub/c.png", "größe 日本.png"]
@@ -730,7 +730,7 @@ def test_validation_hides_words_too():
 def test_raw_features_have_lengths_and_a_shelf_of_their_own(tmp_path):
     from layouts import make_genecis
     from pli.benchmarks import read_benchmark
-    from pli.gallery import FeatureCache
+    from pli.gallery.encode import FeatureCache
     genecis = read_benchmark("genecis", make_genecis(tmp_path / "genecis"), protocol="masked-tuning")
     model, cache = load_backbone("pli-tiny-48", seed=3), FeatureCache(tmp_path / "cache")
     plain, raw = encode(model, genecis, cache=cache), encode(model, genecis, cache=cache, lengths=True)
