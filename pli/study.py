@@ -460,13 +460,13 @@ def measure(
     return {"plain recall": recall, "plain ranks": {way: {"count": len(each), "ranks": packed(each)} for way, each in recall.pop("ranks").items()}} | found
 
 # %% ../nbs/15_study.ipynb #6abe728f
-SOURCES = ("core", "world", "masking", "losses", "tuning", "backbones", "tables", "data", "composition", "evaluate", "gallery", "metrics")
+SOURCES = ("core", "world", "masking", "losses", "tuning", "backbones", "tables", "data", "composition", "evaluate", "gallery/encode", "metrics")
 
 @functools.cache
 def code_digest() -> str:
     "A digest of the source of all modules that decide about numbers, as it was when this process first asked."
     digest = hashlib.sha256()
-    for name in SOURCES: digest.update(Path(tuning.__file__).with_name(f"{name}.py").read_bytes())
+    for name in SOURCES: digest.update((Path(tuning.__file__).parent / f"{name}.py").read_bytes())
     return digest.hexdigest()[:16]
 
 # %% ../nbs/15_study.ipynb #d20a7e61

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ALIKE', 'RECIPE', 'SHARDS', 'SHARD_BYTES', 'SHARD', 'SECONDS', 'TILE', 'unusable', 'check_files', 'box_of',
            'crop_around', 'filled', 'encode_pixels', 'PictureFiles', 'stacked', 'encode_pictures', 'encode_texts',
-           'content_key', 'weights_digest', 'precision_of', 'step_text', 'features_of', 'checksum', 'look_at',
-           'read_shard', 'write_shard', 'warn', 'remove', 'Shelf', 'cache_folder', 'CacheEntry', 'keys_in', 'entry_of',
-           'FeatureCache', 'UnknownFiles', 'sorted_out', 'BrokenPictures', 'Encoding', 'encode_files', 'top_k',
-           'tile_shape', 'check_search', 'tiles', 'search']
+           'content_key', 'weights_digest', 'tower_digest', 'precision_of', 'step_text', 'features_of', 'checksum',
+           'look_at', 'read_shard', 'write_shard', 'warn', 'remove', 'Shelf', 'cache_folder', 'CacheEntry', 'keys_in',
+           'entry_of', 'FeatureCache', 'UnknownFiles', 'sorted_out', 'BrokenPictures', 'Encoding', 'encode_files',
+           'top_k', 'tile_shape', 'check_search', 'tiles', 'search']
 
 # %% ../../nbs/gallery/09_encode.ipynb #e7be577a
 import contextlib
@@ -189,11 +189,21 @@ def weights_digest(
     backbone: Backbone,
 ) -> str:                # 64 hex digits
     "What tells a model from every other: names, kinds, shapes and bytes of all weights, and the configuration. The name of the model plays no part."
-    found = hashlib.sha256(json.dumps(backbone.config["model_cfg"], sort_keys=True, default=str).encode())
-    for name, weight in sorted(backbone.model.state_dict().items()):
+    return _digest_of(backbone.model.state_dict(), backbone.config["model_cfg"])
+
+def _digest_of(weights: dict, config: dict) -> str:
+    found = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, weight in sorted(weights.items()):
         found.update(f"\n{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
         found.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+def tower_digest(
+    backbone: Backbone,
+) -> str:                # 64 hex digits
+    "What tells a picture tower from every other: weights and configuration of the tower alone, whatever was done to the words."
+    config = {name: value for name, value in backbone.config["model_cfg"].items() if name != "text_cfg"}
+    return _digest_of(backbone.model.visual.state_dict(), config)
 
 # %% ../../nbs/gallery/09_encode.ipynb #147029fc
 RECIPE = 1   # raised when `pli` changes how a picture becomes a feature, so that older features are no longer read
@@ -220,7 +230,7 @@ def features_of(
     steps = [step_text(step) for step in getattr(backbone.pixels, "transforms", [backbone.pixels])]
     transform = {"name": getattr(backbone, "preprocess", "model"), "settings": backbone.config.get("preprocess_cfg", {}), "steps": steps,
                  "mean": backbone.mean.flatten().tolist(), "std": backbone.std.flatten().tolist()}
-    return {"weights": weights_digest(backbone), "precision": precision_of(backbone), "recipe": RECIPE, "transform": json.loads(json.dumps(transform, default=str))}
+    return {"tower": tower_digest(backbone), "precision": precision_of(backbone), "recipe": RECIPE, "transform": json.loads(json.dumps(transform, default=str))}
 
 # %% ../../nbs/gallery/09_encode.ipynb #f2a19130
 SHARDS, SHARD_BYTES = "*-????????????.safetensors", 2**32   # what the files of a shelf are called, and how large one may be
