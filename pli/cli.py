@@ -20,6 +20,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from .cli_gallery import add_index, add_search
+
 # %% ../nbs/14_cli.ipynb #1e1091be
 TUNE_OPTIONS = {   # field of TuneSettings: (type, default, help)
     "hide": (str, "random:0.75", "what the query hides of picture and words: random:0.75, recolour+random:0.5, recolour+only:colour; 'a|b' draws one for each picture, 'a>b' goes from the first to the last during training (put it in quotes)"),
@@ -73,7 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="pli", description="Composed image retrieval without labelled triplets: search with a picture and words.")
     parser.add_argument("--version", action="store_true", help="print the version and stop")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for add in (add_demo, add_tune, add_average, add_evaluate, add_compare, add_submit, add_score, add_cache, add_mask, add_study): add(commands)
+    for add in (add_demo, add_search, add_index, add_tune, add_average, add_evaluate, add_compare, add_submit, add_score, add_cache, add_mask, add_study): add(commands)
     return parser
 
 # %% ../nbs/14_cli.ipynb #f33521c1
