@@ -444,7 +444,8 @@ def test_the_main_answer_alone_where_the_rules_say_so():
 
 def test_secret_answers_are_not_measured():
     features, asked = one_by_one()
-    with pytest.raises(PliError, match="answers are kept by the test server"): sweep(features, replace(asked, answers=((),) * 40), ["sum:1"])
+    with pytest.raises(PliError, match="answers are kept by the test server"): sweep(features, replace(asked, name="circo", answers=((),) * 40), ["sum:1"])
+    with pytest.raises(PliError, match="40 of the 40 queries name no right answer"): sweep(features, replace(asked, answers=((),) * 40), ["sum:1"])
 
 
 def test_a_gallery_that_nobody_knows_is_not_searched():
