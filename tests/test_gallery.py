@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from pli.gallery.encode import encode as gallery
+from pli.gallery import encode as gallery
 from pli.backbones import load_backbone
 from pli.core import PliError, generator, unit
 from pli.data import PictureError
@@ -414,7 +414,7 @@ import sys, time
 import numpy as np
 import torch
 from pathlib import Path
-from pli.gallery.encode import encode as gallery
+from pli.gallery import encode as gallery
 from pli.backbones import load_backbone
 torch.set_num_threads(1)
 root, folder, out, pause, start = Path(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4]), sys.argv[5]
