@@ -49,6 +49,15 @@ class Parser(argparse.ArgumentParser):
     "A parser whose errors are one line."
     def error(self, message: str): self.exit(2, f"{self.prog}: {message} ({self.prog} --help lists the options)\n")
 
+    def parse_known_args(self, args=None, namespace=None):
+        "Words may stand before and after options, as in `pli search FOLDER --image a.jpg \"in red\"`."
+        if self.inside or self._subparsers: return super().parse_known_args(args, namespace)
+        self.inside = True
+        try: return self.parse_known_intermixed_args(args, namespace)
+        finally: self.inside = False
+
+    inside = False
+
 def workers(text: str) -> int:
     "A number of reading processes that this machine can bear."
     from pli.core import PliError, check_workers
@@ -649,7 +658,7 @@ def main(argv: list[str] | None = None) -> int:   # exit status
             args.run(args)
         return 0
     except KeyboardInterrupt:
-        onward = "; the same command continues where the last checkpoint is" * (args.command in ("demo", "tune", "study"))
+        onward = "; the same command continues where the last checkpoint is" * (args.command in ("demo", "tune", "study", "index", "search"))
         print(f"\npli {args.command}: stopped{onward}", file=sys.stderr)
         return 130
     except BrokenPipeError:                                           # whoever read the output has seen enough

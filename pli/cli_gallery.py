@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'gallery_options', 'add_index', 'run_index', 'add_search', 'check_search', 'run_search', 'print_hits',
-           'copy_hits', 'read_searches']
+           'explain_hit', 'copy_hits', 'read_searches']
 
-# %% ../nbs/14a_cli_gallery.ipynb #b2a26289
+# %% ../nbs/14a_cli_gallery.ipynb #fd0cdcd4
 import argparse
 import contextlib
 import json
@@ -15,7 +15,7 @@ import shutil
 import sys
 from pathlib import Path
 
-# %% ../nbs/14a_cli_gallery.ipynb #b98d1d91
+# %% ../nbs/14a_cli_gallery.ipynb #10e0be02
 def gallery_options(parser: argparse.ArgumentParser) -> None:
     "Options that say which folder, which model, and where the gallery lives."
     parser.add_argument("folder", metavar="FOLDER", help="the folder of pictures; folders below it are included, hidden ones are not")
@@ -23,18 +23,21 @@ def gallery_options(parser: argparse.ArgumentParser) -> None:
                         "else ViT-B-32 with laion2b_s34b_b79k: 605 MB, MIT licence, downloaded once)")
     parser.add_argument("--pretrained", metavar="TAG", help="weights for a named model: a tag such as openai, or a checkpoint file")
     parser.add_argument("--preprocess", default="model", metavar="NAME", help="model (the model's own transform) or target-pad (default: model)")
+    parser.add_argument("--quick-gelu", action=argparse.BooleanOptionalAction, help="the weights were trained with QuickGELU, as OpenAI's were, or not (default: what tag, configuration or file say)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     parser.add_argument("--workers", type=_processes, default=0, metavar="N", help="processes that read pictures (default: 0)")
     parser.add_argument("--gallery", metavar="DIR", help="where the gallery lives (default: .pli in the folder or, where that cannot be written to, the user's cache)")
     parser.add_argument("--forget-missing", action="store_true", help="drop pictures whose files are not there even where a drive may just be away")
 
 def _processes(text: str) -> int:
-    if not text.isdecimal() or int(text) > 4 * (os.cpu_count() or 1) + 8: raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes that makes sense here")
-    return int(text)
+    from pli.core import PliError, check_workers, shown
+    if not text.isdecimal(): raise argparse.ArgumentTypeError(f"{shown(text)} is not a number of at least 0")
+    try: return check_workers(int(text))
+    except PliError as error: raise argparse.ArgumentTypeError(str(error)) from None
 
 def _tell(line: str) -> None: print(line, file=sys.stderr, flush=True)
 
-# %% ../nbs/14a_cli_gallery.ipynb #b38fa69b
+# %% ../nbs/14a_cli_gallery.ipynb #cfedd782
 def add_index(commands) -> None:
     parser = commands.add_parser("index", help="make a folder of pictures searchable, or bring that up to date",
         description="Look at every new or changed picture of a folder once. Can be stopped at any time; the same command goes on.")
@@ -53,7 +56,7 @@ def run_index(args) -> None:
 
 def _opened(args):
     from pli.gallery.search import open_gallery
-    return open_gallery(args.folder, args.model, args.pretrained, getattr(args, "query_model", None), args.gallery, args.device, args.preprocess, args.workers)
+    return open_gallery(args.folder, args.model, args.pretrained, getattr(args, "query_model", None), args.gallery, args.device, args.preprocess, args.workers, args.quick_gelu)
 
 def _updated(gallery, args) -> None:
     "Bring the gallery up to date, with progress and news on standard error; where it cannot be written to, say so and go on with what is there."
@@ -62,7 +65,7 @@ def _updated(gallery, args) -> None:
     with contextlib.redirect_stdout(sys.stderr): changes = gallery.update(args.forget_missing, _tell)
     for line in changes.lines(): _tell(line)
 
-# %% ../nbs/14a_cli_gallery.ipynb #81705a71
+# %% ../nbs/14a_cli_gallery.ipynb #f62377df
 def add_search(commands) -> None:
     parser = commands.add_parser("search", help="search a folder of pictures with a picture, words, or both",
         description="Bring the folder's gallery up to date and search it: pli search FOLDER \"in red\" --image ref.jpg. Words alone and pictures alone work too.")
@@ -83,11 +86,12 @@ def add_search(commands) -> None:
     parser.add_argument("--json", action="store_true", help="hits as JSON")
     parser.add_argument("--csv", action="store_true", help="hits as CSV")
     parser.add_argument("--figure", metavar="FILE", help="save the hits as a contact sheet (.png, .jpg), or as .json or .csv")
+    parser.add_argument("--explain", type=int, metavar="N", help="say why the N-th hit is a hit, from 1; with --figure FILE.png as a figure")
     parser.add_argument("--copy-to", metavar="DIR", help="copy the hits into a folder, numbered in their order")
     parser.add_argument("--queries", metavar="FILE", help="many searches: a file with one JSON object a line, such as {\"image\": \"ref.jpg\", \"text\": \"in red\"}; answers are one line of JSON each")
     parser.set_defaults(run=run_search)
 
-# %% ../nbs/14a_cli_gallery.ipynb #bf7dc151
+# %% ../nbs/14a_cli_gallery.ipynb #f1907984
 def check_search(args) -> None:
     "Raise a `PliError` for options that do not go together."
     from pli.core import PliError, shown
@@ -96,15 +100,19 @@ def check_search(args) -> None:
     if args.queries and (asked or args.without or args.figure or args.copy_to or args.csv): raise PliError("--queries brings its own pictures and words, and answers in JSON: leave out words, --image, --without, --csv, --figure and --copy-to")
     if not args.queries and not asked: raise PliError("a search needs words, --image FILE, or both" + "; --without alone finds nothing" * bool(args.without))
     if args.json and args.csv: raise PliError("--json and --csv exclude each other")
+    if args.explain is not None and not 1 <= args.explain <= args.k: raise PliError(f"--explain {args.explain}: name one of the {args.k} hits, from 1")
+    if args.explain is not None and (args.queries or args.without or args.csv): raise PliError("--explain is for one search that lists its hits; leave out --queries, --without and --csv")
+    if args.explain is not None and args.figure and Path(args.figure).suffix.lower() not in (".png", ".pdf", ".svg"): raise PliError(f"--figure {shown(args.figure)}: an explanation is drawn as .png, .svg or .pdf")
     if args.k < 1: raise PliError(f"--k must be at least 1, got {args.k}")
     for name in args.image:
         if not Path(name).exists(): raise PliError(f"--image {shown(name)}: no such file")
     if not args.queries: chosen_composer(bool(args.image), bool(args.words), args.composer, args.weight)
     Where(args.below, args.name, args.since, args.until)
-    if args.figure and Path(args.figure).suffix.lower() not in (".png", ".jpg", ".jpeg", ".json", ".csv"): raise PliError(f"--figure {shown(args.figure)}: hits are written as .png, .jpg, .json or .csv; the end of the name says which")
+    if args.figure and args.explain is None and Path(args.figure).suffix.lower() not in (".png", ".jpg", ".jpeg", ".json", ".csv"): raise PliError(f"--figure {shown(args.figure)}: hits are written as .png, .jpg, .json or .csv; the end of the name says which")
     if args.copy_to and Path(args.copy_to).exists() and not Path(args.copy_to).is_dir(): raise PliError(f"--copy-to {shown(args.copy_to)}: is not a folder")
 
 def run_search(args) -> None:
+    from pli.core import shown
     from pli.gallery.search import Where
     check_search(args)
     queries = read_searches(args.queries) if args.queries else None
@@ -115,14 +123,15 @@ def run_search(args) -> None:
             for query in queries: print(json.dumps(_answer(gallery, query, args, where)), flush=True)
             return
         hits = gallery.search(args.image or None, " ".join(args.words) or None, args.without, args.weight, args.composer, args.k, where)
+        if args.explain is not None: return explain_hit(hits, args)
         if args.by_date: hits.hits.sort(key=lambda hit: hit.picture.date, reverse=True)
         print_hits(hits, args)
         if args.figure:
             hits.save(args.figure)
-            _tell(f"saved: {args.figure}")
+            _tell(f"saved: {shown(args.figure)}")
         if args.copy_to: copy_hits(hits, Path(args.copy_to))
 
-# %% ../nbs/14a_cli_gallery.ipynb #c6e3bedb
+# %% ../nbs/14a_cli_gallery.ipynb #c7973607
 def print_hits(hits, args) -> None:
     "Hits on standard output."
     import csv
@@ -138,6 +147,17 @@ def print_hits(hits, args) -> None:
         return
     for hit in hits: print(f"{hit.rank:>4}  {hit.score:7.4f}  {hit.picture.date[:10]}  {shown(hit.path)}")
 
+def explain_hit(hits, args) -> None:
+    "Why a hit is a hit, in words or as JSON, and as a figure where one is asked for."
+    from pli.core import PliError, atomic, shown
+    if args.explain > len(hits): raise PliError(f"--explain {args.explain}: there are only {len(hits)} hits")
+    found = hits[args.explain - 1].explain()
+    if args.json: print(json.dumps(found.record(), indent=1))
+    else: print(*found.lines(), sep="\n")
+    if args.figure:
+        with atomic(args.figure) as temporary: found.figure().savefig(temporary, format=Path(args.figure).suffix[1:].lower(), dpi=110)
+        _tell(f"saved: {shown(args.figure)}")
+
 def copy_hits(hits, folder: Path) -> None:
     "Copy hits into a folder under their rank and name; nothing that is there is overwritten. Raises `PliError` for a folder or file that cannot be written."
     from pli.core import PliError, shown
@@ -151,7 +171,7 @@ def copy_hits(hits, folder: Path) -> None:
     except OSError as error: raise PliError(f"{shown(folder)}: the hits cannot be copied ({shown(error.strerror or error)})") from None
     _tell(f"{len(hits)} pictures copied to {shown(folder)}")
 
-# %% ../nbs/14a_cli_gallery.ipynb #02398482
+# %% ../nbs/14a_cli_gallery.ipynb #3ea4e75c
 FIELDS = {"image": (str, list), "text": (str, list), "without": (str, list), "weight": (int, float), "composer": (str,), "k": (int,), "id": (str, int)}
 
 def read_searches(path: str | Path) -> list[dict]:

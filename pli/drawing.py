@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAPER', 'TEXT', 'QUERY', 'MISSING', 'font', 'fitted', 'Cell', 'contact_sheet', 'as_png']
 
-# %% ../nbs/08a_drawing.ipynb #47d839a1
+# %% ../nbs/08a_drawing.ipynb #c0456119
 import functools
 import io
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .core import PliError, shown
 
-# %% ../nbs/08a_drawing.ipynb #158451a5
+# %% ../nbs/08a_drawing.ipynb #0faf6134
 @functools.cache
 def font(size: int) -> ImageFont.FreeTypeFont:
     "The typeface of sheets, in a size in pixels."
@@ -33,7 +33,7 @@ def fitted(
     kept = next((n for n in range(len(text) - 1, 0, -1) if font(size).getlength(text[: (n + 1) // 2] + "…" + text[len(text) - n // 2:]) <= width), 0)
     return text[: (kept + 1) // 2] + "…" + text[len(text) - kept // 2:] if kept else ""
 
-# %% ../nbs/08a_drawing.ipynb #cbd3a868
+# %% ../nbs/08a_drawing.ipynb #d1955920
 @dataclass(frozen=True)
 class Cell:
     "A picture on a sheet."

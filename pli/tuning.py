@@ -38,6 +38,7 @@ from .backbones import Backbone
 from .core import LOCK, PliError, alone_in, atomic, bar, generator, read_json, still_alone_in, tensors_digest, told_of_workers, unit, write_json
 from .data import BatchOrder, Company, collate, shown
 from .gallery.encode import ALIKE, encode_pixels, search
+from .gallery.search import write_features_read
 from .losses import composed, contrastive, paper_loss
 from .masking import WORD_LISTS, View, bare, parse_hide
 
@@ -586,6 +587,7 @@ class RunFiles:
         if self.folder is None: return
         self.check()
         backbone.save(self.folder / name)
+        write_features_read(self.folder / name, backbone)
 
 # %% ../nbs/07_tuning.ipynb #20d858f1
 @contextmanager

@@ -6,7 +6,7 @@
 __all__ = ['THUMBNAIL', 'Listing', 'list_pictures', 'Read', 'content_of', 'date_taken', 'thumbnail_of', 'NewPictures', 'Changes',
            'change_lines', 'update']
 
-# %% ../../nbs/gallery/09b_index.ipynb #e299a27a
+# %% ../../nbs/gallery/09b_index.ipynb #d15044ab
 import datetime
 import hashlib
 import io
@@ -29,7 +29,7 @@ from ..data import SUFFIXES, PictureError, open_header, open_picture, turn_of
 from .encode import ALIKE, encode_pixels
 from .store import PictureTable, Row, path_inside, put_rows, touch
 
-# %% ../../nbs/gallery/09b_index.ipynb #00b0d52e
+# %% ../../nbs/gallery/09b_index.ipynb #80bb7eae
 @dataclass
 class Listing:
     "What a walk through a folder met beside pictures."
@@ -91,7 +91,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
     try: return entry.is_dir()
     except OSError: return False
 
-# %% ../../nbs/gallery/09b_index.ipynb #8f622019
+# %% ../../nbs/gallery/09b_index.ipynb #2ea7ebd8
 THUMBNAIL = 192   # pixels of the longer side
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def thumbnail_of(picture: Image.Image) -> bytes:
     Image.frombytes("RGB", small.size, small.tobytes()).save(data, "JPEG", quality=82)
     return data.getvalue()
 
-# %% ../../nbs/gallery/09b_index.ipynb #70f57d0e
+# %% ../../nbs/gallery/09b_index.ipynb #aedc7b49
 class NewPictures(Dataset):
     "Files of a folder as `Read`; features that the table knows are not asked of the model again."
     def __init__(self, root: Path, files: list[tuple[bytes, int, int]], pixels: Callable, table: Path):
@@ -161,7 +161,7 @@ def _changed(file: Path, size: int, changed: int) -> str:
     except OSError: return "it is gone"
     return "" if (now.st_size, now.st_mtime_ns) == (size, changed) else "it changed while it was read"
 
-# %% ../../nbs/gallery/09b_index.ipynb #9b8cbc89
+# %% ../../nbs/gallery/09b_index.ipynb #41e8d742
 def _compare(table: PictureTable, root: Path, met: Listing) -> tuple[list[tuple[bytes, int, int]], int]:
     "Put the listing beside the table; files that are new or changed, and how many files there are."
     connection = table.connection
@@ -175,7 +175,7 @@ def _compare(table: PictureTable, root: Path, met: Listing) -> tuple[list[tuple[
                               "WHERE p.id IS NULL OR p.size != s.size OR p.changed != s.changed ORDER BY s.path").fetchall()
     return todo, connection.execute("SELECT count(*) FROM seen").fetchone()[0]
 
-# %% ../../nbs/gallery/09b_index.ipynb #bcfe2320
+# %% ../../nbs/gallery/09b_index.ipynb #e82bd069
 def _lost(table: PictureTable, met: Listing, count: int, forget: bool) -> tuple[list[int], list[str]]:
     "Ids of rows whose files are gone for good, and what is kept, in words."
     connection, kept = table.connection, []
@@ -192,7 +192,7 @@ def _lost(table: PictureTable, met: Listing, count: int, forget: bool) -> tuple[
     safe = set(safe)
     return [id for id, _ in gone if id not in safe], kept
 
-# %% ../../nbs/gallery/09b_index.ipynb #e4bb358f
+# %% ../../nbs/gallery/09b_index.ipynb #6a20a4c8
 def _take_over(table: PictureTable, row: Row, changes: "Changes") -> bool:
     "Give a file with known bytes its row; False where the bytes are no longer known."
     with table.writing() as connection:
@@ -231,7 +231,7 @@ class Changes:
 
     def lines(self) -> list[str]: return change_lines(self)
 
-# %% ../../nbs/gallery/09b_index.ipynb #af332047
+# %% ../../nbs/gallery/09b_index.ipynb #c42fd8da
 def change_lines(changes: Changes, first: int = 3) -> list[str]:
     "What an update did, for people: a line of numbers, then what deserves a look."
     names = {"added": "added", "changed": "changed", "moved": "moved", "removed": "removed"}
@@ -246,7 +246,7 @@ def change_lines(changes: Changes, first: int = 3) -> list[str]:
     if met.hidden: lines.append(f"{met.hidden:,} hidden files and folders were left out")
     return lines + changes.kept
 
-# %% ../../nbs/gallery/09b_index.ipynb #c732788f
+# %% ../../nbs/gallery/09b_index.ipynb #b7b7cc6b
 def update(
     table: PictureTable,
     root: str | Path,                 # the folder of pictures

@@ -6,7 +6,7 @@
 __all__ = ['VERSION', 'SCHEMA', 'LARGEST_ROW', 'path_inside', 'Picture', 'Row', 'PictureTable', 'put_rows', 'touch', 'Vectors',
            'read_vectors']
 
-# %% ../../nbs/gallery/09a_store.ipynb #196b2030
+# %% ../../nbs/gallery/09a_store.ipynb #e968e325
 import datetime
 import json
 import os
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..core import PliError, shown
 
-# %% ../../nbs/gallery/09a_store.ipynb #b8977da5
+# %% ../../nbs/gallery/09a_store.ipynb #c3283908
 VERSION = 1   # of the tables; raised when they change, so that an older gallery is named instead of misread
 SCHEMA = {
     "about": "CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
@@ -32,7 +32,7 @@ SCHEMA = {
     "by_content": "CREATE INDEX by_content ON picture (content)",
 }
 
-# %% ../../nbs/gallery/09a_store.ipynb #ee667d81
+# %% ../../nbs/gallery/09a_store.ipynb #2f2a787c
 LARGEST_ROW = 16 * 2**20   # bytes; a thumbnail and a feature need some ten thousand
 
 def _connect(
@@ -56,7 +56,7 @@ def _check_schema(path: Path, connection: sqlite3.Connection) -> None:
         odd = sorted(name for name in there.keys() | SCHEMA.keys() if there.get(name) != SCHEMA.get(name))
         raise PliError(f"{shown(path)}: is no gallery of this version of pli ({shown(', '.join(map(str, odd)))} differ); remove its folder, and the pictures are indexed again")
 
-# %% ../../nbs/gallery/09a_store.ipynb #80fc4fbc
+# %% ../../nbs/gallery/09a_store.ipynb #afb7c0f3
 def path_inside(
     path: bytes,   # as stored: below the folder, parts separated by `/`
 ) -> str:          # the same as text; bytes that are no UTF-8 as lone surrogates, as `os.fsdecode` gives them
@@ -67,7 +67,7 @@ def path_inside(
         raise PliError(f"the gallery names a picture outside its folder: {shown(text)}; it was made by something else, so remove it and index the folder again")
     return text
 
-# %% ../../nbs/gallery/09a_store.ipynb #6d9a1d76
+# %% ../../nbs/gallery/09a_store.ipynb #9ecfddcc
 @dataclass(frozen=True)
 class Picture:
     "What a gallery knows of one picture."
@@ -104,7 +104,7 @@ _COLUMNS = "id, path, size, changed, content, width, height, taken, broken"
 
 def _picture(row: tuple) -> Picture: return Picture(row[0], path_inside(row[1]), *row[2:])
 
-# %% ../../nbs/gallery/09a_store.ipynb #9574b983
+# %% ../../nbs/gallery/09a_store.ipynb #9e11d047
 class PictureTable:
     "The truth about a gallery: one SQLite file. Use it in a `with`, or call `close`."
     def __init__(self,
@@ -189,7 +189,7 @@ class PictureTable:
         with self.telling(): found = self.connection.execute("SELECT thumbnail FROM picture WHERE id = ?", (int(id),)).fetchone()
         return found[0] if found else None
 
-# %% ../../nbs/gallery/09a_store.ipynb #51744af4
+# %% ../../nbs/gallery/09a_store.ipynb #3a118eea
 def put_rows(
     table: PictureTable,
     rows: Iterable[Row],
@@ -211,7 +211,7 @@ def touch(
     "Count the generation up: features were added, removed or replaced."
     connection.execute("UPDATE about SET value = CAST(value AS INTEGER) + 1 WHERE name = 'generation'")
 
-# %% ../../nbs/gallery/09a_store.ipynb #a65ef7bc
+# %% ../../nbs/gallery/09a_store.ipynb #87e71eb1
 @dataclass(frozen=True, eq=False)
 class Vectors:
     "The features of a gallery, ready to be multiplied."
@@ -238,7 +238,7 @@ def _mapped(path: Path, width: int, count: int) -> np.ndarray | None:
             if found.dtype == kind and found.shape == (count,): return found
     return None
 
-# %% ../../nbs/gallery/09a_store.ipynb #13c6916d
+# %% ../../nbs/gallery/09a_store.ipynb #9665ec1e
 def _fill(table: PictureTable, found: np.ndarray, width: int) -> None:
     "Copy all features out of the table."
     cursor, row = table.connection.execute("SELECT id, feature FROM picture WHERE feature IS NOT NULL ORDER BY id"), 0
