@@ -273,7 +273,7 @@ def save_backbone(
     "Write a folder that `open_clip.create_model('local-dir:...')` and `load_backbone` read."
     folder = Path(folder)
     weights = {key: value.detach().cpu().contiguous() for key, value in backbone.model.state_dict().items()}
-    with atomic(folder / "open_clip_model.safetensors") as temporary: save_file(weights, temporary)
+    with atomic(folder / "open_clip_model.safetensors", needs=sum(value.nbytes for value in weights.values())) as temporary: save_file(weights, temporary)
     write_json(folder / "open_clip_config.json", backbone.config)
     if backbone.tokenizer is None and backbone.config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"): backbone.tokenizer = backbone.make_tokenizer()
     inner = getattr(backbone.tokenizer, "tokenizer", None)    # only tokenizers from the hub have files of their own

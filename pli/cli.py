@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['TUNE_OPTIONS', 'BENCHMARKS', 'Parser', 'natural', 'model_options', 'make_parser', 'add_demo', 'run_demo', 'add_tune',
-           'tune_settings', 'run_tune', 'write_problems', 'command_line', 'add_average', 'run_average',
-           'benchmark_options', 'picture_options', 'composer_options', 'add_evaluate', 'asked', 'features_for',
-           'list_missing', 'with_weight', 'wanted_composers', 'check_choices', 'run_evaluate', 'made_by', 'named',
-           'draw_curve', 'add_compare', 'read_report', 'run_compare', 'add_submit', 'run_submit', 'add_score',
-           'run_score', 'add_cache', 'run_cache', 'add_mask', 'run_mask', 'fitted', 'add_study', 'without_folders',
-           'run_study', 'main']
+           'tune_settings', 'aside', 'check_prolonged', 'run_tune', 'write_problems', 'command_line', 'add_average',
+           'run_average', 'benchmark_options', 'picture_options', 'composer_options', 'add_evaluate', 'asked',
+           'features_for', 'list_missing', 'with_weight', 'wanted_composers', 'check_choices', 'run_evaluate',
+           'made_by', 'named', 'draw_curve', 'add_compare', 'read_report', 'run_compare', 'add_submit', 'run_submit',
+           'add_score', 'run_score', 'add_cache', 'run_cache', 'add_mask', 'run_mask', 'fitted', 'add_study',
+           'without_folders', 'run_study', 'main']
 
 # %% ../nbs/14_cli.ipynb #97f1f5ba
 import argparse
@@ -34,7 +34,7 @@ TUNE_OPTIONS = {   # field of TuneSettings: (type, default, help)
     "warmup": (int, 50, "steps of linear warm-up"),
     "schedule": (str, "cosine", "cosine, step or constant"),
     "clip-gradient": (float, 1.0, "greatest gradient norm, 0 for none"),
-    "precision": (str, "auto", "auto, fp32 or bf16"),
+    "precision": (str, "auto", "auto (what the machine is good at), fp32 or bf16"),
     "checkpoint-every": (int, 100, "steps between checkpoints"),
     "validate-every": (int, 0, "steps between validations, 0 for the end only"),
     "seed": (int, 0, "order of pairs, masks, corruptions"),
@@ -51,9 +51,9 @@ def natural(text: str) -> int:
     return int(text)
 
 # %% ../nbs/14_cli.ipynb #e3577672
-def model_options(parser: argparse.ArgumentParser) -> None:
-    "Options that say which model, and where it runs."
-    parser.add_argument("--model", required=True, metavar="NAME", help="a name that open_clip knows (ViT-B-32), hf-hub:org/model, or a folder in open_clip's layout, such as a tuned model")
+def model_options(parser: argparse.ArgumentParser, group=None) -> None:
+    "Options that say which model, and where it runs. In a `group`, `--model` is one of several ways to say which."
+    (group or parser).add_argument("--model", required=group is None, metavar="NAME", help="a name that open_clip knows (ViT-B-32), hf-hub:org/model, or a folder in open_clip's layout, such as a tuned model")
     parser.add_argument("--pretrained", metavar="TAG", help="weights for a named model: a tag such as openai, or a checkpoint file")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     parser.add_argument("--workers", type=natural, default=0, metavar="N", help="processes that read pictures (default: 0)")
@@ -94,10 +94,13 @@ def add_tune(commands) -> None:
     parser.add_argument("--held-out", type=float, default=0.02, metavar="SHARE", help="share of the pairs to keep for validation when no queries are given (default: 0.02)")
     parser.add_argument("--queries", metavar="JSON", help="development queries in CIRCO's field names: validate on them instead")
     parser.add_argument("--gallery", metavar="JSON", help="the pictures that the queries search")
-    model_options(parser)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--prolong", metavar="RUN", help="instead of --model: begin with the weights and the optimiser's moments that a finished run has left in its folder. --steps, --warmup and --schedule are of the new steps alone, --learning-rate must be named, batches and masks go on where RUN ended")
+    model_options(parser, which)
     for name, (kind, usual, text) in TUNE_OPTIONS.items():
         parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=f"{text} (default: {usual})")
     parser.add_argument("--one-way", action="store_true", help="contrast from query to target only")
+    parser.add_argument("--keep-false-negatives", action="store_true", help="count the same picture under another caption or name as a wrong answer (default: it is left out; the objective paper always counts it, as released)")
     parser.set_defaults(run=run_tune)
 
 # %% ../nbs/14_cli.ipynb #8d58df27
@@ -106,7 +109,7 @@ def tune_settings(args):
     from pli.core import PliError
     from pli.tuning import TuneSettings, check_settings
     options = {name.replace("-", "_"): f"--{name}" for name in TUNE_OPTIONS}
-    settings = TuneSettings(**{field: getattr(args, field) for field in options if hasattr(args, field)}, symmetric=not args.one_way)
+    settings = TuneSettings(**{field: getattr(args, field) for field in options if hasattr(args, field)}, symmetric=not args.one_way, ignore_same_picture=not args.keep_false_negatives)
     try: check_settings(settings)
     except PliError as error:
         field, _, rest = str(error).partition(" ")          # `batch_size must be ...`: the option is what was typed
@@ -114,27 +117,49 @@ def tune_settings(args):
     return settings
 
 # %% ../nbs/14_cli.ipynb #3559cd36
+def aside(pairs, share: float, seed: int):
+    "The pairs to learn from and those held out: two pictures at least, because one alone is always found. Raises `PliError` where that leaves too few."
+    from pli.core import PliError
+    from pli.data import split_pairs
+    pictures = len(set(pairs.paths))
+    if pictures < 4: raise PliError(f"{pictures} pictures are too few: validation holds out 2, and a batch needs 2 more. Give more pictures, or validate on --queries and --gallery")
+    return split_pairs(pairs, max(share, 2 / pictures), seed)
+
+def check_prolonged(args, settings) -> None:
+    "Raise a `PliError` for a run that cannot be prolonged like this, before anything is loaded."
+    from pli.core import PliError, read_json
+    run = Path(args.prolong)
+    if not (run / "last").is_dir(): raise PliError(f"--prolong {run}: holds no finished run, whose model would be in {run / 'last'}")
+    record = read_json(run / "run.json")
+    earlier = record.get("settings") if isinstance(record, dict) else None
+    if not isinstance(earlier, dict): raise PliError(f"{run / 'run.json'}: is no record of a run")
+    if not hasattr(args, "learning_rate"): raise PliError(f"--prolong needs --learning-rate: the run's peak was {earlier.get('learning_rate')}, its schedule {earlier.get('schedule')} has come to its end, and what the new steps begin with is your choice")
+    if settings.seed != earlier.get("seed"): raise PliError(f"--prolong {run}: its --seed was {earlier.get('seed')}, which also decides the held-out pairs; name the same, now it is {settings.seed}. Batches and masks are new ones all the same")
+
+# %% ../nbs/14_cli.ipynb #c3feaa36
 def run_tune(args) -> None:
     from pli.backbones import load_backbone
     from pli.benchmarks import read_queries
     from pli.core import PliError, pick_device, provenance, write_json
-    from pli.data import PairSet, read_pairs, split_pairs
+    from pli.data import PairSet, read_pairs
     from pli.evaluate import pair_validator, query_validator
     from pli.tuning import tune
     if bool(args.queries) != bool(args.gallery): raise PliError("--queries and --gallery go together: the queries name pictures of the gallery")
     if not 0 < args.held_out < 1: raise PliError(f"--held-out must be between 0 and 1, got {args.held_out}")
     settings, device = tune_settings(args), pick_device(args.device)
+    if args.prolong: check_prolonged(args, settings)
     validate = query_validator(read_queries(args.queries, args.gallery)) if args.queries else None
     pairs = read_pairs(args.pairs, root=args.root, image_key=args.image_key, caption_key=args.caption_key)
     print(pairs.report())
-    learn, held_out = (pairs, None) if validate else split_pairs(pairs, args.held_out, settings.seed)
+    learn, held_out = (pairs, None) if validate else aside(pairs, args.held_out, settings.seed)
     if len(learn) < settings.batch_size: raise PliError(f"--batch-size {settings.batch_size} is more than the {len(learn)} pairs to learn from")
-    backbone = load_backbone(args.model, args.pretrained, device, settings.seed)
+    backbone = load_backbone(args.model or Path(args.prolong) / "last", args.pretrained, device, settings.seed)
     if validate is None: validate = pair_validator(PairSet(held_out, backbone.pixels), settings.hide, 0.0 if settings.objective in ("clip", "flip") else settings.weight)   # these find pictures by their captions
-    result = tune(backbone, PairSet(learn, backbone.pixels), settings, args.out, validate, args.workers)
+    result = tune(backbone, PairSet(learn, backbone.pixels), settings, args.out, validate, args.workers, prolong=args.prolong)
     write_problems(Path(args.out) / "problems.jsonl", pairs, result.problems)
-    write_json(Path(args.out) / "provenance.json", provenance(args.typed, settings.seed, device) | {"model": args.model, "pretrained": args.pretrained, "scores": result.scores})
-    print(f"tuned model: {Path(args.out) / 'last'}   best validation ({result.best:.4f}): {Path(args.out) / 'best'}")
+    write_json(Path(args.out) / "provenance.json", provenance(args.typed, settings.seed, device) | {"model": args.model, "pretrained": args.pretrained, "scores": result.scores} | ({"prolongs": args.prolong} if args.prolong else {}))
+    scores = [f"{name} {score:.4f}" for name, score in (("start", result.start), ("best", result.best)) if score is not None]
+    print(f"tuned model: {Path(args.out) / 'last'}   best validation ({', '.join(scores) or 'none that is a number'}): {Path(args.out) / 'best'}")
 
 # %% ../nbs/14_cli.ipynb #e1f0953a
 def write_problems(

@@ -6,7 +6,7 @@
 __all__ = ['WORLDS', 'ARMS', 'STYLE', 'DemoSettings', 'quick', 'command_of', 'arm_settings', 'Stage', 'set_stage', 'train_arms',
            'measure_arms', 'table_rows', 'sentence_on', 'captioned', 'bars', 'sums_by_weight', 'curves', 'on_weights',
            'first_found', 'neighbours', 'first_of_each_kind', 'figure_html', 'table_html', 'page', 'world_record',
-           'demo']
+           'demo', 'run_demo']
 
 # %% ../nbs/16_demo.ipynb #1019aebe
 import base64
@@ -22,7 +22,7 @@ from torch import Tensor
 from . import viz, world
 from .backbones import Backbone, load_backbone
 from .benchmarks import Benchmark, world_queries
-from .core import atomic, generator, pick_device, provenance, write_json
+from .core import alone_in, atomic, generator, pick_device, provenance, write_json
 from .data import TensorPairs
 from .evaluate import Features, Outcomes, as_text, choose, choose_families, compare, encode, halves_line, report, scores_of, spread, sweep
 from .gallery import top_k
@@ -264,7 +264,12 @@ def demo(
     device: str = "auto",
     say: Callable[[str], None] = print,
 ) -> dict:                                    # what `results.json` holds
-    "Run the experiment in both worlds, print the table and write the report."
+    "Run the experiment in both worlds, print the table and write the report. Raises `PliError` where another process is at work in the folder."
+    pick_device(device)                      # a wrong one leaves no folder behind
+    with alone_in(Path(folder)): return run_demo(folder, settings, device, say)
+
+def run_demo(folder: str | Path, settings: DemoSettings, device: str, say: Callable[[str], None]) -> dict:
+    "The same, in a folder that no other process works in."
     folder, began, device = Path(folder), time.time(), pick_device(device)
     results = {"provenance": provenance(command_of(settings), settings.seed, device), "continued": (folder / "runs").is_dir(), "settings": asdict(settings), "worlds": {}}
     figures, every = {}, {}

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .backbones import Backbone
-from .core import PliError, atomic, bar, read_json, unit, write_json
+from .core import PliError, atomic, bar, read_json, told_of_workers, unit, write_json
 from .data import PictureError, first_line, open_header, open_picture, shown
 
 # %% ../nbs/09_gallery.ipynb #efff5bf2
@@ -145,9 +145,10 @@ def encode_pictures(
     "Encode every picture once. Raises `PictureError` naming the first one that cannot be decoded."
     if not len(pictures): raise PliError("there is no picture to encode")
     found = []
-    for batch in bar(DataLoader(pictures, batch_size=batch_size, num_workers=workers, collate_fn=stacked)):
-        if isinstance(batch, PictureError): raise batch
-        found.append(encode_pixels(backbone, batch))
+    with told_of_workers():
+        for batch in bar(DataLoader(pictures, batch_size=batch_size, num_workers=workers, collate_fn=stacked)):
+            if isinstance(batch, PictureError): raise batch
+            found.append(encode_pixels(backbone, batch))
     return torch.cat(found)
 
 # %% ../nbs/09_gallery.ipynb #2eb9f4d9
@@ -435,9 +436,10 @@ def encode_files(
     work, order = Encoding(backbone, cache.shelf(backbone) if cache else None), []
     reader = DataLoader(UnknownFiles(files, frozenset(work.features)), batch_size=ALIKE, num_workers=workers, collate_fn=sorted_out)
     try:
-        for batch in bar(reader):
-            order += batch[0]
-            for key, pixels in zip(batch[1], () if batch[2] is None else batch[2]): work.take(key, pixels)
+        with told_of_workers():
+            for batch in bar(reader):
+                order += batch[0]
+                for key, pixels in zip(batch[1], () if batch[2] is None else batch[2]): work.take(key, pixels)
         work.encode()
     finally: work.store()
     broken = {name: key for name, key in zip(files.names, order) if isinstance(key, PictureError)}

@@ -43,6 +43,14 @@ def _avoided(
     if barred.dtype != torch.bool or barred.shape != query.shape[:1]: raise PliError(f"barred must be bool ({len(query)},), one for each query, got {barred.dtype} {tuple(barred.shape)}")
     return logits.masked_fill(barred[:, None] if own else barred, float("-inf"))
 
+def _without(
+    logits: Tensor, same: Tensor,   # `(batch, batch)`
+) -> Tensor:                        # the same shape; what shows the same picture beside the diagonal is `-inf`, no answer at all
+    "Logits in which another copy of the right answer is not a wrong one."
+    if same.dtype != torch.bool or same.shape != logits.shape: raise PliError(f"same must be bool {tuple(logits.shape)}, got {same.dtype} {tuple(same.shape)}")
+    itself = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    return logits.masked_fill(same.to(logits.device) & ~itself, float("-inf"))
+
 def contrastive(
     query: Tensor,                 # `(batch, width)` features of any length
     target: Tensor,                # `(batch, width)`, row i is the answer to query i
@@ -51,11 +59,13 @@ def contrastive(
     avoid: Tensor | None = None,   # `(batch, width)`, row i is what the user of query i has already: a further wrong answer
     barred: Tensor | None = None,  # `(batch,)` bool, True = this row of `avoid` is no wrong answer (it shows the target itself)
     own: bool = True,              # each query meets its own row of `avoid` only, not everybody's
+    same: Tensor | None = None,    # `(batch, batch)` bool, True = row and column show the same picture: no wrong answer to each other; the diagonal has no say
 ) -> Tensor:                       # a number: 0 = certain and right, `log(batch)` = guessing without `avoid`
     "InfoNCE on unit features: each query must find its own target in the batch. `PliError` for shapes that do not match."
     _matching(query=query, target=target, **({} if avoid is None else {"avoid": avoid}))
     query, target = unit(query.float()), unit(target.float())
     logits = _logits(query, target, scale)
+    if same is not None: logits = _without(logits, same)
     right = torch.arange(len(logits), device=logits.device)
     asked = logits if avoid is None else torch.cat([logits, _avoided(query, unit(avoid.float()), scale, barred, own)], 1)
     loss = cross_entropy(asked, right)

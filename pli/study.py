@@ -6,11 +6,11 @@
 __all__ = ['COMPOSERS', 'FIGURES', 'FIGURE_KEYS', 'TOP', 'ROOM', 'SOURCES', 'OLDER', 'IDLE', 'packed', 'unpacked', 'Arm', 'Plan',
            'slug', 'stem', 'check_keys', 'a_list_of', 'settings_from', 'arm_from', 'check_figure', 'read_toml',
            'arms_from', 'read_plan', 'check_sources', 'start_settings', 'start_model', 'SomePairs', 'hold_out', 'fewer',
-           'Material', 'gather', 'with_pictures', 'locked', 'held', 'claim', 'holder', 'first_ranks', 'measure',
-           'code_digest', 'precisions', 'precision_here', 'result_path', 'said_of', 'flat', 'check_same', 'read_result',
-           'Job', 'Stops', 'step_of', 'finished', 'train', 'model_of', 'member_precision', 'left', 'Place', 'make',
-           'in_words', 'Clock', 'jobs_of', 'check_stored', 'check_left', 'ready_starts', 'about_queries', 'check_kind',
-           'write_about', 'teller', 'ready', 'threads_of', 'unlike', 'run', 'listed']
+           'Material', 'gather', 'with_pictures', 'first_ranks', 'measure', 'code_digest', 'precisions',
+           'precision_here', 'result_path', 'said_of', 'flat', 'check_same', 'read_result', 'Job', 'Stops', 'step_of',
+           'finished', 'train', 'model_of', 'member_precision', 'left', 'Place', 'make', 'in_words', 'Clock', 'jobs_of',
+           'check_stored', 'check_left', 'ready_starts', 'about_queries', 'check_kind', 'write_about', 'teller',
+           'ready', 'threads_of', 'unlike', 'run', 'listed']
 
 # %% ../nbs/15_study.ipynb #78a53936
 import base64
@@ -25,7 +25,6 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -37,14 +36,12 @@ from torch.utils.data import Dataset
 
 try: import tomllib
 except ModuleNotFoundError: import tomli as tomllib   # Python 3.10
-try: import fcntl
-except ModuleNotFoundError: fcntl = None              # Windows
 
 from . import tuning, world
 from .backbones import Backbone, load_backbone, register_tiny
 from .benchmarks import Benchmark, read_queries
 from .composition import parse_composer
-from .core import PliError, generator, provenance, read_json, write_json
+from .core import PliError, claim, generator, held, holder, provenance, read_json, write_json
 from .data import PairSet, digest_of, fence, first_line, numbered, open_picture, read_pairs, shown
 from .demo import DemoSettings, set_stage
 from . import evaluate
@@ -437,56 +434,6 @@ def with_pictures(material: Material) -> Material:
         material.pictures = torch.stack([material.model.pixels(open_picture(benchmark.root / name)) for name in benchmark.files])
     return material
 
-# %% ../nbs/15_study.ipynb #148fe0aa
-def locked(path: Path) -> int | None:
-    "Lock a file and open it; None where another holds the lock. Without POSIX locks the file itself is the lock, and one that lies there is an error."
-    if fcntl is None:
-        try: return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileExistsError: raise PliError(f"{path}: several processes at once need a POSIX system; if no other process works on this study, remove the file") from None
-    for again in range(3):                                                             # somebody may have looked whether it is held
-        while True:
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError: break
-            if path.exists() and os.stat(path).st_ino == os.fstat(file).st_ino: return file   # not one that its last owner has just removed
-            os.close(file)
-        os.close(file)
-        if again < 2: time.sleep(0.01)
-    return None
-
-def held(path: Path) -> bool:
-    "Does a process hold this lock? One that was killed leaves the file and holds nothing."
-    try: file = os.open(path, os.O_RDWR)
-    except OSError: return False
-    try:
-        if fcntl: fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return fcntl is None
-    except OSError: return True
-    finally: os.close(file)
-
-# %% ../nbs/15_study.ipynb #ad36c90e
-@contextmanager
-def claim(path: Path):   # yields whether it is ours
-    "Try to lock a file that names this process; afterwards it is gone. A lock ends with the process that holds it."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = locked(path)
-    if file is None:
-        yield False
-        return
-    try:
-        os.ftruncate(file, 0)
-        os.write(file, str(os.getpid()).encode())
-        yield True
-    finally:
-        if fcntl is None: os.close(file)                  # an open file cannot be removed there
-        path.unlink(missing_ok=True)
-        if fcntl: os.close(file)
-
-def holder(path: Path) -> str:
-    "The process that a lock names."
-    try: return f"process {int(path.read_text())}"
-    except (OSError, ValueError): return "another process"
-
 # %% ../nbs/15_study.ipynb #3eb497e9
 def first_ranks(
     features: Features, benchmark: Benchmark,
@@ -605,16 +552,16 @@ class Job:
         return [Job(plan.arms.get(name), seed) for seed in seeds for name in (self.arm.average if self.arm else ())]
 
 class Stops:
-    "Keeps the model at some steps: `tune` calls it as its validation every `every` steps, and at the end."
+    "Keeps the model at some steps: `tune` calls it as its validation every `every` steps, and at the end. It scores nothing."
+    at_start = False
     def __init__(self, folder: Path, at: Sequence[int], steps: int):
         self.folder, self.at, self.steps, self.every = folder, at, steps, functools.reduce(math.gcd, at, steps)
         checkpoint = folder / "checkpoint.safetensors"
         self.done = step_of(checkpoint) if checkpoint.exists() else 0
 
-    def __call__(self, backbone: Backbone) -> float:
+    def __call__(self, backbone: Backbone) -> None:
         self.done = min(self.steps, (self.done // self.every + 1) * self.every)
         if self.done in self.at: backbone.save(self.folder / f"at-{self.done}")
-        return 0.0
 
 def step_of(checkpoint: Path) -> int:
     "How far a checkpoint is; 0 for one that cannot be read, which `tune` will complain about."

@@ -90,7 +90,8 @@ def test_answers_come_without_torch(words):
     (["frobnicate"], "pli: argument COMMAND: invalid choice: 'frobnicate'"),
     (["--frobnicate"], "pli: unrecognized arguments: --frobnicate"),
     (["tune", "--out", "run", "--model", "ViT-B-32"], "pli tune: the following arguments are required: PAIRS"),
-    (["tune", "pairs.csv", "--out", "run"], "pli tune: the following arguments are required: --model"),
+    (["tune", "pairs.csv", "--out", "run"], "pli tune: one of the arguments --prolong --model is required"),
+    (["tune", "pairs.csv", "--out", "run", "--model", "ViT-B-32", "--prolong", "other"], "pli tune: argument --prolong: not allowed with argument --model"),
     (["tune", "pairs.csv", "--model", "ViT-B-32"], "pli tune: the following arguments are required: --out"),
     (["tune", "pairs.csv", "--model", "ViT-B-32", "--out", "run", "--steps", "many"], "pli tune: argument --steps: invalid int value: 'many'"),
     (["tune", "pairs.csv", "--model", "ViT-B-32", "--out", "run", "--learning-rate", "small"], "pli tune: argument --learning-rate: invalid float value: 'small'"),
@@ -113,7 +114,7 @@ def test_a_mistyped_option_costs_a_line(words, says, tmp_path):
 
 def test_every_setting_has_its_option():
     fields = {field.name: field for field in dataclasses.fields(TuneSettings)}
-    assert set(fields) - {"symmetric"} == {name.replace("-", "_") for name in TUNE_OPTIONS}          # symmetric is --one-way
+    assert set(fields) - {"symmetric", "ignore_same_picture"} == {name.replace("-", "_") for name in TUNE_OPTIONS}          # they are --one-way and --keep-false-negatives
     kinds = {"str": str, "float": float, "int": int}
     for name, (kind, usual, text) in TUNE_OPTIONS.items():
         assert usual == fields[name.replace("-", "_")].default and type(usual) is kind, name
@@ -157,6 +158,8 @@ def spoiled(drawn: Path) -> dict[str, tuple[list, list[str]]]:
     "Name -> a command with one mistake, and what its one line must say."
     pairs, queries, gallery = drawn / "pairs.csv", drawn / "queries.json", drawn / "gallery.json"
     one = sorted((drawn / "images").iterdir())[0]
+    three = drawn / "three.csv"
+    three.write_text("".join((drawn / "pairs.csv").read_text().splitlines(keepends=True)[:4]))
     tune = lambda *more, source=pairs, model=FEW: ["tune", source, "--out", "run", *model, *more]
     measure = lambda *more, q=queries, g=gallery: ["evaluate", "--queries", q, "--gallery", g, *TINY, *more]
     return {
@@ -176,7 +179,8 @@ def spoiled(drawn: Path) -> dict[str, tuple[list, list[str]]]:
         "held out 1": (tune("--held-out", "1"), ["--held-out must be between 0 and 1, got 1"]),
         "held out 7": (tune("--held-out", "7"), ["--held-out must be between 0 and 1, got 7"]),
         "held out nan": (tune("--held-out", "nan"), ["--held-out must be between 0 and 1"]),
-        "held out few": (tune("--held-out", "0.001"), ["at least two held-out pairs"]),
+        "too few pictures": (["tune", three, "--out", "run", *FEW], ["3 pictures are too few: validation holds out 2, and a batch needs 2 more"]),
+        "nothing to prolong": (["tune", drawn / "pairs.csv", "--out", "run", "--prolong", "nowhere", "--learning-rate", "1e-4"], ["--prolong nowhere: holds no finished run"]),
         "device": (tune("--device", "nope"), ["device 'nope'", "--device auto"]),
         "no device": (tune("--device", "cuda:99"), ["device 'cuda:99' cannot be used here"]),
         "model": (tune(model=["--model", "nope", "--device", "cpu", "--batch-size", "16"]), ["model 'nope' is neither a folder"]),
@@ -310,7 +314,7 @@ def test_tuning_on_queries_keeps_the_best_and_open_clip_loads_it_alone(drawn, tm
     assert (status, err) == (0, "") and "60 pairs" in out                              # with queries no pair is held out
     made = json.loads((tmp_path / "run" / "provenance.json").read_text())
     scores = {record["step"]: record["score"] for record in made["scores"]}
-    assert list(scores) == [2, 4, 6] and made["model"] == "pli-tiny-48" and f"best validation ({max(scores.values()):.4f})" in out
+    assert list(scores) == [0, 2, 4, 6] and made["model"] == "pli-tiny-48" and f"best validation (start {scores[0]:.4f}, best {max(scores.values()):.4f})" in out
     best = load_backbone(str(tmp_path / "run" / "best"))
     assert query_validator(read_queries(drawn / "queries.json", drawn / "gallery.json"))(best) == max(scores.values())
     picture = sorted((drawn / "images").iterdir())[0]
@@ -319,6 +323,23 @@ def test_tuning_on_queries_keeps_the_best_and_open_clip_loads_it_alone(drawn, tm
     image, text, has_pli = json.loads(alone.stdout)
     with torch.no_grad(): mine = best.encode_image(best.pixels(Image.open(picture))[None]), best.encode_text(["a red circle"])
     assert not has_pli and torch.allclose(mine[0], torch.tensor(image), atol=1e-5) and torch.allclose(mine[1], torch.tensor(text), atol=1e-5)
+
+
+def test_a_finished_run_is_prolonged_and_few_pictures_are_enough(drawn, tmp_path):
+    "Ten pictures: two are held out, whatever the share says. Then twice as many steps, as another run that says its rate."
+    (tmp_path / "ten.csv").write_text("".join((drawn / "pairs.csv").read_text().splitlines(keepends=True)[:11]))
+    steps = ["--device", "cpu", "--steps", "2", "--batch-size", "4", "--warmup", "0", "--root", drawn]
+    tune = lambda *more: (tmp_path, ["tune", "ten.csv", *steps, *more])
+    first, more, no_rate, seed, half = many([tune("--out", "one", "--model", "pli-tiny-48"), tune("--out", "two", "--prolong", "one", "--learning-rate", "1e-4", "--keep-false-negatives"),
+                                             tune("--out", "three", "--prolong", "one"), tune("--out", "three", "--prolong", "one", "--learning-rate", "1e-4", "--seed", "1"), tune("--out", "one", "--prolong", "one", "--learning-rate", "1e-4")])
+    assert first[0] == more[0] == 0 and first[2] == more[2] == ""
+    assert "validation on 2 held-out pairs: each is 50.0 points" in first[1] and "step 0: validation" in first[1]
+    record, made = json.loads((tmp_path / "two" / "run.json").read_text()), json.loads((tmp_path / "two" / "provenance.json").read_text())
+    assert record["pairs"] == 8 and record["steps before"] == 2 and record["settings"]["ignore_same_picture"] is False and made["prolongs"] == "one" and "model" in made
+    assert json.loads((tmp_path / "one" / "run.json").read_text())["settings"]["ignore_same_picture"] is True
+    for (status, _, err), says in ((no_rate, "--prolong needs --learning-rate: the run's peak was 1e-05, its schedule cosine"), (seed, "--prolong one: its --seed was 0, which also decides the held-out pairs"), (half, "one: a run is prolonged as another run")):
+        assert status == 1 and err.startswith(f"pli tune: {says}") and err.count("\n") == 1
+    assert not (tmp_path / "three").exists()
 
 
 def test_broken_and_missing_pictures_are_counted_and_listed(drawn, tmp_path):

@@ -632,8 +632,19 @@ def test_held_out_pictures_that_break_are_said(tmp_path):
     (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:-30])
     pairs, said = Pairs(tuple(str(tmp_path / f"{name}.png") for name in "abc"), ("a", "b", "c"), tmp_path), []
     pair_validator(PairSet(pairs, pil_to_tensor), "none", say=said.append)
-    assert len(said) == 1 and said[0].startswith("1 held-out pictures cannot be read") and "b.png" in said[0]
+    assert len(said) == 2 and said[0].startswith("1 held-out pictures cannot be read") and "b.png" in said[0]
     with pytest.raises(PliError, match="at least two held-out pairs"): pair_validator(PairSet(pairs.take([0, 1]), pil_to_tensor), "none", say=said.append)
+
+
+def test_small_and_saturated_validations_are_told():
+    perfect, blind = Fake(lambda pixels: torch.stack(list(map(known, pixels))), lambda text: torch.zeros(16)), Fake(lambda pixels: torch.ones(len(pixels), 16), lambda text: torch.zeros(16))
+    said = []
+    small = pair_validator(bright(6), "none", say=said.append)
+    assert len(said) == 1 and said[0].startswith("validation on 6 held-out pairs: each is 16.7 points")
+    assert small(blind) == 0 and len(said) == 1
+    assert small(perfect) == small(perfect) == 1 and len(said) == 2 and said[1].startswith("validation 1.0000: near its ceiling of 1")   # once
+    pair_validator(bright(100), "none", say=said.append)
+    assert len(said) == 2
 
 
 def test_same_pictures_are_found():

@@ -179,3 +179,38 @@ def test_avoided_pictures_in_half_precision():
 @pytest.mark.parametrize("own", [True, False])
 def test_avoided_pictures_that_do_not_fit(avoid, barred, says, own):
     with pytest.raises(PliError, match=says): contrastive(torch.ones(6, 4), torch.ones(6, 4), 1.0, avoid=avoid, barred=barred, own=own)
+
+
+# ---- the same picture twice
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("own", [None, True, False])
+def test_the_same_picture_is_no_wrong_answer_as_a_loop(symmetric, own):
+    query, target, avoid = (part.double() for part in features(3, count=3, batch=7))
+    pictures = [0, 1, 0, 2, 3, 1, 0]
+    same = torch.tensor([[one == other for other in pictures] for one in pictures])
+    cosine = lambda one, other: torch.nn.functional.cosine_similarity(one, other, dim=0).item()
+    forward, back = [], []
+    for i in range(7):
+        others = [j for j in range(7) if j == i or pictures[j] != pictures[i]]
+        rivals = [cosine(query[i], target[j]) for j in others] + [cosine(query[i], avoid[j]) for j in range(7) if own is False or (own and j == i)]   # changed versions stay wrong, of the same picture too
+        forward.append(math.log(sum(math.exp(9 * rival) for rival in rivals)) - 9 * cosine(query[i], target[i]))
+        back.append(math.log(sum(math.exp(9 * cosine(query[j], target[i])) for j in others)) - 9 * cosine(query[i], target[i]))
+    wanted = (sum(forward) + sum(back)) / 14 if symmetric else sum(forward) / 7
+    further = {} if own is None else {"avoid": avoid, "own": own}
+    assert contrastive(query, target, 9.0, symmetric, same=same, **further).item() == pytest.approx(wanted, rel=1e-4)
+    assert torch.equal(contrastive(query, target, 9.0, symmetric, same=same & ~torch.eye(7, dtype=torch.bool), **further), contrastive(query, target, 9.0, symmetric, same=same, **further))
+
+
+def test_the_same_picture_has_gradients_that_are_numbers_and_pushes_nothing_away():
+    query, target = (part.requires_grad_() for part in features(4, batch=4))
+    assert contrastive(query, target, 100.0, same=torch.ones(4, 4, dtype=torch.bool)) == 0           # all of them one picture: nothing to tell apart
+    same = torch.tensor([0, 1, 0, 2])[:, None] == torch.tensor([0, 1, 0, 2])
+    one, = torch.autograd.grad(contrastive(query, target, 5.0, symmetric=False, same=same), query)
+    other, = torch.autograd.grad(contrastive(query[[0, 1, 3]], target[[0, 1, 3]], 5.0, symmetric=False), query)
+    assert one.isfinite().all() and torch.allclose(one[0] * 4, other[0] * 3, atol=1e-6)              # for row 0 it is as if row 2, its other copy, were not there
+
+
+@pytest.mark.parametrize("same", [torch.zeros(5, 5), torch.zeros(5, dtype=torch.bool), torch.zeros(4, 5, dtype=torch.bool)])
+def test_same_of_another_kind_or_shape(same):
+    with pytest.raises(PliError, match=r"same must be bool \(5, 5\), got"): contrastive(*features(0), 1.0, same=same)

@@ -356,8 +356,8 @@ def test_a_lock_ends_with_its_process(tmp_path):
 
 
 def test_without_posix_locks_one_process_works(tmp_path, monkeypatch):
-    import pli.study
-    monkeypatch.setattr(pli.study, "fcntl", None)
+    import pli.core
+    monkeypatch.setattr(pli.core, "fcntl", None)
     lock = tmp_path / "arm.lock"
     with claim(lock) as ours:
         assert ours and held(lock)

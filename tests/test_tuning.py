@@ -26,7 +26,7 @@ import pli
 from pli import tuning
 from pli.backbones import load_backbone
 from pli.core import PliError, generator, unit
-from pli.data import Pairs, PairSet, TensorPairs
+from pli.data import Pairs, PairSet, TensorPairs, collate
 from pli.masking import View, parse_hide
 from pli.tuning import OBJECTIVES, SCHEDULES, TuneSettings, average, check_settings, claim_folder, class_token_alone, fingerprint, learning_rate, make_company, make_optimiser, take_step, tune, words_alone
 
@@ -70,7 +70,7 @@ def quiet(line): pass
 
 
 def run(backbone, folder=None, data=PAIRS, settings=SHORT, **changes):
-    extra = {key: changes.pop(key) for key in ("validate", "workers", "say") if key in changes}
+    extra = {key: changes.pop(key) for key in ("validate", "workers", "say", "prolong") if key in changes}
     return tune(backbone, data, dataclasses.replace(settings, **changes), folder, **{"say": quiet, **extra})
 
 
@@ -354,7 +354,7 @@ def test_weight_decay_groups(fresh, name):
 
 
 def test_decay_alone_shrinks_matrices_and_nothing_else(fresh, monkeypatch):
-    monkeypatch.setitem(OBJECTIVES, "nothing", lambda backbone, *_: 0.0 * sum(weight.sum() for weight in backbone.model.parameters()))
+    monkeypatch.setitem(OBJECTIVES, "nothing", lambda backbone, *_, **__: 0.0 * sum(weight.sum() for weight in backbone.model.parameters()))
     backbone = fresh()
     before = weights(backbone)
     run(backbone, objective="nothing", steps=1, warmup=0, learning_rate=0.5, weight_decay=0.2)
@@ -583,8 +583,8 @@ def test_gradients_are_clipped_and_their_norm_is_told(fresh):
 
 def sick_after(good, steps, how):
     count = iter(range(10**6))
-    def objective(backbone, pixels, captions, settings, random, progress):
-        loss = OBJECTIVES["masked"](backbone, pixels, captions, settings, random, progress)
+    def objective(backbone, pixels, captions, settings, random, progress, same):
+        loss = OBJECTIVES["masked"](backbone, pixels, captions, settings, random, progress, same)
         return loss if next(count) + good < steps else how(loss)
     return objective
 
@@ -696,7 +696,7 @@ def test_fingerprints(fresh):
 GOOD = {field.name: field.default for field in dataclasses.fields(TuneSettings)}
 BAD = {
     "hide": ["random:2", "", "grey+nothing", None, 0.5], "objective": ["magic", "", None, ["masked"]], "symmetric": ["yes", None, 1], "weight": [-1.0, math.nan, math.inf, "1", None, True],
-    "clip_weight": [-0.1, math.nan, "0"], "avoid": ["both", "", None, True], "tune": ["all", None, True], "steps": [0, -1, 1.5, "10", None, True], "batch_size": [1, 0, 2.5, "8", None], "batches": ["hard", "", "kin", "kin:smell", "near:3", "random:1", None], "learning_rate": [-1e-9, math.nan, math.inf, "1e-4", None],
+    "clip_weight": [-0.1, math.nan, "0"], "avoid": ["both", "", None, True], "ignore_same_picture": [1, None, "no"], "tune": ["all", None, True], "steps": [0, -1, 1.5, "10", None, True], "batch_size": [1, 0, 2.5, "8", None], "batches": ["hard", "", "kin", "kin:smell", "near:3", "random:1", None], "learning_rate": [-1e-9, math.nan, math.inf, "1e-4", None],
     "weight_decay": [-0.1, math.nan, math.inf, None], "warmup": [-1, 0.5, None], "schedule": ["linear", None, {}], "clip_gradient": [-1.0, math.nan, math.inf, None],
     "precision": ["fp16", None, 16], "checkpoint_every": [0, -5, 1.5, None], "validate_every": [-1, 0.5, None], "seed": [0.5, None, "0", True],
 }
@@ -720,7 +720,7 @@ def test_settings_at_their_ends_are_good(changes): check_settings(dataclasses.re
 
 def test_settings_at_their_ends_run(fresh, tmp_path):
     result = run(fresh(), tmp_path, steps=1, batch_size=2, warmup=5, checkpoint_every=1, validate_every=1, hide="none", seed=-3, validate=lambda backbone: 1)
-    assert len(result.history) == 1 and result.scores == [{"step": 1, "score": 1.0}]
+    assert len(result.history) == 1 and result.scores == [{"step": 0, "score": 1.0}, {"step": 1, "score": 1.0}]
     still = fresh()
     run(still, learning_rate=0, steps=2, weight_decay=0.5)
     assert same(still, fresh())
@@ -733,19 +733,53 @@ def test_too_few_pairs(fresh):
 # ---- validation
 
 def test_validation_keeps_the_best(fresh, tmp_path):
-    scores, seen = iter([0.1, 0.4, 0.3, 0.4]), []
+    scores, seen = iter([0.2, 0.1, 0.4, 0.3, 0.4]), []
     def validate(backbone):
         seen.append((torch.is_grad_enabled(), weights(backbone)))
         return next(scores)
     result = run(fresh(), tmp_path, validate=validate, validate_every=2)
-    assert result.scores == [{"step": 2, "score": 0.1}, {"step": 4, "score": 0.4}, {"step": 6, "score": 0.3}, {"step": 8, "score": 0.4}] and result.best == 0.4
+    assert result.start == 0.2 and result.scores == [{"step": 0, "score": 0.2}, {"step": 2, "score": 0.1}, {"step": 4, "score": 0.4}, {"step": 6, "score": 0.3}, {"step": 8, "score": 0.4}] and result.best == 0.4
     assert not any(grad for grad, _ in seen)
     best, last = load_backbone(str(tmp_path / "best")), load_backbone(str(tmp_path / "last"))
-    assert all(torch.equal(weight, seen[1][1][name]) for name, weight in best.model.named_parameters())       # of two equals the first
-    assert all(torch.equal(weight, seen[3][1][name]) for name, weight in last.model.named_parameters())
+    assert all(torch.equal(weight, seen[4][1][name]) for name, weight in best.model.named_parameters())       # of two equals the later
+    assert all(torch.equal(weight, seen[4][1][name]) for name, weight in last.model.named_parameters())
 
 
-@pytest.mark.parametrize("every, steps", [(0, [8]), (3, [3, 6, 8]), (4, [4, 8]), (100, [8])])
+@pytest.mark.parametrize("scores, wanted", [([0.5, 0.4, 0.3], "start has 0.5000, the best step after it 0.4000 (step 4); best/ holds the start itself"), ([0.5, 0.4, 0.5], "0.5000 (step 8); best/ holds step 8, which is as good"),
+                                            ([0.5, 0.6, 0.5], None), ([math.nan, 0.1, 0.1], None), ([0.5, math.nan, math.nan], None)])
+def test_where_nothing_beats_the_start_it_is_said(fresh, tmp_path, scores, wanted):
+    lines, numbers = [], iter(scores)
+    result = run(fresh(), tmp_path, validate=lambda backbone: next(numbers), validate_every=4, say=lines.append)
+    told = [line for line in lines if "did not help" in line]
+    assert (len(told) == 1 and wanted in told[0] and "\n" not in told[0]) if wanted else not told
+    start = fingerprint(fresh())
+    assert (fingerprint(load_backbone(str(tmp_path / "best"))) == start) == (scores[0] > max(scores[1:], key=lambda score: -1 if math.isnan(score) else score) or math.isnan(scores[1]))
+    assert run(fresh(), tmp_path, say=lines.append, validate_every=4).best == result.best      # a finished run says nothing again
+    assert [line for line in lines if "did not help" in line] == told
+
+
+def test_a_run_without_a_score_of_the_start_goes_on(fresh, tmp_path):
+    "As older versions left it."
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path, Fuse(40), validate=lambda backbone: 0.5, validate_every=2)
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    with tuning.safe_open(checkpoint, "pt") as file: tensors, record = {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["record"])
+    record["scores"] = [score for score in record["scores"] if score["step"]]
+    del record["sha256"]
+    save_file(tensors, checkpoint, {"record": json.dumps(record)})
+    result = run(fresh(), tmp_path, validate=lambda backbone: 0.25, validate_every=2)
+    assert result.start is None and [score["step"] for score in result.scores] == [2, 4, 6, 8] and result.best == 0.5
+
+
+def test_a_validation_may_give_no_score_and_leave_the_start_alone(fresh, tmp_path):
+    class Watcher:
+        at_start, calls = False, 0
+        def __call__(self, backbone): self.calls += 1
+    watcher = Watcher()
+    result = run(fresh(), tmp_path, validate=watcher, validate_every=2)
+    assert watcher.calls == 4 and result.scores == [] and result.best is None and not (tmp_path / "best").exists()
+
+
+@pytest.mark.parametrize("every, steps", [(0, [0, 8]), (3, [0, 3, 6, 8]), (4, [0, 4, 8]), (100, [0, 8])])
 def test_when_it_validates(fresh, every, steps):
     assert [record["step"] for record in run(fresh(), validate_every=every, validate=lambda backbone: 0).scores] == steps
     assert run(fresh(), validate_every=every).scores == []
@@ -760,7 +794,7 @@ def test_validation_changes_nothing(fresh):
 
 
 def test_a_score_that_is_no_number_is_never_the_best(fresh, tmp_path):
-    scores = iter([math.nan, 0.2, math.nan, 0.1])
+    scores = iter([math.nan, 0.2, math.nan, 0.1, math.nan])
     result = run(fresh(), tmp_path, validate=lambda backbone: next(scores), validate_every=2)
     assert result.best == 0.2 and (tmp_path / "best").exists()
     assert run(fresh(), tmp_path, validate=None, validate_every=2).best == 0.2
@@ -846,9 +880,10 @@ def test_a_frozen_tower_continues_too(fresh, tmp_path, which):
 def test_what_is_said(fresh, tmp_path):
     lines = []
     run(fresh(), tmp_path, say=lines.append, validate=lambda backbone: 0.5)
-    assert len(lines) == 8 and lines[-1].startswith("step 8/8: loss ") and lines[-1].endswith("validation 0.5000")
+    assert len(lines) == 10 and lines[0] == "step 0: validation 0.5000" and lines[8].startswith("step 8/8: loss ") and lines[8].endswith("validation 0.5000") and "did not help" in lines[9]
+    assert not any("validation" in line for line in lines[1:8])                    # none was made there
     run(fresh(), tmp_path, say=lines.append)
-    assert lines[8:] == ["continuing at step 8 of 8"]
+    assert lines[10:] == ["continuing at step 8 of 8"]
 
 
 def test_the_record_beside_the_weights_is_complete(fresh, tmp_path):
@@ -950,9 +985,9 @@ def test_without_words_the_words_stay(fresh):
 
 def test_objectives_know_how_far_the_run_is(fresh, monkeypatch):
     far = []
-    def objective(backbone, pixels, captions, settings, random, progress):
+    def objective(backbone, pixels, captions, settings, random, progress, same):
         far.append(progress)
-        return OBJECTIVES["masked"](backbone, pixels, captions, settings, random, progress)
+        return OBJECTIVES["masked"](backbone, pixels, captions, settings, random, progress, same)
     monkeypatch.setitem(OBJECTIVES, "watched", objective)
     run(fresh(), objective="watched")
     assert far == [step / 7 for step in range(8)]   # the last step is the end
@@ -984,7 +1019,7 @@ def test_a_run_from_before_a_setting_existed_goes_on(fresh, tmp_path):
     wanted = run(whole)
     with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path, Fuse(40))
     record = json.loads((tmp_path / "run.json").read_text())
-    for name in ("avoid", "batches"): record["settings"].pop(name)
+    for name in ("avoid", "batches", "ignore_same_picture"): record["settings"].pop(name)
     (tmp_path / "run.json").write_text(json.dumps(record))
     with pytest.raises(PliError, match="avoid was 'none', now 'own'"): run(fresh(), tmp_path, avoid="own")
     assert run(again, tmp_path).history == wanted.history and same(whole, again)
@@ -995,9 +1030,9 @@ def test_a_run_from_before_a_setting_existed_goes_on(fresh, tmp_path):
 @pytest.mark.parametrize("precision, wanted", [("bf16", True), ("fp32", False), ("auto", False)])
 def test_fused_attention_is_left_out_only_in_bf16(fresh, monkeypatch, precision, wanted):
     fused = []
-    def objective(*arguments):
+    def objective(*arguments, **more):
         fused.append(torch.backends.cuda.flash_sdp_enabled())
-        return OBJECTIVES["masked"](*arguments)
+        return OBJECTIVES["masked"](*arguments, **more)
     monkeypatch.setitem(OBJECTIVES, "watched", objective)
     before = torch.backends.cuda.flash_sdp_enabled()
     run(fresh(), objective="watched", precision=precision, steps=2)
@@ -1094,3 +1129,357 @@ def test_models_that_have_no_average(fresh):
     with pytest.raises(PliError, match="at least one"): average([])
     with pytest.raises(PliError, match="one shape"): average([fresh(), fresh("resnet")])
     with pytest.raises(PliError, match="configurations .* differ"): average([fresh(), fresh("dropout")])
+
+
+# ---- the same picture twice
+
+TWICE = TensorPairs(PAIRS.pixels[[0, 1, 2, 3, 0, 1, 4, 5]], PAIRS.captions[:8])   # two pictures with two captions
+
+
+def test_a_batch_says_which_pictures_are_the_same(tmp_path):
+    "By the pixels that the model sees: another name, a link, another caption and another file format change nothing."
+    picture = Image.fromarray(PAIRS.pixels[0].permute(1, 2, 0).numpy())
+    for name in ("a.png", "b.bmp"): picture.save(tmp_path / name)
+    Image.fromarray(PAIRS.pixels[1].permute(1, 2, 0).numpy()).save(tmp_path / "c.png")
+    (tmp_path / "d.png").symlink_to(tmp_path / "a.png")
+    paths = [str(tmp_path / name) for name in ("a.png", "b.bmp", "c.png", "d.png", "a.png")]
+    pairs = PairSet(Pairs(tuple(paths), tuple("abcde"), tmp_path), lambda picture: torch.from_numpy(numpy.array(picture)).permute(2, 0, 1))
+    batch = collate([pairs[i] for i in range(5)])
+    assert tuning.same_picture(batch.pictures).tolist() == [[i == j or 2 not in (i, j) for j in range(5)] for i in range(5)] and batch.pictures.dtype == torch.int64
+    assert torch.equal(batch.pictures[:3:2], collate([PAIRS[0], PAIRS[1]]).pictures)                 # pixels in memory have the same numbers
+    assert tuning.same_picture(collate([PAIRS[i] for i in range(40)]).pictures) is None
+    assert tuning.holds_pictures_twice(pairs) and tuning.holds_pictures_twice(TWICE) and not tuning.holds_pictures_twice(PAIRS)
+
+
+def loss_of_twice(backbone, **changes):
+    settings = dataclasses.replace(SHORT, **changes)
+    return take_step(backbone, make_optimiser(backbone, settings), TWICE.pixels, TWICE.captions, 0, settings, collate([TWICE[i] for i in range(8)]).pictures)["loss"]
+
+
+@pytest.mark.parametrize("objective, hide, clip_weight", [("masked", "random:0.5", 0.0), ("masked", "random:0.5", 0.5), ("clip", "none", 0.0), ("flip", "random:0.5", 0.0), ("picture", "random:0.5", 0.0)])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_same_picture_is_no_wrong_answer_in_any_objective(fresh, objective, hide, clip_weight, symmetric):
+    backbone, settings = fresh(), dataclasses.replace(SHORT, objective=objective, hide=hide)
+    with torch.no_grad():
+        view = tuning.query_view(backbone, TWICE.pixels.float() / 255, TWICE.captions, settings, generator(0, "hide", 0), 0.0)
+        masked, text, whole = backbone.encode_image(view.pixels, view.hidden).double(), backbone.encode_text(TWICE.captions).double(), backbone.encode_image(TWICE.pixels).double()
+    query, target = {"masked": (unit(text) + unit(masked), whole), "clip": (whole, text), "flip": (masked, text), "picture": (masked, whole)}[objective]
+    def loss(query, target, symmetric):
+        dots = (backbone.scale.item() * unit(query) @ unit(target).T)
+        for i, j in ((0, 4), (1, 5)): dots[i, j] = dots[j, i] = -1e9
+        return (choose(dots.tolist()) + choose(dots.T.tolist())) / 2 if symmetric else choose(dots.tolist())
+    wanted = loss(query, target, symmetric) + clip_weight * loss(whole, text, True)
+    ask = lambda **more: loss_of_twice(fresh(), objective=objective, hide=hide, clip_weight=clip_weight, symmetric=symmetric, **more)
+    assert ask() == pytest.approx(wanted, rel=1e-4)
+    assert ask(ignore_same_picture=False) > ask() + 1e-3
+
+
+@pytest.mark.parametrize("avoid", ["own", "all"])
+def test_avoided_pictures_stay_wrong_beside_the_same_picture(fresh, avoid):
+    plain, further = (loss_of_twice(fresh(), hide="recolour", avoid=name) for name in ("none", avoid))
+    assert further > plain and loss_of_twice(fresh(), hide="recolour", avoid=avoid, ignore_same_picture=False) > further
+
+
+def test_the_papers_loss_counts_the_same_picture_as_released(fresh):
+    assert loss_of_twice(fresh(), objective="paper") == loss_of_twice(fresh(), objective="paper", ignore_same_picture=False)
+
+
+def test_without_a_picture_twice_it_changes_nothing(fresh):
+    one, other = fresh(), fresh()
+    assert run(one).history == run(other, ignore_same_picture=False).history and same(one, other)
+
+
+def run_of_old(fresh, folder, pairs):
+    "A run that was stopped before the setting existed."
+    with pytest.raises(KeyboardInterrupt): run(fresh(), folder, Fuse(40, pairs), ignore_same_picture=False)
+    record = json.loads((folder / "run.json").read_text())
+    del record["settings"]["ignore_same_picture"]
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+def test_an_older_run_goes_on_where_no_picture_is_there_twice(fresh, tmp_path):
+    pairs = TensorPairs(PAIRS.pixels[[*range(39), 0]], PAIRS.captions)
+    run_of_old(fresh, tmp_path / "no", PAIRS)
+    run_of_old(fresh, tmp_path / "yes", pairs)
+    assert run(fresh(), tmp_path / "no").continued_from == 3
+    with pytest.raises(PliError, match="ignore_same_picture was False, now True"): run(fresh(), tmp_path / "yes", pairs)
+    assert run(fresh(), tmp_path / "yes", pairs, ignore_same_picture=False).continued_from == 3
+    assert tuning.settings_before({"objective": "paper", "ignore_same_picture": True}, pairs)["ignore_same_picture"] is True
+
+
+# ---- bf16 on a processor
+
+@pytest.mark.parametrize("text, wanted", [("flags\t\t: fpu avx2 avx512f avx512_bf16\n", True), ("flags : fpu avx512f amx_bf16 amx_tile\n", True), ("Features\t: fp asimd bf16 sve\n", True),
+                                          ("flags : fpu avx2 avx512f avx512bw\n", False), ("Features : fp asimd\n", False), ("processor : 0\n", None), (None, None)])
+def test_bf16_in_hardware_is_read_from_the_processors_flags(tmp_path, text, wanted):
+    if text is not None: (tmp_path / "cpuinfo").write_text(text)
+    assert tuning.bf16_in_hardware(tmp_path / "cpuinfo") is wanted
+
+
+def test_bf16_without_hardware_says_what_it_costs(fresh, monkeypatch):
+    for known, precision, count in ((False, "bf16", 1), (True, "bf16", 0), (None, "bf16", 0), (False, "auto", 0), (False, "fp32", 0)):
+        lines = []
+        monkeypatch.setattr(tuning, "bf16_in_hardware", lambda: known)
+        run(fresh(), steps=1, precision=precision, say=lines.append)
+        assert len([line for line in lines if "computed in software" in line and "leave precision out" in line and "\n" not in line]) == count
+
+
+# ---- disks that are full, bits that flip
+
+FULL_SCRIPT = '''
+import resource, signal, sys
+import open_clip, torch
+from pathlib import Path
+from pli import tuning
+from pli.backbones import load_backbone
+from pli.core import PliError
+from pli.data import TensorPairs
+
+configs, folder, fill, what = sys.argv[1:]
+open_clip.add_model_config(configs)
+chance = torch.Generator().manual_seed(0)
+pairs = TensorPairs(torch.randint(0, 256, (40, 3, 32, 32), generator=chance, dtype=torch.uint8), [f"thing number {i}" for i in range(40)])
+settings = tuning.TuneSettings(steps=8, batch_size=8, learning_rate=1e-3, warmup=2, checkpoint_every=3, hide="random:0.5")
+
+class Fills(TensorPairs):
+    "After the first checkpoint nothing more fits."
+    reads = 0
+    def __getitem__(self, index):
+        Fills.reads += 1
+        if Fills.reads == 33:
+            if fill == "limit":
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+            else:
+                with open(fill, "wb", buffering=0) as file:
+                    try:
+                        while True: file.write(bytes(4096))
+                    except OSError: pass
+        return super().__getitem__(index)
+
+try:
+    if what == "tune": tuning.tune(load_backbone("tunetest-plain"), Fills(pairs.pixels, pairs.captions), settings, folder)
+    else:
+        models = [load_backbone("tunetest-plain"), load_backbone("tunetest-plain", seed=1)]
+        for i in range(33): Fills(pairs.pixels, pairs.captions)[0]
+        tuning.average(models).save(folder)
+except PliError as error: print("PliError:", error)
+'''
+
+
+@pytest.mark.parametrize("how", ["mount", "limit"])
+@pytest.mark.parametrize("what", ["tune", "average"])
+def test_a_full_disk_is_one_line_and_loses_nothing(fresh, configs, tmp_path, how, what):
+    "A real small file system where one can be mounted; else, and besides, the system's limit on the size of a file."
+    if how == "limit" and not hasattr(signal, "SIGXFSZ"): pytest.skip("this system has no limit on the size of a file")
+    (tmp_path / "full.py").write_text(FULL_SCRIPT)
+    (tmp_path / "small").mkdir()
+    folder, room = (tmp_path / "small" / "run", tmp_path / "kept") if how == "mount" else (tmp_path / "run", tmp_path / "run")
+    words = [sys.executable, "-m", "full", str(configs), str(folder), str(tmp_path / "small" / "filler") if how == "mount" else "limit", what]
+    if how == "mount":
+        size = "32m"
+        mount = f"mount -t tmpfs -o size={size} tmpfs '{tmp_path}/small'"
+        if not hasattr(os, "geteuid") or subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True).returncode: pytest.skip("no file system can be mounted here")
+        words = ["unshare", "-rm", "sh", "-c", mount + ' && "$@"; status=$?; ' + f"cp -r '{folder}' '{room}'; exit $status", "sh", *words]
+    path = os.pathsep.join([str(Path(pli.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(words, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(torch.get_num_threads())}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stdout.splitlines() if line.startswith("PliError")]
+    name = "log.jsonl|checkpoint.safetensors" if what == "tune" else "open_clip_model.safetensors"
+    assert len(told) == 1 and numpy.all([word in told[0] for word in ("cannot be written", "the disk is full" if how == "mount" else "files may not be so large", "are free there", "make room")]), done.stdout
+    assert any(part in told[0] for part in name.split("|"))
+    if what == "average":
+        assert not room.exists() or not list(room.iterdir())
+        return
+    assert "it needs" in told[0] and not list(room.glob(".*.part"))
+    again, whole = fresh(), fresh()
+    assert run(again, room).continued_from == 3                                        # the checkpoint before it is whole
+    run(whole)
+    assert same(again, whole)
+
+
+def test_one_bit_in_a_checkpoint_is_noticed(fresh, tmp_path):
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path / "run", Fuse(40))
+    checkpoint = tmp_path / "run" / "checkpoint.safetensors"
+    good = checkpoint.read_bytes()
+    start = 8 + int.from_bytes(good[:8], "little")
+    for place in (start, start + 7, (start + len(good)) // 2, len(good) - 1):
+        for bit in (0, 6):
+            bad = bytearray(good)
+            bad[place] ^= 1 << bit
+            checkpoint.write_bytes(bad)
+            backbone = fresh()
+            with pytest.raises(PliError, match="checkpoint.safetensors: this checkpoint cannot be continued .its contents are not what was written") as caught: run(backbone, tmp_path / "run")
+            assert "\n" not in str(caught.value) and same(backbone, fresh())               # nothing of it was put in place
+    checkpoint.write_bytes(good.replace(b'\\"step\\": 3', b'\\"step\\": 2'))             # the record is covered too
+    with pytest.raises(PliError, match="not what was written"): run(fresh(), tmp_path / "run")
+    checkpoint.write_bytes(good)
+    log = tmp_path / "run" / "log.jsonl"
+    lines = log.read_text()
+    log.write_text(lines.replace('"loss": 2', '"loss": 3', 1))
+    assert log.read_text() != lines
+    with pytest.raises(PliError, match="log.jsonl: is not what was written"): run(fresh(), tmp_path / "run")
+    log.write_text(lines)
+    assert run(fresh(), tmp_path / "run").continued_from == 3
+
+
+def test_an_older_checkpoint_without_a_digest_goes_on_and_says_so(fresh, tmp_path):
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path, Fuse(40))
+    checkpoint, lines = tmp_path / "checkpoint.safetensors", []
+    with tuning.safe_open(checkpoint, "pt") as file: tensors, record = {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["record"])
+    del record["log"], record["sha256"]
+    save_file(tensors, checkpoint, {"record": json.dumps(record)})
+    again, whole = fresh(), fresh()
+    assert run(again, tmp_path, say=lines.append).continued_from == 3 and run(whole) and same(again, whole)
+    assert len([line for line in lines if "without a digest" in line]) == 1
+
+
+# ---- two at once, and a folder that goes away
+
+def test_two_runs_in_one_folder(fresh, tmp_path):
+    "The second is refused while the first is at work, leaves its files alone, and says which process that is."
+    refused = []
+    class Busy(TensorPairs):
+        def __getitem__(self, index):
+            if not refused:
+                (tmp_path / ".checkpoint.safetensors.1.part").write_text("half of the first one's checkpoint")
+                with pytest.raises(PliError, match=rf"process {os.getpid()} is at work there") as caught: run(fresh(), tmp_path)
+                refused.append((tmp_path / ".checkpoint.safetensors.1.part").exists())
+            return super().__getitem__(index)
+    one, whole = fresh(), fresh()
+    run(one, tmp_path, Busy(PAIRS.pixels, PAIRS.captions))
+    run(whole)
+    assert refused == [True] and same(one, whole) and not (tmp_path / ".lock").exists()
+
+
+def test_killed_while_the_first_record_was_written(fresh, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.json.4711.part").write_text('{"settings": {"hi')
+    (tmp_path / "run" / ".lock").write_text("4711")
+    assert run(fresh(), tmp_path / "run").continued_from is None
+    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["checkpoint.safetensors", "last", "log.jsonl", "run.json"]
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_folder_that_is_removed_ends_the_run(fresh, tmp_path, replaced):
+    import shutil
+    class Sweeper(Fuse):
+        def __getitem__(self, index):
+            self.left -= 1
+            if self.left == 0:
+                shutil.rmtree(tmp_path / "run")
+                if replaced:                                                             # by another process, with the same command
+                    (tmp_path / "run").mkdir()
+                    (tmp_path / "run" / "run.json").write_text("{}")
+                    (tmp_path / "run" / ".lock").write_text("1")
+            return TensorPairs.__getitem__(self, index)
+    with pytest.raises(PliError, match="run: the folder of this run was removed or replaced while it ran"): run(fresh(), tmp_path / "run", Sweeper(30))
+    assert (sorted(file.name for file in (tmp_path / "run").iterdir()) == [".lock", "run.json"]) if replaced else not (tmp_path / "run" / "log.jsonl").exists()
+
+
+# ---- what may not change between two parts of a run
+
+def test_other_pictures_under_the_same_names_are_another_run(fresh, tmp_path):
+    pairs = picture_pairs(tmp_path / "pictures", broken=())
+    data = PairSet(pairs, fresh().pixels)
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path / "run", FuseFiles(pairs, fresh().pixels, 40))
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert len(record["picture files"]) == 16
+    good = {path: Path(path).read_bytes() for path in pairs.paths}
+    for path in pairs.paths[:3]: Path(path).write_bytes(good[path] + b"\0")               # other sizes
+    with pytest.raises(PliError, match="run: the picture files are not those that the run began with"): run(fresh(), tmp_path / "run", data)
+    for path in pairs.paths: Path(path).write_bytes(good[path][:-1] + bytes([good[path][-1] ^ 1]))   # the same sizes, other contents
+    with pytest.raises(PliError, match="the picture files are not those"): run(fresh(), tmp_path / "run", data)
+    for path in pairs.paths: Path(path).write_bytes(good[path])
+    assert run(fresh(), tmp_path / "run", data).continued_from == 3
+    assert tuning.files_digest(PAIRS) is None
+    for name in ("picture files", "threads"): record.pop(name)                            # a run of an older version
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    assert run(fresh(), tmp_path / "run", data).continued_from == 8
+
+
+class FuseFiles(PairSet):
+    def __init__(self, pairs, pixels, left): super().__init__(pairs, pixels); self.left = left
+    def __getitem__(self, index):
+        self.left -= 1
+        if self.left < 0: raise KeyboardInterrupt
+        return super().__getitem__(index)
+
+
+def test_another_number_of_threads_is_told(fresh, tmp_path):
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path, Fuse(40))
+    lines, before = [], torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try: assert run(fresh(), tmp_path, say=lines.append).continued_from == 3
+    finally: torch.set_num_threads(before)
+    assert [line for line in lines if "threads" in line] == [f"{tmp_path}: the run began with {before} threads, this process has {before + 1}: its numbers will not repeat to the bit"]
+
+
+# ---- a process that reads pictures dies
+
+class Deadly(TensorPairs):
+    "In one of the processes that read, the twentieth picture is the last."
+    reads = 0
+    def __getitem__(self, index):
+        if torch.utils.data.get_worker_info() is not None:
+            Deadly.reads += 1
+            if Deadly.reads == 20: os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+@pytest.mark.parametrize("batches", ["random", "near"])
+def test_a_reading_process_that_dies_is_one_line(fresh, tmp_path, batches):
+    pairs = Deadly(PAIRS.pixels, PAIRS.captions)
+    with pytest.raises(PliError, match="a process that reads pictures died .*use fewer workers, or 0") as caught: run(fresh(), tmp_path, pairs, workers=1, steps=40, checkpoint_every=1, batches=batches)
+    assert "\n" not in str(caught.value)
+    if batches == "near": return
+    done = run(fresh(), tmp_path, steps=40, checkpoint_every=1)                            # without it, from where it was
+    whole = run(fresh(), steps=40)
+    assert done.history == whole.history
+
+
+def test_an_error_inside_a_reading_process_keeps_its_words(fresh, tmp_path):
+    class Odd(TensorPairs):
+        def __getitem__(self, index): return index, torch.zeros(3, 8 + index % 2, 8, dtype=torch.uint8), "odd"
+    for workers in (0, 1):
+        with pytest.raises(PliError, match=r"^pictures of different sizes in one batch, .*must bring them to one size$"): run(fresh(), None, Odd(PAIRS.pixels, PAIRS.captions), workers=workers)
+
+
+# ---- a finished run goes on as another
+
+def test_a_finished_run_is_prolonged_from_weights_and_moments(fresh, tmp_path):
+    "With a constant rate and no warm-up, two runs of four steps are one of eight: weights, moments, order, masks."
+    flat = {"schedule": "constant", "warmup": 0}
+    one, whole = fresh(), fresh()
+    run(one, tmp_path / "one", steps=4, **flat)
+    wanted = run(whole, steps=8, **flat)
+    two = load_backbone(str(tmp_path / "one" / "last"))
+    result = run(two, tmp_path / "two", steps=4, prolong=tmp_path / "one", **flat)
+    assert same(two, whole) and [record["loss"] for record in result.history] == [record["loss"] for record in wanted.history[4:]]
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["steps before"] == 4
+    stranger = fresh(seed=5)
+    run(stranger, tmp_path / "three", steps=2, prolong=tmp_path / "two", learning_rate=1e-4)      # whatever the model held, it begins with the run's
+    assert json.loads((tmp_path / "three" / "run.json").read_text())["steps before"] == 8
+
+
+def test_a_prolonged_run_is_killed_and_continued(fresh, tmp_path):
+    run(fresh(), tmp_path / "one")
+    more = {"prolong": tmp_path / "one", "learning_rate": 1e-4, "validate": lambda backbone: backbone.scale.item(), "validate_every": 2}
+    whole, again = fresh(), fresh()
+    wanted = run(whole, tmp_path / "whole", **more)
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path / "two", Fuse(40), **more)
+    result = run(again, tmp_path / "two", **more)
+    assert result.continued_from == 3 and same(whole, again) and result.history == wanted.history and result.scores == wanted.scores
+    with pytest.raises(PliError, match="steps before was 8, now None|start was"): run(fresh(), tmp_path / "two", learning_rate=1e-4, validate_every=2)
+
+
+def test_what_cannot_be_prolonged(fresh, tmp_path):
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path / "half", Fuse(40))
+    run(fresh(), tmp_path / "done")
+    for folder, out, says in ((tmp_path / "half", "out", "half: this run is at step 3 of 8; finish it first"), (tmp_path / "none", "out", "none: holds no run with a checkpoint"),
+                              (tmp_path / "done", "done", "done: a run is prolonged as another run; choose another folder")):
+        with pytest.raises(PliError, match=says): run(fresh(), tmp_path / out, prolong=folder)
+    lines = []
+    run(fresh(), tmp_path / "out", chance_pairs(30), prolong=tmp_path / "done", say=lines.append)
+    assert len([line for line in lines if "learned from other pairs than these" in line]) == 1
