@@ -265,6 +265,7 @@ def demo(
     say: Callable[[str], None] = print,
 ) -> dict:                                    # what `results.json` holds
     "Run the experiment in both worlds, print the table and write the report. Raises `PliError` where another process is at work in the folder."
+    pick_device(device)                      # a wrong one leaves no folder behind
     with alone_in(Path(folder)): return run_demo(folder, settings, device, say)
 
 def run_demo(folder: str | Path, settings: DemoSettings, device: str, say: Callable[[str], None]) -> dict:
