@@ -477,14 +477,14 @@ def claim_folder(
     before = read_json(path)
     if not isinstance(before, dict) or not isinstance(before.get("settings"), dict): raise PliError(f"{path}: is no record of a run; choose another folder, or remove this one to start again")
     if before.get("threads", run.get("threads")) != run.get("threads"): say(f"{folder}: the run began with {before['threads']} threads, this process has {run['threads']}: its numbers will not repeat to the bit")
-    files = run.get("picture files")
-    if before.get("picture files", files) != files: raise PliError(f"{folder}: the picture files are not those that the run began with (the sizes of all or the contents of a sample differ); bring them back, or choose another folder")
     flat = lambda record: {**record.get("settings", {}), **{key: value for key, value in record.items() if key not in BESIDE}}
     old, new = flat(before), flat(run)
     if ADDED.keys() - old.keys(): old = settings_before(run["settings"], data) | old
     old = {"activation": run.get("activation")} | old                                       # older runs do not say theirs
     if str(old["activation"]).partition(",")[0] == str(new.get("activation")).partition(",")[0]: old["activation"] = new.get("activation")   # who says so may differ
     changed = [f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in sorted(new.keys() | flat(before).keys()) if old.get(key) != new.get(key)]
+    files = run.get("picture files")
+    if not changed and before.get("picture files", files) != files: raise PliError(f"{folder}: the picture files are not those that the run began with (the sizes of all or the contents of a sample differ); bring them back, or choose another folder")
     if changed: raise PliError(f"{folder}: holds another run ({'; '.join(changed)}); choose another folder, or remove this one to start again")
     for file in folder.rglob(".*.part"): file.unlink()
     return (folder / "checkpoint.safetensors").exists()

@@ -513,7 +513,7 @@ def test_the_whole_split_is_between_the_bounds(seed, lost):
             for measure, (value, *_) in section["composers"]["sum:1"].items():
                 worst, low, high = some["bounds"]["sum:1"][measure][name]
                 assert worst - 0.01 <= value <= high + 0.01 and worst <= low <= high, (name, measure)
-                if not gone: assert worst == low == high == value
+                if not gone: assert worst == low == high and abs(value - low) < 0.011      # sums in another order, rounded to two digits
         assert not gone or "INCOMPLETE" in as_page(some) and "INCOMPLETE" in as_markdown_page(some) and "INCOMPLETE" in as_latex(some)
 
 
