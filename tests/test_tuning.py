@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import pli
-from pli import tuning
+from pli import core, tuning
 from pli.backbones import load_backbone
 from pli.core import PliError, generator, unit
 from pli.data import Pairs, PairSet, TensorPairs, collate
@@ -93,7 +93,7 @@ class Fuse(TensorPairs):
 SCRIPT = '''
 import os, signal, sys, time
 import open_clip, torch
-from pli import tuning
+from pli import core, tuning
 from pli.backbones import load_backbone
 from pli.data import TensorPairs
 
@@ -105,15 +105,15 @@ class Slow(TensorPairs):
         if mode == "slow": time.sleep(0.01)
         return super().__getitem__(index)
 
-save, written = tuning.save_file, []
-def torn(tensors, path, metadata):
+wait, written = core.to_disk, []
+def torn(path):
     "The second checkpoint gets half of its bytes before the lights go out."
-    save(tensors, path, metadata)
-    written.append(path)
+    if "checkpoint" in path.name: written.append(path)
     if mode == "torn" and len(written) == 2:
         os.truncate(path, os.path.getsize(path) // 2)
         os.kill(os.getpid(), signal.SIGKILL)
-tuning.save_file = torn
+    wait(path)
+core.to_disk = torn
 
 if __name__ == "__main__":
     chance = torch.Generator().manual_seed(0)
@@ -188,14 +188,14 @@ def test_continued_by_the_same_object_too(fresh, tmp_path):
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(fresh, tmp_path, monkeypatch):
-    save, calls = tuning.save_file, []
-    def full(tensors, path, metadata):
-        calls.append(path)
+    wait, calls = core.to_disk, []
+    def full(path):
+        if "checkpoint" in path.name: calls.append(path)
         if len(calls) == 2:
             Path(path).write_bytes(b"half of it")
             raise OSError(28, "No space left on device")
-        save(tensors, path, metadata)
-    monkeypatch.setattr(tuning, "save_file", full)
+        wait(path)
+    monkeypatch.setattr(core, "to_disk", full)
     with pytest.raises(OSError): run(fresh(), tmp_path / "run")
     assert not list((tmp_path / "run").glob(".*"))
     again = fresh()
@@ -998,6 +998,7 @@ def test_a_run_from_before_a_setting_existed_goes_on(fresh, tmp_path):
     with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path, Fuse(40))
     record = json.loads((tmp_path / "run.json").read_text())
     for name in ("avoid", "batches", "ignore_same_picture"): record["settings"].pop(name)
+    del record["sha256"]
     (tmp_path / "run.json").write_text(json.dumps(record))
     with pytest.raises(PliError, match="avoid was 'none', now 'own'"): run(fresh(), tmp_path, avoid="own")
     assert run(again, tmp_path).history == wanted.history and same(whole, again)
@@ -1171,7 +1172,7 @@ def run_of_old(fresh, folder, pairs):
     "A run that was stopped before the setting existed."
     with pytest.raises(KeyboardInterrupt): run(fresh(), folder, Fuse(40, pairs), ignore_same_picture=False)
     record = json.loads((folder / "run.json").read_text())
-    del record["settings"]["ignore_same_picture"]
+    del record["settings"]["ignore_same_picture"], record["sha256"]
     (folder / "run.json").write_text(json.dumps(record))
 
 
@@ -1208,7 +1209,7 @@ FULL_SCRIPT = '''
 import resource, signal, sys
 import open_clip, torch
 from pathlib import Path
-from pli import tuning
+from pli import core, tuning
 from pli.backbones import load_backbone
 from pli.core import PliError
 from pli.data import TensorPairs
@@ -1371,7 +1372,7 @@ def test_other_pictures_under_the_same_names_are_another_run(fresh, tmp_path):
     for path in pairs.paths: Path(path).write_bytes(good[path])
     assert run(fresh(), tmp_path / "run", data).continued_from == 3
     assert tuning.files_digest(PAIRS) is None
-    for name in ("picture files", "threads"): record.pop(name)                            # a run of an older version
+    for name in ("picture files", "threads", "sha256"): record.pop(name)                            # a run of an older version
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     assert run(fresh(), tmp_path / "run", data).continued_from == 8
 
