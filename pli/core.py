@@ -191,6 +191,8 @@ def atomic(
         os.replace(temporary, path)
         to_disk(path.parent)
     except Exception as error:
+        if isinstance(error, FileNotFoundError) and not os.path.lexists(temporary):
+            raise PliError(f"{shown(path)}: its folder was removed or replaced while it was written; nothing more is written there") from None
         if isinstance(error, NoRoom) or (why := full(error)) is None: raise
         reached = temporary.stat().st_size if temporary.exists() else 0
         temporary.unlink(missing_ok=True)

@@ -33,7 +33,7 @@ torch.set_num_threads(1)
 MOST = 180                                 # seconds that a command may take; the longest takes about a fifth of that
 VOLATILE = {"date", "seconds", "continued", "seconds a step", "seconds to measure", "sha256"}   # what may differ between two runs; a digest covers the others
 WRITES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"}
-REMEDY = re.compile(r"\b(remove|choose|bring|make room|wait|again|name|give)\b")
+REMEDY = re.compile(r"\b(remove|choose|bring|make room|wait|again|name|give|use)\b")
 
 PLAN = """
 title = "faults"
@@ -387,7 +387,8 @@ class Harness:
         try:
             line = self.told(child, [path.name, *(str(parent.relative_to(folder)) for parent in path.parents if folder in parent.parents)], folder)
             self.counts["damaged, told"] += 1
-            if "bring" in line: path.write_bytes(before)                             # the way on that the line names
+            self.counts[f"told, {kind}"] += 1
+            if re.search("bring|copy or download", line.lower()): path.write_bytes(before)                             # the way on that the line names
             elif "folder" in line: shutil.rmtree(next(parent for parent in path.parents if str(parent.relative_to(folder)) in line))
             else: path.unlink()
             last = self.chain(task, folder)
@@ -412,7 +413,10 @@ class Harness:
         folder = self.base / "rounds" / str(number)
         self.counts["rounds"] += 1
         self.counts[f"rounds, {task.name}"] += 1
-        try: getattr(self, way)(rng, task, folder)
+        try:
+            for _ in range(4 if way == "flips" else 1):
+                shutil.rmtree(folder, ignore_errors=True)
+                getattr(self, way)(rng, task, folder)
         except Fault as fault:
             self.faults.append({"round": number, "task": task.name, "fault": way, "what": str(fault).replace(str(self.base) + "/", "")})
             self.say(f"FAULT in round {number} ({task.name}, {way}): {self.faults[-1]['what']}")

@@ -1,4 +1,5 @@
 "pli.gallery: crops by hand, one feature a picture whatever the batch, a store that survives kills, faults and changed checkpoints, search against a slow sort."
+import copy
 import errno
 import json
 import math
@@ -727,3 +728,15 @@ def test_a_picture_that_would_grow_by_padding_is_refused_before_it_does(tmp_path
     Image.new("RGB", (16_000, 100)).save(tmp_path / "a.png")
     error = PictureFiles(["a.png"], tmp_path, TargetPad())[0]
     assert isinstance(error, PictureError) and error.cause == "too large picture" and "padded to 16000 x 12800" in str(error)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+def test_a_reading_process_that_is_killed_is_one_line(root, tiny, features, cache):
+    def dying(picture):
+        os.kill(os.getpid(), signal.SIGKILL)
+    backbone = copy.copy(tiny)
+    backbone.pixels = dying
+    with pytest.raises(PliError, match="^a process that reads pictures died .*; often memory .* use fewer workers, or 0. .* the same command goes on from there$"):
+        encode_files(backbone, NAMES, root, cache=cache, workers=1)
+    assert not [path for path in cache.folder.rglob("*") if path.suffix == ".part"]
+    assert torch.equal(encode_files(tiny, NAMES, root, cache=cache), features)

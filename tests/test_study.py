@@ -263,7 +263,7 @@ def test_first_ranks_are_those_of_a_sweep():
 def test_a_study_leaves_small_results_and_the_last_models(whole):
     assert {path.name for path in (whole / "out").iterdir()} == NAMES and all(path.stat().st_size < 20_000 for path in (whole / "out").iterdir())
     assert {path.name for path in (whole / "runs").iterdir()} == {"control-0", "control-1", "mix-it-0", "mix-it-1"}
-    assert {path.name for path in (whole / "runs" / "mix-it-0").iterdir()} == {"last", "log.jsonl", "log.jsonl.sha256", "run.json"}
+    assert {path.name for path in (whole / "runs" / "mix-it-0").iterdir()} == {"last", "log.jsonl", "done.json", "run.json"}
     record = stored(whole / "out")["mix-it-at-2-1.json"]
     assert record["arm"] == "mix it @ 2" and record["at"] == 2 and record["seed"] == 1 and record["settings"]["hide"] == "mix:0.5" and record["machine"]["threads"] and record["versions"]["torch"]
     assert set(record["ranks"]) == {"image", "text", "sum:1", "sum:2", "product:1"} and record["plain recall"]["pairs"] == 20 and record["last loss"] > 0

@@ -191,7 +191,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(fresh, tmp_pa
     wait, calls = core.to_disk, []
     def full(path):
         if "checkpoint" in path.name: calls.append(path)
-        if len(calls) == 2:
+        if "checkpoint" in path.name and len(calls) == 2:
             Path(path).write_bytes(b"half of it")
             raise OSError(28, "No space left on device")
         wait(path)
@@ -1462,3 +1462,26 @@ def test_what_cannot_be_prolonged(fresh, tmp_path):
     lines = []
     run(fresh(), tmp_path / "out", chance_pairs(30), prolong=tmp_path / "done", say=lines.append)
     assert len([line for line in lines if "learned from other pairs than these" in line]) == 1
+
+
+def test_more_reading_processes_than_the_machine_can_bear(fresh):
+    with pytest.raises(PliError, match="^workers must be 0 to .* got 100000$"): tune(fresh(), PAIRS, SHORT, workers=100_000)
+
+
+@pytest.mark.parametrize("name", ["run.json", "log.jsonl", "checkpoint.safetensors"])
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_pipe_in_a_run_is_not_waited_for(fresh, tmp_path, name):
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path, Fuse(40))
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(PliError, match=f"{name}: .*a pipe"): run(fresh(), tmp_path)
+
+
+def test_a_record_of_a_run_that_changed_is_told(fresh, tmp_path):
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path, Fuse(40))
+    good = (tmp_path / "run.json").read_text()
+    for bad in (good.replace('"pairs": 40', '"pairs": 41'), good[:-9], ""):
+        (tmp_path / "run.json").write_text(bad)
+        with pytest.raises(PliError, match="run.json: .*choose another folder, or remove this one to start again$"): run(fresh(), tmp_path)
+    (tmp_path / "run.json").write_text(good)
+    assert run(fresh(), tmp_path).continued_from == 3
