@@ -24,14 +24,13 @@ import torch
 from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageOps
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.transforms import Compose, Normalize, PILToTensor
 
-from .core import PliError, atomic, read_json, write_json
+from .core import PliError, read_json, save_tensors, tensors_digest, write_json
 from .data import shown
 from pli.weights import (
-    Choices, Notice, Weights, WeightsNotice, check_config, check_tag, choose_for_file, choose_for_model, in_whole_words,
+    DIGEST, Choices, Notice, Weights, WeightsNotice, check_beside, check_config, check_tag, choose_for_file, choose_for_model, in_whole_words,
     named_activation, no_network, offline_for, put_weights, read_weights, similar, tuned_from_a_file, weights_names,
 )
 
@@ -341,7 +340,9 @@ def weights_for(
         folder = Path(name.removeprefix("local-dir:"))
         path = open_clip.factory._find_checkpoint_in_dir(folder)
         if path is None: raise PliError(f"{shown(folder)}: there are no weights in it (open_clip_model.safetensors)")
-        return read_weights(path)
+        weights = read_weights(path)
+        check_beside(weights, folder / "open_clip_config.json")
+        return weights
     if pretrained and not open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained) and Path(pretrained).is_file():
         return read_weights(pretrained)
     return None
@@ -467,8 +468,9 @@ def save_backbone(
     config = backbone.config | {"model_cfg": model_cfg | {"quick_gelu": bool(model_cfg.get("quick_gelu"))}}     # said either way
     assumed = {key: value for key, value in backbone.choices.items() if value.endswith("assumed")}
     if assumed: config["pli"] = assumed                                                                        # open_clip passes over it
-    about = {"open_clip_config": json.dumps(config)}                  # a file that is parted from its folder says it, too; one entry, because several come in any order
-    with atomic(folder / "open_clip_model.safetensors", needs=sum(value.nbytes for value in weights.values())) as temporary: save_file(weights, temporary, about)
+    text = json.dumps(config)                                         # a file that is parted from its folder says it, too
+    about = {"open_clip_config": text, DIGEST: tensors_digest(sorted(weights.items()), text)}
+    save_tensors(folder / "open_clip_model.safetensors", weights, about)
     write_json(folder / "open_clip_config.json", config)
     if backbone.tokenizer is None and backbone.config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"): backbone.tokenizer = backbone.make_tokenizer()
     inner = getattr(backbone.tokenizer, "tokenizer", None)    # only tokenizers from the hub have files of their own

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TUNE_OPTIONS', 'BENCHMARKS', 'Parser', 'workers', 'natural', 'model_options', 'make_parser', 'add_demo', 'run_demo',
            'add_tune', 'tune_settings', 'aside', 'check_prolonged', 'run_tune', 'write_problems', 'command_line',
-           'add_average', 'run_average', 'benchmark_options', 'picture_options', 'composer_options', 'add_evaluate',
-           'asked', 'features_for', 'broken_bodies', 'list_missing', 'with_weight', 'wanted_composers',
+           'add_average', 'run_average', 'begun_by', 'benchmark_options', 'picture_options', 'composer_options',
+           'add_evaluate', 'asked', 'features_for', 'broken_bodies', 'list_missing', 'with_weight', 'wanted_composers',
            'usual_composer', 'check_choices', 'run_evaluate', 'ranking_composer', 'rank_to', 'made_by', 'named',
            'draw_curve', 'add_compare', 'read_report', 'about_both', 'run_compare', 'add_submit', 'run_submit',
            'add_score', 'run_score', 'add_cache', 'run_cache', 'add_mask', 'run_mask', 'fitted', 'add_study',
@@ -147,10 +147,10 @@ def aside(pairs, share: float, seed: int):
 
 def check_prolonged(args, settings) -> None:
     "Raise a `PliError` for a run that cannot be prolonged like this, before anything is loaded."
-    from pli.core import PliError, read_json
+    from pli.core import PliError, read_sealed
     run = Path(args.prolong)
     if not (run / "last").is_dir(): raise PliError(f"--prolong {run}: holds no finished run, whose model would be in {run / 'last'}")
-    record = read_json(run / "run.json")
+    record = read_sealed(run / "run.json", "bring back a copy, or prolong another run")
     earlier = record.get("settings") if isinstance(record, dict) else None
     if not isinstance(earlier, dict): raise PliError(f"{run / 'run.json'}: is no record of a run")
     if not hasattr(args, "learning_rate"): raise PliError(f"--prolong needs --learning-rate: the run's peak was {earlier.get('learning_rate')}, its schedule {earlier.get('schedule')} has come to its end, and what the new steps begin with is your choice")
@@ -215,10 +215,20 @@ def run_average(args) -> None:
     out = Path(args.out)
     if len(args.models) < 2: raise PliError("an average needs two models or more")
     if args.shares and len(args.shares) != len(args.models): raise PliError(f"--shares needs one number a model: got {len(args.shares)} for {len(args.models)} models")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())): raise PliError(f"--out {out}: is there already; choose another place")
-    average([load_backbone(name, None if Path(name).is_dir() else args.pretrained) for name in args.models], args.shares).save(out)
-    write_json(out / "provenance.json", provenance(args.typed, 0) | {"models": args.models, "shares": args.shares})
+    if out.exists() and not begun_by(out, args.typed): raise PliError(f"--out {out}: is there already; choose another place")
+    mean = average([load_backbone(name, None if Path(name).is_dir() else args.pretrained) for name in args.models], args.shares)
+    write_json(out / "provenance.json", provenance(args.typed, 0) | {"models": args.models, "shares": args.shares})   # first: whoever is killed can go on
+    mean.save(out)
     print(out)
+
+def begun_by(out: Path, typed: str) -> bool:
+    "Whether a folder holds nothing but what this very command has left."
+    from pli.core import PART, PliError, read_json
+    if not out.is_dir(): return False
+    names = [file.name for file in out.iterdir() if not PART.fullmatch(file.name)]
+    try: record = read_json(out / "provenance.json") if names else {"command": typed}
+    except PliError: return False
+    return isinstance(record, dict) and record.get("command") == typed
 
 # %% ../nbs/14_cli.ipynb #7d54f04e
 BENCHMARKS = ("fashioniq", "cirr", "circo", "genecis")

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from . import evaluate, viz
-from .core import PliError, atomic, read_json, write_json
+from .core import PliError, atomic, read_sealed, write_json
 from .data import shown
 from .evaluate import Frame, as_markdown, in_markdown, of_ranks, percent, values
 from .metrics import bootstrap, paired_bootstrap
@@ -100,7 +100,7 @@ def read_results(
 ) -> Study:
     "A study from its stored results alone. Raises `PliError` for files that are damaged, or do not belong together or to the plan."
     folder = Path(folder)
-    path, about = folder / "queries.json", read_json(folder / "queries.json")
+    path, about = folder / "queries.json", read_sealed(folder / "queries.json", "bring back a copy, or run the study again, which writes it")
     try:
         benchmark, first = about["benchmark"], torch.tensor([side == "1" for side in about["halves"]])
         frame = evaluate.frame_from({"benchmark": benchmark})

@@ -13,6 +13,7 @@ __all__ = ['SERVERS', 'NUMBER', 'FORMAT', 'MOST_UNPACKED', 'FEATURE_FILES', 'Ran
 # %% ../nbs/17_predictions.ipynb #dfd6af79
 import json
 import re
+import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -22,11 +23,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .benchmarks import READERS, Benchmark, as_listed, check_answered, check_complete, parse_protocol, with_gallery
-from .core import PliError, atomic, unit
+from .core import PliError, atomic, open_regular, save_tensors, unit
 from .data import first_line, shown
 from .evaluate import Features, Outcomes, outcomes, scores_of
 from .gallery.encode import top_k
@@ -194,13 +194,13 @@ def load_record(
 ) -> dict:
     "The object in a JSON file; a `PliError` names the file and what is wrong with it."
     try:
-        with open(path, "rb") as file: raw = file.read(most_bytes + 1)
+        with open_regular(path, sys.maxsize) as file: raw = file.read(most_bytes + 1)
         if len(raw) > most_bytes: raise PliError(f"it is larger than {most_bytes / 1e6:g} MB; list only the best pictures of each query")
         record = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=once)
         if not isinstance(record, dict): raise PliError(f'it holds {seen(record)}; rankings are an object with an entry "<query id>": [pictures, best first] for every query')
         return record
+    except PliError as error: raise PliError(f"{shown(path)}: {str(error).removeprefix(f'{shown(path)}: ')}") from None
     except OSError as error: raise PliError(f"{shown(path)}: cannot be read ({error.strerror})") from None
-    except PliError as error: raise PliError(f"{shown(path)}: {error}") from None
     except (ValueError, RecursionError) as error: raise PliError(f"{shown(path)}: not valid JSON ({first_line(error)}); is the file complete?") from None
 
 # %% ../nbs/17_predictions.ipynb #04f15aee
@@ -370,12 +370,12 @@ def from_npz(path: Path) -> tuple[list, Tensor]:
 
 def to_safetensors(path: Path, names: list[str], features: Tensor) -> None:
     "Write a `.safetensors` file that `from_safetensors` reads."
-    save_file({"features": features.contiguous()}, path, {"names": json.dumps(names)})
+    save_tensors(path, {"features": features}, {"names": json.dumps(names)})
 
 def to_npz(path: Path, names: list[str], features: Tensor) -> None:
     "Write a `.npz` file that `from_npz` reads; bfloat16, which numpy has not, is widened."
     features = features.float() if features.dtype == torch.bfloat16 else features
-    with open(path, "wb") as file: np.savez(file, features=features.numpy(), names=np.array(names, dtype=str))
+    with atomic(path) as temporary, open(temporary, "wb") as file: np.savez(file, features=features.numpy(), names=np.array(names, dtype=str))
 
 FEATURE_FILES = {".safetensors": (from_safetensors, to_safetensors), ".npz": (from_npz, to_npz)}
 
@@ -409,9 +409,10 @@ def read_features(
     "Named features of a `.safetensors` or `.npz` file. Raises `PliError` naming file and row."
     path = Path(path)
     reader = FEATURE_FILES[suffix_of(path)][0]
-    if not path.is_file(): raise PliError(f"{shown(path)}: no such file")
-    try: return check_features(*reader(path))
-    except PliError as error: raise PliError(f"{shown(path)}: {error}") from None
+    try:
+        open_regular(path, sys.maxsize).close()
+        return check_features(*reader(path))
+    except PliError as error: raise PliError(f"{shown(path)}: {str(error).removeprefix(f'{shown(path)}: ')}") from None
     except Exception as error:   # the parsers of foreign bytes raise nearly everything
         raise PliError(f"{shown(path)}: cannot be read ({first_line(error)}); is the file complete?") from None
 
@@ -424,7 +425,7 @@ def write_features(
     path, names = Path(path), list(map(str, names))
     write = FEATURE_FILES[suffix_of(path)][1]
     check_features(names, features)
-    with atomic(path) as temporary: write(temporary, names, features.detach().cpu())
+    write(Path(path), names, features.detach().cpu())
 
 # %% ../nbs/17_predictions.ipynb #9762df85
 def rows_for(

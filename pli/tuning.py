@@ -19,6 +19,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -29,13 +30,15 @@ import open_clip
 import torch
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
 from .backbones import Backbone
-from .core import LOCK, PliError, alone_in, atomic, bar, generator, read_json, still_alone_in, tensors_digest, told_of_workers, unit, write_json
+from pli.core import (
+    LOCK, PliError, alone_in, atomic, bar, check_workers, generator, open_regular, read_regular, read_sealed, save_tensors, sealed, still_alone_in,
+    tensors_digest, tidy, told_of_workers, unit, write_json,
+)
 from .data import BatchOrder, Company, collate, shown
 from .gallery.encode import ALIKE, encode_pixels, search
 from .gallery.search import write_features_read
@@ -402,8 +405,8 @@ def save_checkpoint(
     for name, weight in backbone.model.named_parameters():
         for key, value in optimiser.state.get(weight, {}).items(): tensors[f"optimiser.{key}.{name}"] = value
     tensors = {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}
-    text = json.dumps(record | {"sha256": tensors_digest(tensors.items(), json.dumps(record))})      # one key: safetensors writes several in any order
-    with atomic(path, needs=sum(value.nbytes for value in tensors.values())) as temporary: save_file(tensors, temporary, {"record": text})
+    text = json.dumps(record | {"sha256": tensors_digest(tensors.items(), json.dumps(record))})
+    save_tensors(path, tensors, {"record": text})
 
 # %% ../nbs/07_tuning.ipynb #eadd6adb
 def is_intact(
@@ -423,6 +426,7 @@ def load_checkpoint(
 ) -> dict:   # the record
     "Put weights and moments back in place. Raises `PliError` if the file is damaged, in a single bit too, or belongs to another model; then nothing was put in place."
     try:
+        open_regular(path, sys.maxsize).close()                   # safetensors would wait for a pipe
         if not is_intact(path): say(f"{shown(path)}: an older version wrote it without a digest, so damage in it could not be noticed")
         with safe_open(path, "pt", device=str(backbone.device)) as file:
             record, names = json.loads(file.metadata()["record"]), set(file.keys())
@@ -466,16 +470,16 @@ def claim_folder(
     say: Callable[[str], None] = print,
 ) -> bool:   # whether there is something to continue
     "Write what the run is into its folder, or check that the folder holds the same run. Raises `PliError` for another run and for other picture files; another number of threads is told."
-    path = folder / "run.json"
+    path, again = folder / "run.json", "choose another folder, or remove this one to start again"
     if folder.exists() and not folder.is_dir(): raise PliError(f"{folder}: is not a folder; choose another place for the run")
     torn = lambda file: file.name.startswith(".") and file.name.endswith(".part")     # half-written by a process that was killed, the first record of the run too
     if not path.exists():
         if folder.exists() and not all(torn(file) or file.name == LOCK for file in folder.iterdir()): raise PliError(f"{folder}: the folder is not empty and holds no run of pli; choose another one")
-        write_json(path, run)
-        for file in folder.glob(".*.part"): file.unlink()
+        write_json(path, sealed(run))
+        tidy(folder)
         return False
-    before = read_json(path)
-    if not isinstance(before, dict) or not isinstance(before.get("settings"), dict): raise PliError(f"{path}: is no record of a run; choose another folder, or remove this one to start again")
+    before = read_sealed(path, again)
+    if not isinstance(before, dict) or not isinstance(before.get("settings"), dict): raise PliError(f"{path}: is no record of a run; {again}")
     if before.get("threads", run.get("threads")) != run.get("threads"): say(f"{folder}: the run began with {before['threads']} threads, this process has {run['threads']}: its numbers will not repeat to the bit")
     flat = lambda record: {**record.get("settings", {}), **{key: value for key, value in record.items() if key not in BESIDE}}
     old, new = flat(before), flat(run)
@@ -486,7 +490,7 @@ def claim_folder(
     files = run.get("picture files")
     if not changed and before.get("picture files", files) != files: raise PliError(f"{folder}: the picture files are not those that the run began with (the sizes of all or the contents of a sample differ); bring them back, or choose another folder")
     if changed: raise PliError(f"{folder}: holds another run ({'; '.join(changed)}); choose another folder, or remove this one to start again")
-    for file in folder.rglob(".*.part"): file.unlink()
+    for part in [folder, *(path for path in folder.rglob("*") if path.is_dir())]: tidy(part)
     return (folder / "checkpoint.safetensors").exists()
 
 # %% ../nbs/07_tuning.ipynb #126e3fba
@@ -501,7 +505,7 @@ def take_over(
     if folder is not None and folder.resolve() == finished.resolve(): raise PliError(f"{finished}: a run is prolonged as another run; choose another folder for it")
     checkpoint = finished / "checkpoint.safetensors"
     if not (finished / "run.json").exists() or not checkpoint.exists(): raise PliError(f"{finished}: holds no run with a checkpoint, and there is nothing else to prolong")
-    run = read_json(finished / "run.json")
+    run = read_sealed(finished / "run.json", "bring back a copy, or prolong another run")
     try: steps, earlier = run["settings"]["steps"], run.get("steps before", 0)
     except (TypeError, KeyError, AttributeError): raise PliError(f"{finished / 'run.json'}: is no record of a run") from None
     record = load_checkpoint(checkpoint, backbone, optimiser, say)
@@ -552,7 +556,7 @@ def read_log(
     digest: str | None = None,   # SHA-256 of these lines, where it is known
 ) -> list[dict]:   # a record a step
     "The log up to a step; what a killed run wrote after its checkpoint is left out. Raises `PliError` if lines are missing or changed."
-    lines = path.read_bytes().splitlines(keepends=True)[:steps] if path.exists() else []
+    lines = read_regular(path, sys.maxsize - 1).splitlines(keepends=True)[:steps] if path.exists() else []
     try: history = [json.loads(line) for line in lines]
     except ValueError: history = []
     if digest and len(history) == steps and hashlib.sha256(b"".join(lines)).hexdigest() != digest: raise PliError(f"{path}: is not what was written, some bits have changed; remove the folder to start again")
@@ -610,6 +614,7 @@ def tune(
 ) -> TuneResult:
     "Tune a backbone on picture-caption pairs. Raises `PliError` for settings, folders or losses that cannot be used."
     check_settings(settings)
+    check_workers(workers)
     files, result, before = RunFiles(folder), TuneResult(), 0
     if slow := slow_bf16(settings.precision, backbone.device): say(slow)
     with files.alone(), switched_to_tuning(backbone), told_of_workers():

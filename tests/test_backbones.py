@@ -781,3 +781,41 @@ def test_check_mask_and_save_are_functions_too(get, tmp_path):
     save_backbone(backbone, tmp_path / "deep" / "er")
     assert (tmp_path / "deep" / "er" / "open_clip_model.safetensors").exists()
     assert not [file for file in (tmp_path / "deep" / "er").iterdir() if file.name.endswith(".part")]
+
+
+# --- bits that flip
+
+def told(folder):
+    with pytest.raises(PliError) as caught: load_backbone(folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+def test_a_flipped_bit_in_a_saved_model_is_told_wherever_it_is(tmp_path):
+    backbone = load_backbone("pli-tiny-48")
+    backbone.save(tmp_path / "m")
+    path, good, random = tmp_path / "m" / "open_clip_model.safetensors", (tmp_path / "m" / "open_clip_model.safetensors").read_bytes(), torch.Generator().manual_seed(0)
+    begin = 8 + int.from_bytes(good[:8], "little")
+    for place in [begin, len(good) - 1, *torch.randint(begin, len(good), (6,), generator=random).tolist()]:
+        path.write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1:])
+        assert f"{path}: its weights are not what was written, some bits have changed; bring back a copy" in told(tmp_path / "m")
+    with pytest.raises(PliError, match="its weights are not what was written"): load_backbone("pli-tiny-48", str(path))     # as --pretrained, too
+    path.write_bytes(good)
+    assert all(torch.equal(value, backbone.model.state_dict()[name]) for name, value in load_backbone(tmp_path / "m").model.state_dict().items())
+    assert all(torch.equal(value, backbone.model.state_dict()[name]) for name, value in open_clip.create_model(f"local-dir:{tmp_path / 'm'}").state_dict().items())   # open_clip passes over the digest
+
+def test_a_configuration_that_is_not_the_weights_own_is_told(tmp_path):
+    load_backbone("pli-tiny-48").save(tmp_path / "m")
+    path = tmp_path / "m" / "open_clip_config.json"
+    good = json.loads(path.read_text())
+    other = json.loads(path.read_text())
+    other["preprocess_cfg"]["mean"][0] += 0.01
+    path.write_text(json.dumps(other))
+    assert "open_clip_config.json: is not what was saved with the weights beside it (preprocess_cfg.mean was [" in told(tmp_path / "m")
+    path.write_text(json.dumps(good) + "\n\n")                              # said otherwise, the same
+    load_backbone(tmp_path / "m")
+
+def test_a_folder_of_other_programs_has_no_digest_and_loads(tmp_path):
+    load_backbone("pli-tiny-48").save(tmp_path / "m")
+    path = tmp_path / "m" / "open_clip_model.safetensors"
+    save_file(load_file(path), path)
+    load_backbone(tmp_path / "m")

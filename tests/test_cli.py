@@ -3,10 +3,12 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -453,3 +455,38 @@ def test_an_average_replaces_nothing(tmp_path, capsys):
     for out in (tmp_path / "M", tmp_path / "M" / "open_clip_config.json"):
         assert main(["average", str(tmp_path / "M"), "pli-tiny-48", "--out", str(out)]) == 1 and "choose another place" in capsys.readouterr().err
     assert (tmp_path / "M" / "open_clip_model.safetensors").read_bytes() == before
+
+
+def test_a_killed_average_goes_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    load_backbone("pli-tiny-48", seed=1).save(tmp_path / "M")
+    words = ["average", "M", "pli-tiny-48", "--out", "mean"]
+    assert main(words) == 0
+    whole = files(tmp_path / "mean")
+    (tmp_path / "mean" / "open_clip_config.json").unlink()                # killed between its two files, and while it wrote the second
+    (tmp_path / "mean" / ".open_clip_config.json.1.part").write_text("{")
+    assert main(words) == 0 and files(tmp_path / "mean") == whole
+    shutil.rmtree(tmp_path / "mean")
+    (tmp_path / "mean").mkdir()
+    (tmp_path / "mean" / ".provenance.json.1.part").write_text("{")       # killed at once
+    assert main(words) == 0 and files(tmp_path / "mean") == whole
+    assert main([*words, "--shares", "0.25", "0.75"]) == 1 and "choose another place" in capsys.readouterr().err and files(tmp_path / "mean") == whole
+
+
+# --- two at once, and a folder that goes away
+
+def test_two_real_processes_and_a_folder_that_is_removed(drawn, tmp_path):
+    "The second is refused; the first ends with an error when its folder is taken away, and writes nothing more."
+    words = ["tune", str(drawn / "pairs.csv"), *TINY, "--steps", "5000", "--batch-size", "16", "--checkpoint-every", "1", "--held-out", "0.1", "--out", "run"]
+    first = subprocess.Popen([*START, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **ENVIRONMENT})
+    try:
+        while not (tmp_path / "run" / "checkpoint.safetensors").exists():
+            assert first.poll() is None, first.stderr.read()
+            time.sleep(0.05)
+        second = pli(*words, cwd=tmp_path)
+        assert second.returncode == 1 and second.stderr == f"pli tune: run: process {first.pid} is at work there; wait until it is done, or choose another folder\n"
+        (tmp_path / "run").rename(tmp_path / "gone")
+        said = first.communicate(timeout=120)[1]
+        assert first.returncode == 1 and re.fullmatch("pli tune: run(/.*)?: (the|its) folder .*was removed or replaced while it .*; nothing more is written there\n", said), said
+        assert not (tmp_path / "run").exists()
+    finally: first.kill()

@@ -1,5 +1,6 @@
 "pli.core: what strangers wrote is safe to print, what they named is safe to open, and what is written is whole and readable."
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -10,10 +11,11 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import pli.core
-from pli.core import MissingFile, PliError, atomic, first_line, open_regular, pick_device, read_json, read_regular, shown, write_json
+from pli.core import MissingFile, PliError, atomic, first_line, holder, open_regular, pick_device, read_json, read_regular, read_sealed, save_tensors, sealed, shown, tidy, write_json
 
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 
@@ -146,3 +148,70 @@ def test_killed_while_writing(tmp_path):
 
 def test_devices_that_are_not_there():
     with pytest.raises(PliError, match="Try --device auto"): pick_device("abacus\x1b[31m")
+
+
+def test_tensors_are_written_as_safetensors_reads_them_and_always_alike(tmp_path):
+    tensors = {"wide": torch.randn(3, 5, dtype=torch.float64), "flat": torch.tensor([True, False]), "none": torch.zeros(0, 4), "number": torch.tensor(7, dtype=torch.int32),
+               "turned": torch.randn(4, 6).half().T, "short": torch.randn(3).bfloat16(), "bytes": torch.arange(9, dtype=torch.uint8)}
+    about = {"z": "caf\u00e9", "a": "2", "m": '{"x": 1}'}
+    save_tensors(tmp_path / "a.safetensors", tensors, about)
+    save_tensors(tmp_path / "b.safetensors", dict(reversed(tensors.items())), about)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    found = load_file(tmp_path / "a.safetensors")
+    assert found.keys() == tensors.keys() and all(found[name].dtype == tensors[name].dtype and torch.equal(found[name], tensors[name]) for name in tensors)
+    with safe_open(tmp_path / "a.safetensors", "pt") as file: assert file.metadata() == about
+    with pytest.raises(PliError, match="c.safetensors: tensor 'odd' holds torch.complex64"): save_tensors(tmp_path / "c.safetensors", {"odd": torch.zeros(1, dtype=torch.complex64)})
+    assert sorted(os.listdir(tmp_path)) == ["a.safetensors", "b.safetensors"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no limit of file sizes")
+def test_dying_in_a_write_leaves_nothing_that_stays(tmp_path):
+    "The kernel ends the process in the middle of a tensor; who writes the file next takes its leftovers away, whatever they are called."
+    code = ("import resource, signal, sys, torch; from pli.core import save_tensors; signal.signal(signal.SIGXFSZ, signal.SIG_DFL); resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); "
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); save_tensors(sys.argv[1], {'x': torch.zeros(9999)})")
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.safetensors")]).returncode == -signal.SIGXFSZ and len(os.listdir(tmp_path)) == 1
+    save_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(9)})
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+def test_only_what_nobody_writes_is_swept(tmp_path):
+    for name in (".a.json.1.part", ".b.json.1.part", ".a.json.part", "a.part", ".a.json.x.part"): (tmp_path / name).write_text("half")
+    with atomic(tmp_path / "c.json") as temporary:
+        temporary.write_text("1")
+        code = "import sys; from pathlib import Path; from pli.core import tidy; tidy(Path(sys.argv[1]))"
+        subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)               # another process, which sees the lock
+        assert temporary.exists()
+    assert sorted(os.listdir(tmp_path)) == [".a.json.part", ".a.json.x.part", "a.part", "c.json"]
+    tidy(tmp_path / "nowhere")
+
+
+def test_every_flipped_bit_of_a_sealed_record_is_noticed_or_says_the_same(tmp_path):
+    path, record = tmp_path / "a.json", {"steps": 8, "text": "caf\u00e9", "list": [0.1, True, None]}
+    write_json(path, sealed(record))
+    good, noticed = path.read_bytes(), 0
+    for place in range(len(good)):
+        for bit in range(8):
+            path.write_bytes(good[:place] + bytes([good[place] ^ 1 << bit]) + good[place + 1:])
+            try: found = read_sealed(path, "remove it")
+            except PliError as error: noticed += str(error).endswith("remove it") and "\n" not in str(error)
+            else: assert found == record or {key: found.get(key) for key in record} == record     # white space, or the name of the digest
+    assert noticed > 0.9 * 8 * len(good)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_pipe_in_place_of_a_lock_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / ".lock")
+    assert holder(tmp_path / ".lock") == "another process"
+
+
+def test_a_file_that_grows_while_it_is_read(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"12345")
+    monkeypatch.setattr(pli.core.os, "fstat", lambda number: os.stat_result((*os.stat(tmp_path / "a")[:6], 2, 0, 0, 0)))
+    assert read_regular(tmp_path / "a", sys.maxsize - 1) == b"12345"
+
+
+def test_a_folder_that_is_removed_during_a_write_is_named(tmp_path):
+    with pytest.raises(PliError, match="a.json: its folder was removed or replaced while it was written"):
+        with atomic(tmp_path / "new" / "a.json") as temporary:
+            temporary.write_text("1")
+            (tmp_path / "new").rename(tmp_path / "old")

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from pli import viz
 from pli.backbones import load_backbone
 from pli.cli import main
+from pli.core import alone_in
 from pli.demo import (ARMS, WORLDS, DemoSettings, arm_settings, command_of, measure_arms, on_weights, page, quick, sentence_on, set_stage, sums_by_weight,
                       table_rows)
 from pli.evaluate import compare, every_composer, halves_line, outcomes_from
@@ -247,3 +248,9 @@ def test_another_demo_does_not_go_on_here(whole, capsys):
     error = capsys.readouterr().err
     assert error.startswith("pli demo: ") and "holds another run (" in error and "seed was 0, now 1" in error and error.count("\n") == 1
     assert files() == before
+
+
+def test_two_demos_in_one_folder(tmp_path, capsys):
+    with alone_in(tmp_path / "demo"): assert main(["demo", "--quick", "--out", str(tmp_path / "demo")]) == 1
+    said = capsys.readouterr().err
+    assert said == f"pli demo: {tmp_path / 'demo'}: process {os.getpid()} is at work there; wait until it is done, or choose another folder\n" and not list((tmp_path / "demo").iterdir())

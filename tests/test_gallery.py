@@ -1,4 +1,5 @@
-"pli.gallery.encode: crops by hand, one feature a picture whatever the batch, a store that survives kills, faults and changed checkpoints, search against a slow sort."
+"pli.gallery: crops by hand, one feature a picture whatever the batch, a store that survives kills, faults and changed checkpoints, search against a slow sort."
+import copy
 import errno
 import json
 import math
@@ -19,7 +20,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from pli.gallery import encode as gallery
 from pli.backbones import load_backbone
-from pli.core import PliError, generator, unit
+from pli.core import PliError, begun, generator, unit
 from pli.data import PictureError
 from pli.gallery.encode import (ALIKE, BrokenPictures, FeatureCache, PictureFiles, box_of, cache_folder, check_files, content_key, crop_around, encode_files, encode_pictures, encode_pixels,
                          encode_texts, features_of, read_shard, search, tile_shape, top_k, unusable, tower_digest, weights_digest, write_shard)
@@ -379,7 +380,7 @@ def test_something_else_where_a_shard_should_be(root, tiny, features, cache, cap
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), gallery.SafetensorError("I/O error: No space left on device")])
 def test_a_full_disk_costs_a_line(root, tiny, features, cache, monkeypatch, capsys, error):
     def full(*_, **__): raise error
-    monkeypatch.setattr(gallery, "save_file", full)
+    monkeypatch.setattr(gallery, "save_tensors", full)
     assert torch.equal(encode_files(tiny, NAMES, root, cache=cache), features)
     assert "features cannot be stored" in capsys.readouterr().err and not shards(cache)
     assert not [path for path in cache.folder.rglob("*") if path.suffix == ".part"]
@@ -402,11 +403,12 @@ def test_two_shards_with_the_same_pictures(root, tiny, features, cache):
 
 def test_what_a_killed_run_left_is_swept(root, tiny, cache):
     encode_files(tiny, NAMES[:3], root, cache=cache)
-    old, young = (cache.entries()[0].folder / f".{name}.safetensors.1.part" for name in ("old", "young"))
-    for path in (old, young): path.write_bytes(b"half")
-    os.utime(old, (time.time() - 2 * 86400,) * 2)
+    left, written = (cache.entries()[0].folder / f".{name}.safetensors.1.part" for name in ("left", "written"))
+    left.write_bytes(b"half")
+    file = begun(written)                                                # as `atomic` does: another process would be at it
     encode_files(tiny, NAMES[:3], root, cache=cache)
-    assert not old.exists() and young.exists()
+    assert not left.exists() and written.exists()
+    os.close(file)
 
 
 SCRIPT = """
@@ -726,3 +728,15 @@ def test_a_picture_that_would_grow_by_padding_is_refused_before_it_does(tmp_path
     Image.new("RGB", (16_000, 100)).save(tmp_path / "a.png")
     error = PictureFiles(["a.png"], tmp_path, TargetPad())[0]
     assert isinstance(error, PictureError) and error.cause == "too large picture" and "padded to 16000 x 12800" in str(error)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+def test_a_reading_process_that_is_killed_is_one_line(root, tiny, features, cache):
+    def dying(picture):
+        os.kill(os.getpid(), signal.SIGKILL)
+    backbone = copy.copy(tiny)
+    backbone.pixels = dying
+    with pytest.raises(PliError, match="^a process that reads pictures died .*; often memory .* use fewer workers, or 0. .* the same command goes on from there$"):
+        encode_files(backbone, NAMES, root, cache=cache, workers=1)
+    assert not [path for path in cache.folder.rglob("*") if path.suffix == ".part"]
+    assert torch.equal(encode_files(tiny, NAMES, root, cache=cache), features)

@@ -22,7 +22,7 @@ from pli.evaluate import Features, cross_chosen, every_composer, halves, of_rank
 from pli.backbones import load_backbone
 from pli.findings import alone, best, command_of, compared_with, draw, gain, hours_of, how_it_learned, is_sure, level, levels_table, made_of, plain_gain, plain_table, precision_line, read_results, solved, table, write_study
 from pli.metrics import paired_bootstrap, recall_at
-from pli.study import COMPOSERS, Arm, Clock, Job, Place, Stops, check_same, claim, code_digest, fewer, first_ranks, gather, held, hold_out, holder, jobs_of, listed, model_of, packed, precisions, read_plan, run, slug, unpacked
+from pli.study import COMPOSERS, Arm, Clock, Job, Place, Stops, check_same, claim, code_digest, fewer, first_ranks, gather, held, hold_out, holder, jobs_of, listed, model_of, packed, precisions, read_plan, read_result, run, slug, unpacked
 from pli.tuning import TuneSettings, average
 from pli.world import save_world
 
@@ -206,7 +206,7 @@ def test_what_is_no_plan_is_refused(tmp_path):
     with pytest.raises(PliError, match="no such file"): read_plan(tmp_path / "none.toml")
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(PliError, match="not valid TOML"): read_plan(tmp_path / "bytes.toml")
-    with pytest.raises(PliError, match="cannot be read"): read_plan(tmp_path)
+    with pytest.raises(PliError, match="a folder, not a file"): read_plan(tmp_path)
 
 
 FILES = TINY.replace('start = "pli-tiny-48"', 'start = "pli-tiny-48"\npairs = "world/pairs.csv"\nqueries = "world/queries.json"\ngallery = "world/gallery.json"').replace(
@@ -267,7 +267,7 @@ def test_first_ranks_are_those_of_a_sweep():
 def test_a_study_leaves_small_results_and_the_last_models(whole):
     assert {path.name for path in (whole / "out").iterdir()} == NAMES and all(path.stat().st_size < 20_000 for path in (whole / "out").iterdir())
     assert {path.name for path in (whole / "runs").iterdir()} == {"control-0", "control-1", "mix-it-0", "mix-it-1"}
-    assert {path.name for path in (whole / "runs" / "mix-it-0").iterdir()} == {"last", "log.jsonl", "run.json"}
+    assert {path.name for path in (whole / "runs" / "mix-it-0").iterdir()} == {"last", "log.jsonl", "done.json", "run.json"}
     record = stored(whole / "out")["mix-it-at-2-1.json"]
     assert record["arm"] == "mix it @ 2" and record["at"] == 2 and record["seed"] == 1 and record["settings"]["hide"] == "mix:0.5" and record["machine"]["threads"] and record["versions"]["torch"]
     assert set(record["ranks"]) == {"image", "text", "sum:1", "sum:2", "product:1"} and record["plain recall"]["pairs"] == 20 and record["last loss"] > 0
@@ -413,7 +413,22 @@ def test_results_of_another_plan_are_neither_used_nor_overwritten(copied, old, n
 
 
 def changed(path: Path, **values) -> None:
-    path.write_text(json.dumps({key: value for key, value in (json.loads(path.read_text()) | values).items() if value is not None}))
+    path.write_text(json.dumps({key: value for key, value in (json.loads(path.read_text()) | values | {"sha256": None}).items() if value is not None}))
+
+
+def spoilt_and_read(path: Path, spoil) -> None:
+    "A result that carries its digest, changed in any way."
+    text = path.read_text()
+    try:
+        path.write_text(spoil(text))
+        read_result(path)
+    finally: path.write_text(text)
+
+
+def changed_by(path: Path, spoil) -> None:
+    "The same change in a result of an older version, without a digest."
+    changed(path)
+    path.write_text(spoil(path.read_text()))
 
 
 def test_an_average_is_out_of_date_when_a_model_in_it_is(copied):
@@ -433,7 +448,7 @@ def test_checkpoints_may_be_written_as_often_as_you_like(copied):
 def test_settings_that_older_results_do_not_know_have_their_usual_value(copied):
     path = copied / "out" / "control-0.json"
     record = json.loads(path.read_text())
-    del record["settings"]["avoid"], record["settings"]["batches"]
+    del record["settings"]["avoid"], record["settings"]["batches"], record["sha256"]
     path.write_text(json.dumps(record))
     assert run(read_plan(copied / "plan.toml"), place(copied), say=quiet) == (9, 9)
 
@@ -511,7 +526,8 @@ def test_a_result_from_before_pictures_were_compared(copied):
     (lambda text: re.sub(r'"queries digest": ".', '"queries digest": "x', text), "queries digest"), (lambda text: re.sub(r'"pairs digest": ".', '"pairs digest": "x', text), "pairs digest")])
 def test_torn_and_foreign_results_are_named(copied, spoil, says):
     path = copied / "out" / "control-1.json"
-    path.write_text(spoil(path.read_text()))
+    assert "remove the file to make it again" in str(pytest.raises(PliError, spoilt_and_read, path, spoil).value)
+    changed_by(path, spoil)
     with pytest.raises(PliError, match=f"control-1.json: .*{says}"): run(read_plan(copied / "plan.toml"), place(copied), say=quiet)
     with pytest.raises(PliError, match="control-1.json.*" if "ranks" not in says else says): write_study(copied / "out", read_plan(copied / "plan.toml"))
 

@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import pli
-from pli import tuning
+from pli import core, tuning
 from pli.backbones import load_backbone
 from pli.core import PliError, generator, unit
 from pli.data import Pairs, PairSet, TensorPairs, collate
@@ -93,7 +93,7 @@ class Fuse(TensorPairs):
 SCRIPT = '''
 import os, signal, sys, time
 import open_clip, torch
-from pli import tuning
+from pli import core, tuning
 from pli.backbones import load_backbone
 from pli.data import TensorPairs
 
@@ -105,15 +105,15 @@ class Slow(TensorPairs):
         if mode == "slow": time.sleep(0.01)
         return super().__getitem__(index)
 
-save, written = tuning.save_file, []
-def torn(tensors, path, metadata):
+wait, written = core.to_disk, []
+def torn(path):
     "The second checkpoint gets half of its bytes before the lights go out."
-    save(tensors, path, metadata)
-    written.append(path)
+    if "checkpoint" in path.name: written.append(path)
     if mode == "torn" and len(written) == 2:
         os.truncate(path, os.path.getsize(path) // 2)
         os.kill(os.getpid(), signal.SIGKILL)
-tuning.save_file = torn
+    wait(path)
+core.to_disk = torn
 
 if __name__ == "__main__":
     chance = torch.Generator().manual_seed(0)
@@ -188,14 +188,14 @@ def test_continued_by_the_same_object_too(fresh, tmp_path):
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(fresh, tmp_path, monkeypatch):
-    save, calls = tuning.save_file, []
-    def full(tensors, path, metadata):
-        calls.append(path)
-        if len(calls) == 2:
+    wait, calls = core.to_disk, []
+    def full(path):
+        if "checkpoint" in path.name: calls.append(path)
+        if "checkpoint" in path.name and len(calls) == 2:
             Path(path).write_bytes(b"half of it")
             raise OSError(28, "No space left on device")
-        save(tensors, path, metadata)
-    monkeypatch.setattr(tuning, "save_file", full)
+        wait(path)
+    monkeypatch.setattr(core, "to_disk", full)
     with pytest.raises(OSError): run(fresh(), tmp_path / "run")
     assert not list((tmp_path / "run").glob(".*"))
     again = fresh()
@@ -1020,6 +1020,7 @@ def test_a_run_from_before_a_setting_existed_goes_on(fresh, tmp_path):
     with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path, Fuse(40))
     record = json.loads((tmp_path / "run.json").read_text())
     for name in ("avoid", "batches", "ignore_same_picture"): record["settings"].pop(name)
+    del record["sha256"]
     (tmp_path / "run.json").write_text(json.dumps(record))
     with pytest.raises(PliError, match="avoid was 'none', now 'own'"): run(fresh(), tmp_path, avoid="own")
     assert run(again, tmp_path).history == wanted.history and same(whole, again)
@@ -1193,7 +1194,7 @@ def run_of_old(fresh, folder, pairs):
     "A run that was stopped before the setting existed."
     with pytest.raises(KeyboardInterrupt): run(fresh(), folder, Fuse(40, pairs), ignore_same_picture=False)
     record = json.loads((folder / "run.json").read_text())
-    del record["settings"]["ignore_same_picture"]
+    del record["settings"]["ignore_same_picture"], record["sha256"]
     (folder / "run.json").write_text(json.dumps(record))
 
 
@@ -1230,7 +1231,7 @@ FULL_SCRIPT = '''
 import resource, signal, sys
 import open_clip, torch
 from pathlib import Path
-from pli import tuning
+from pli import core, tuning
 from pli.backbones import load_backbone
 from pli.core import PliError
 from pli.data import TensorPairs
@@ -1393,7 +1394,7 @@ def test_other_pictures_under_the_same_names_are_another_run(fresh, tmp_path):
     for path in pairs.paths: Path(path).write_bytes(good[path])
     assert run(fresh(), tmp_path / "run", data).continued_from == 3
     assert tuning.files_digest(PAIRS) is None
-    for name in ("picture files", "threads"): record.pop(name)                            # a run of an older version
+    for name in ("picture files", "threads", "sha256"): record.pop(name)                            # a run of an older version
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     assert run(fresh(), tmp_path / "run", data).continued_from == 8
 
@@ -1483,3 +1484,26 @@ def test_what_cannot_be_prolonged(fresh, tmp_path):
     lines = []
     run(fresh(), tmp_path / "out", chance_pairs(30), prolong=tmp_path / "done", say=lines.append)
     assert len([line for line in lines if "learned from other pairs than these" in line]) == 1
+
+
+def test_more_reading_processes_than_the_machine_can_bear(fresh):
+    with pytest.raises(PliError, match="^workers must be 0 to .* got 100000$"): tune(fresh(), PAIRS, SHORT, workers=100_000)
+
+
+@pytest.mark.parametrize("name", ["run.json", "log.jsonl", "checkpoint.safetensors"])
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_pipe_in_a_run_is_not_waited_for(fresh, tmp_path, name):
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path, Fuse(40))
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(PliError, match=f"{name}: .*a pipe"): run(fresh(), tmp_path)
+
+
+def test_a_record_of_a_run_that_changed_is_told(fresh, tmp_path):
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path, Fuse(40))
+    good = (tmp_path / "run.json").read_text()
+    for bad in (good.replace('"pairs": 40', '"pairs": 41'), good[:-9], ""):
+        (tmp_path / "run.json").write_text(bad)
+        with pytest.raises(PliError, match="run.json: .*choose another folder, or remove this one to start again$"): run(fresh(), tmp_path)
+    (tmp_path / "run.json").write_text(good)
+    assert run(fresh(), tmp_path).continued_from == 3

@@ -28,12 +28,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..backbones import Backbone
-from ..core import MissingFile, PliError, atomic, bar, check_workers, first_line, open_regular, read_json, read_regular, shown, told_of_workers, unit, write_json
+from ..core import MissingFile, PliError, bar, check_workers, first_line, open_regular, read_json, read_regular, save_tensors, shown, tidy, told_of_workers, unit, write_json
 from ..data import MOST_PIXELS, PictureError, open_header, open_picture
 
 # %% ../../nbs/gallery/09_encode.ipynb #efff5bf2
@@ -265,8 +264,7 @@ def write_shard(
     "Write a shard under a name that nobody else uses: the time in nanoseconds, and a part of its digest."
     table = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).reshape(len(keys), -1)
     said = checksum(table, features)
-    with atomic(folder / f"{time.time_ns()}-{said[:12]}.safetensors") as temporary:
-        save_file({"keys": table, "features": features.contiguous()}, temporary, metadata={"sha256": said})
+    save_tensors(folder / f"{time.time_ns()}-{said[:12]}.safetensors", {"keys": table, "features": features}, {"sha256": said})
 
 # %% ../../nbs/gallery/09_encode.ipynb #57b16204
 def warn(text: str) -> None:
@@ -294,8 +292,7 @@ class Shelf:
                 remove(path)
             else: found.update(zip(keys, features.unbind()))
         with contextlib.suppress(OSError, NotImplementedError): os.utime(self.folder / "model.json", follow_symlinks=False)   # the date of last use
-        for part in self.folder.glob(".*.part"):                                         # left by a run that was killed
-            with contextlib.suppress(OSError): time.time() - part.stat().st_mtime < 86400 or remove(part)
+        tidy(self.folder)                                                                # what runs that were killed have left
         return found
 
     def add(self, keys: list[bytes], features: Tensor) -> None:
