@@ -32,7 +32,7 @@ from torch import Tensor
 from .authors import caption_pairs, spell_marks
 from .core import PliError, read_json
 from .data import fence, shown, text_lines
-from .gallery import unusable, warn
+from .gallery.encode import unusable, warn
 
 # %% ../nbs/10_benchmarks.ipynb #3376748c
 @dataclass(frozen=True)
@@ -173,13 +173,19 @@ def namer(
     root: str | Path,                  # the folder of the pictures
 ) -> Callable[[object, str], str]:     # what a file says, and where it says so -> the picture's name below the folder
     "Make a function that gives each picture one name; a `PliError` for what is no name, or leads out of the folder."
-    inside = fence(root)
+    respelled, told = [], []
+    inside = fence(root, respelled=respelled)
 
     def name_of(said, place: str) -> str:
         if isinstance(said, bool) or not isinstance(said, (str, int)): raise PliError(f"{place} is not the name of a picture: {shown(repr(said))}")
         try:
             str(said).encode()
-            return Path(inside(str(said))).relative_to(root).as_posix()
+            name = Path(inside(str(said))).relative_to(root).as_posix()
+            if respelled and not told:
+                form = unicodedata.normalize("NFC", str(said)) == unicodedata.normalize("NFC", name)
+                warn(f"{shown(place, 500)}: {shown(said)} is written in another {'Unicode form than in' if form else 'way than in'} the folder; names that differ in that alone are taken as the same")
+                told.append(name)
+            return name
         except UnicodeEncodeError: raise PliError(f"{place} is not UTF-8: {shown(said)}") from None
         except PliError as error: raise PliError(f"{place}: {error}") from None
     return name_of

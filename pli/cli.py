@@ -20,6 +20,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from .cli_gallery import add_index, add_search
+
 # %% ../nbs/14_cli.ipynb #1e1091be
 TUNE_OPTIONS = {   # field of TuneSettings: (type, default, help)
     "hide": (str, "random:0.75", "what the query hides of picture and words: random:0.75, recolour+random:0.5, recolour+only:colour; 'a|b' draws one for each picture, 'a>b' goes from the first to the last during training (put it in quotes)"),
@@ -47,6 +49,15 @@ class Parser(argparse.ArgumentParser):
     "A parser whose errors are one line."
     def error(self, message: str): self.exit(2, f"{self.prog}: {message} ({self.prog} --help lists the options)\n")
 
+    def parse_known_args(self, args=None, namespace=None):
+        "Words may stand before and after options, as in `pli search FOLDER --image a.jpg \"in red\"`."
+        if self.inside or self._subparsers: return super().parse_known_args(args, namespace)
+        self.inside = True
+        try: return self.parse_known_intermixed_args(args, namespace)
+        finally: self.inside = False
+
+    inside = False
+
 def workers(text: str) -> int:
     "A number of reading processes that this machine can bear."
     from pli.core import PliError, check_workers
@@ -73,7 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="pli", description="Composed image retrieval without labelled triplets: search with a picture and words.")
     parser.add_argument("--version", action="store_true", help="print the version and stop")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for add in (add_demo, add_tune, add_average, add_evaluate, add_compare, add_submit, add_score, add_cache, add_mask, add_study): add(commands)
+    for add in (add_demo, add_search, add_index, add_tune, add_average, add_evaluate, add_compare, add_submit, add_score, add_cache, add_mask, add_study): add(commands)
     return parser
 
 # %% ../nbs/14_cli.ipynb #f33521c1
@@ -279,7 +290,7 @@ def features_for(args, benchmark, device, composers=()):
     from pli.composition import parse_composer
     from pli.core import PliError
     from pli.evaluate import encode
-    from pli.gallery import BrokenPictures, FeatureCache
+    from pli.gallery.encode import BrokenPictures, FeatureCache
     check_complete(benchmark)
     advice = "The server wants every query over every picture" if args.command == "submit" else "--allow-missing scores what is there, and says so beside every number"
     gone = {}
@@ -411,7 +422,7 @@ def rank_to(path: str, features, benchmark, spec: str) -> None:
 def made_by(args, device, backbone) -> dict:
     "Where a report comes from."
     from pli.core import provenance
-    from pli.gallery import weights_digest
+    from pli.gallery.encode import weights_digest
     return provenance(args.typed, 0, device) | {"model": args.model, "pretrained": args.pretrained or ("none, random weights" if named(args.model) else None), "weights": weights_digest(backbone), "preprocess": backbone.preprocess, "cut texts": len(backbone.cut_texts)} | backbone.choices
 
 
@@ -548,7 +559,7 @@ def add_cache(commands) -> None:
 def run_cache(args) -> None:
     from pli.core import PliError
     from pli.evaluate import as_text
-    from pli.gallery import FeatureCache
+    from pli.gallery.encode import FeatureCache
     cache = FeatureCache(args.cache)
     found = cache.clear(None if args.clear == "all" else args.clear) if args.clear else cache.entries()
     stay = {one.name for one in cache.entries()} & {one.name for one in found} if args.clear else set()
@@ -657,7 +668,7 @@ def main(argv: list[str] | None = None) -> int:   # exit status
             args.run(args)
         return 0
     except KeyboardInterrupt:
-        onward = "; the same command continues where the last checkpoint is" * (args.command in ("demo", "tune", "study"))
+        onward = "; the same command continues where the last checkpoint is" * (args.command in ("demo", "tune", "study", "index", "search"))
         print(f"\npli {args.command}: stopped{onward}", file=sys.stderr)
         return 130
     except BrokenPipeError:                                           # whoever read the output has seen enough

@@ -5,18 +5,23 @@
 # %% auto #0
 __all__ = ['WORLDS', 'ARMS', 'STYLE', 'DemoSettings', 'quick', 'command_of', 'arm_settings', 'Stage', 'set_stage', 'train_arms',
            'measure_arms', 'table_rows', 'sentence_on', 'captioned', 'bars', 'sums_by_weight', 'curves', 'on_weights',
-           'first_found', 'neighbours', 'first_of_each_kind', 'figure_html', 'table_html', 'page', 'world_record',
-           'demo', 'run_demo']
+           'first_found', 'neighbours', 'first_of_each_kind', 'figure_html', 'table_html', 'page', 'save_gallery',
+           'search_lines', 'world_record', 'demo', 'run_demo']
 
 # %% ../nbs/16_demo.ipynb #1019aebe
 import base64
 import html
+import os
+import shlex
+import shutil
+import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Callable
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from . import viz, world
@@ -25,7 +30,7 @@ from .benchmarks import Benchmark, world_queries
 from .core import alone_in, atomic, generator, pick_device, provenance, write_json
 from .data import TensorPairs
 from .evaluate import Features, Outcomes, as_text, choose, choose_families, compare, encode, halves_line, report, scores_of, spread, sweep
-from .gallery import top_k
+from .gallery.encode import top_k
 from .metrics import recall_at
 from .tuning import TuneSettings, tune
 
@@ -249,6 +254,31 @@ def page(results: dict, figures: dict[str, viz.Drawing]) -> str:
         f'{made["machine"]["cores"]} cores; torch {made["versions"]["torch"]}, open_clip {made["versions"]["open_clip_torch"]}. All numbers: <code>results.json</code>.</p>']
     return f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>pli demo</title><style>{STYLE}</style></head><body>{"".join(body)}</body></html>'
 
+# %% ../nbs/16_demo.ipynb #5ea4c402
+def save_gallery(
+    pixels: Tensor,   # `uint8 (pictures, 3, height, width)`
+    folder: Path,     # made whole or not at all; one that is there stays as it is
+) -> None:
+    "Write pictures as `0000.png` and so on."
+    if folder.is_dir(): return
+    unfinished = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    for number, picture in enumerate(pixels.permute(0, 2, 3, 1).numpy()): Image.fromarray(picture).save(unfinished / f"{number:04d}.png")
+    unfinished.rename(folder)
+
+def search_lines(
+    folder: Path,
+    queries: Benchmark,
+    reports: dict[str, dict],   # of start and masked tuning
+    row: int = 0,               # which query
+) -> list[str]:
+    "The command lines that search the saved gallery with a query, by the start and by the tuned model."
+    typed = sys.argv[0] if Path(sys.argv[0]).name == "pli" and os.sep in sys.argv[0] and not os.path.isabs(sys.argv[0]) else "pli"
+    picture, words = folder / "pictures" / f"{int(queries.references[row]):04d}.png", queries.texts[row][0]
+    return [shlex.join([typed, "search", str(folder / "pictures"), words, "--image", str(picture), "--model", str(folder / model), "--composer", reports[arm]["specs"]["best"][0]])
+            for model, arm in (("start", "start"), ("model", "masked tuning"))]
+
 # %% ../nbs/16_demo.ipynb #60878f9e
 def world_record(reports: dict[str, dict]) -> dict:
     "What the report says about one world."
@@ -265,6 +295,7 @@ def demo(
     say: Callable[[str], None] = print,
 ) -> dict:                                    # what `results.json` holds
     "Run the experiment in both worlds, print the table and write the report. Raises `PliError` where another process is at work in the folder."
+    pick_device(device)                      # a wrong one leaves no folder behind
     with alone_in(Path(folder)): return run_demo(folder, settings, device, say)
 
 def run_demo(folder: str | Path, settings: DemoSettings, device: str, say: Callable[[str], None]) -> dict:
@@ -284,9 +315,13 @@ def run_demo(folder: str | Path, settings: DemoSettings, device: str, say: Calla
             figures = {"masks": captioned(stage), "curves": curves(results["sums by weight"]), "losses": viz.loss_curves(histories),
                        "neighbours": neighbours(stage, reports, features, first_of_each_kind(stage.queries["test"]))}
             models["masked tuning"].save(folder / "model")
+            models["start"].save(folder / "start")
+            save_gallery(stage.pixels["test"], folder / "pictures")
+            searches = search_lines(folder, stage.queries["test"], reports)
     figures["bars"], results["seconds"] = bars(every), round(time.time() - began, 1)
     for name, figure in figures.items(): viz.save_figure(figure, folder / "figures" / f"{name}.png")
     write_json(folder / "results.json", results)
     with atomic(folder / "report.html") as temporary: temporary.write_text(page(results, figures), encoding="utf-8")
     say(f"\n{results['seconds']:.0f} s. Open {folder / 'report.html'}; the tuned model is in {folder / 'model'}, all numbers in {folder / 'results.json'}.")
+    say("\nSearch its pictures with a picture and words, before and after tuning:\n" + "\n".join(f"  {line}" for line in searches))
     return results

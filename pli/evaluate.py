@@ -36,7 +36,7 @@ from .benchmarks import Benchmark, check_answered, check_complete, protocol_text
 from .composition import COMPOSERS, mean_feature, parse_composer, score
 from .core import PliError, atomic, generator, unit, write_json
 from .data import shown
-from .gallery import FeatureCache, check_files, encode_files, encode_pictures, encode_texts
+from .gallery.encode import FeatureCache, check_files, encode_files, encode_pictures, encode_texts
 from .masking import View, parse_hide
 from .metrics import average_precision_at, bootstrap, paired_bootstrap, paired_ratio, places, ranks, recall_at, subset_ranks
 

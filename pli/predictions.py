@@ -29,7 +29,7 @@ from .benchmarks import READERS, Benchmark, as_listed, check_answered, check_com
 from .core import PliError, atomic, open_regular, save_tensors, unit
 from .data import first_line, shown
 from .evaluate import Features, Outcomes, outcomes, scores_of
-from .gallery import top_k
+from .gallery.encode import top_k
 from .metrics import ABSENT
 
 # %% ../nbs/17_predictions.ipynb #c9f874a4

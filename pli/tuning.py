@@ -7,10 +7,10 @@ __all__ = ['OBJECTIVES', 'SCHEDULES', 'NEAREST', 'BATCHES', 'BESIDE', 'ADDED', '
            'query_view', 'masked_objective', 'already_there', 'paper_objective', 'clip_objective', 'flip_objective',
            'picture_objective', 'learning_rate', 'check_settings', 'near_company', 'kin_company', 'check_batches',
            'make_company', 'make_optimiser', 'uses_bf16', 'bf16_in_hardware', 'slow_bf16', 'plain_attention',
-           'class_token_alone', 'take_step', 'save_checkpoint', 'is_intact', 'load_checkpoint', 'fingerprint',
-           'holds_pictures_twice', 'settings_before', 'claim_folder', 'take_over', 'files_digest', 'run_record',
-           'TuneResult', 'read_log', 'RunFiles', 'switched_to_tuning', 'tune', 'score_now', 'no_help', 'after_step',
-           'average']
+           'class_token_alone', 'words_alone', 'take_step', 'save_checkpoint', 'is_intact', 'load_checkpoint',
+           'fingerprint', 'holds_pictures_twice', 'settings_before', 'claim_folder', 'take_over', 'files_digest',
+           'run_record', 'TuneResult', 'read_log', 'RunFiles', 'switched_to_tuning', 'tune', 'score_now', 'no_help',
+           'after_step', 'average']
 
 # %% ../nbs/07_tuning.ipynb #f500dc0e
 import copy
@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Callable
 
+import open_clip
 import torch
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from safetensors import safe_open
@@ -39,7 +40,8 @@ from pli.core import (
     tensors_digest, tidy, told_of_workers, unit, write_json,
 )
 from .data import BatchOrder, Company, collate, shown
-from .gallery import ALIKE, encode_pixels, search
+from .gallery.encode import ALIKE, encode_pixels, search
+from .gallery.search import write_features_read
 from .losses import composed, contrastive, paper_loss
 from .masking import WORD_LISTS, View, bare, parse_hide
 
@@ -343,6 +345,31 @@ def class_token_alone(backbone: Backbone):
     try: yield
     finally: del block.forward
 
+# %% ../nbs/07_tuning.ipynb #0b6de492
+@contextmanager
+def words_alone(backbone: Backbone):
+    "While it lasts, a text tower that looks back only computes no place behind the longest text, and its last block the end mark only. Other towers are left as they are."
+    model = backbone.model
+    plain = type(model) is open_clip.CLIP and model.text_pool_type == "argmax" and model.attn_mask is not None and model.transformer.batch_first and not model.transformer.grad_checkpointing
+    *blocks, last = model.transformer.resblocks if plain else [None]
+    if type(last) is not ResidualAttentionBlock:
+        yield
+        return
+    def encode_text(text: Tensor, normalize: bool = False) -> Tensor:   # as the model's own
+        end, rows = text.argmax(1), torch.arange(len(text), device=text.device)
+        text = text[:, :int(end.max()) + 1]
+        mask, kind = model.attn_mask[:text.shape[1], :text.shape[1]], model.transformer.get_cast_dtype()
+        x = model.token_embedding(text).to(kind) + model.positional_embedding[:text.shape[1]].to(kind)
+        for block in blocks: x = block(x, attn_mask=mask)
+        seen, own = last.ln_1(x), x[rows, end][:, None]
+        own = own + last.ls_1(last.attention(seen[rows, end][:, None], seen, seen, mask[end].repeat_interleave(last.attn.num_heads, 0)[:, None]))
+        found = model.ln_final(own + last.ls_2(last.mlp(last.ln_2(own))))[:, 0]
+        if model.text_projection is not None: found = model.text_projection(found) if isinstance(model.text_projection, torch.nn.Linear) else found @ model.text_projection
+        return torch.nn.functional.normalize(found, dim=-1) if normalize else found
+    model.encode_text = encode_text
+    try: yield
+    finally: del model.encode_text
+
 # %% ../nbs/07_tuning.ipynb #b60f98d8
 def take_step(
     backbone: Backbone, optimiser: torch.optim.Optimizer, pixels: Tensor, captions: list[str], step: int, settings: TuneSettings,
@@ -355,7 +382,7 @@ def take_step(
     on_gpu = [backbone.device] if backbone.device.type == "cuda" else []
     half = uses_bf16(settings.precision, backbone.device)
     same = same_picture(pictures) if pictures is not None and settings.ignore_same_picture else None
-    with torch.random.fork_rng(devices=on_gpu), torch.autocast(backbone.device.type, torch.bfloat16, enabled=half), plain_attention(half and backbone.device.type == "cpu"), class_token_alone(backbone):
+    with torch.random.fork_rng(devices=on_gpu), torch.autocast(backbone.device.type, torch.bfloat16, enabled=half), plain_attention(half and backbone.device.type == "cpu"), class_token_alone(backbone), words_alone(backbone):
         torch.manual_seed(generator(settings.seed, "step", before + step).initial_seed())       # for models that draw random numbers themselves
         floats = pixels.to(backbone.device).float().div(255)
         loss = OBJECTIVES[settings.objective](backbone, floats, captions, settings, generator(settings.seed, "hide", before + step), step / max(1, settings.steps - 1), same=same)
@@ -454,14 +481,14 @@ def claim_folder(
     before = read_sealed(path, again)
     if not isinstance(before, dict) or not isinstance(before.get("settings"), dict): raise PliError(f"{path}: is no record of a run; {again}")
     if before.get("threads", run.get("threads")) != run.get("threads"): say(f"{folder}: the run began with {before['threads']} threads, this process has {run['threads']}: its numbers will not repeat to the bit")
-    files = run.get("picture files")
-    if before.get("picture files", files) != files: raise PliError(f"{folder}: the picture files are not those that the run began with (the sizes of all or the contents of a sample differ); bring them back, or choose another folder")
     flat = lambda record: {**record.get("settings", {}), **{key: value for key, value in record.items() if key not in BESIDE}}
     old, new = flat(before), flat(run)
     if ADDED.keys() - old.keys(): old = settings_before(run["settings"], data) | old
     old = {"activation": run.get("activation")} | old                                       # older runs do not say theirs
     if str(old["activation"]).partition(",")[0] == str(new.get("activation")).partition(",")[0]: old["activation"] = new.get("activation")   # who says so may differ
     changed = [f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in sorted(new.keys() | flat(before).keys()) if old.get(key) != new.get(key)]
+    files = run.get("picture files")
+    if not changed and before.get("picture files", files) != files: raise PliError(f"{folder}: the picture files are not those that the run began with (the sizes of all or the contents of a sample differ); bring them back, or choose another folder")
     if changed: raise PliError(f"{folder}: holds another run ({'; '.join(changed)}); choose another folder, or remove this one to start again")
     for part in [folder, *(path for path in folder.rglob("*") if path.is_dir())]: tidy(part)
     return (folder / "checkpoint.safetensors").exists()
@@ -564,6 +591,7 @@ class RunFiles:
         if self.folder is None: return
         self.check()
         backbone.save(self.folder / name)
+        write_features_read(self.folder / name, backbone)
 
 # %% ../nbs/07_tuning.ipynb #20d858f1
 @contextmanager

@@ -358,7 +358,7 @@ def test_broken_and_missing_pictures_are_counted_and_listed(drawn, tmp_path):
     done = many([(tmp_path, ["tune", "pairs.csv", "--out", "one", *few]), (tmp_path, ["tune", "pairs.csv", "--out", "two", *few, *queries])])
     for out, (status, said, err) in zip(("one", "two"), done):
         assert (status, err) == (0, "")
-        assert said.startswith("61 pairs of 61 pictures; 5 records left out\n")
+        assert "\n61 pairs of 61 pictures; 5 records left out\n" in "\n" + said
         for cause in ("missing picture: 2", "broken picture: 1", "outside the folder: 1", "empty caption: 1"): assert f"  {cause}\n" in said
         problems = [json.loads(line) for line in (tmp_path / out / "problems.jsonl").read_text().splitlines()]
         assert all(set(problem) == {"file", "line", "cause", "detail"} for problem in problems)

@@ -1,4 +1,4 @@
-"pli.gallery: crops by hand, one feature a picture whatever the batch, a store that survives kills, faults and changed checkpoints, search against a slow sort."
+"pli.gallery.encode: crops by hand, one feature a picture whatever the batch, a store that survives kills, faults and changed checkpoints, search against a slow sort."
 import copy
 import errno
 import json
@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from pli import gallery
+from pli.gallery import encode as gallery
 from pli.backbones import load_backbone
 from pli.core import PliError, begun, generator, unit
 from pli.data import PictureError
-from pli.gallery import (ALIKE, BrokenPictures, FeatureCache, PictureFiles, box_of, cache_folder, check_files, content_key, crop_around, encode_files, encode_pictures, encode_pixels,
-                         encode_texts, features_of, read_shard, search, tile_shape, top_k, unusable, weights_digest, write_shard)
+from pli.gallery.encode import (ALIKE, BrokenPictures, FeatureCache, PictureFiles, box_of, cache_folder, check_files, content_key, crop_around, encode_files, encode_pictures, encode_pixels,
+                         encode_texts, features_of, read_shard, search, tile_shape, top_k, unusable, tower_digest, weights_digest, write_shard)
 
 NAMES = [f"{number:03}.png" for number in range(100)]
 
@@ -416,7 +416,7 @@ import sys, time
 import numpy as np
 import torch
 from pathlib import Path
-from pli import gallery
+from pli.gallery import encode as gallery
 from pli.backbones import load_backbone
 torch.set_num_threads(1)
 root, folder, out, pause, start = Path(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4]), sys.argv[5]
@@ -501,7 +501,7 @@ def test_a_list_of_what_is_kept(root, tiny, cache):
     assert (second.model, second.pictures) == ("pli-tiny-64", 7) and first.used < second.used
     assert first.bytes == sum(path.stat().st_size for path in first.folder.iterdir()) > 100 * 4 * 32
     said = json.loads((first.folder / "model.json").read_text())
-    assert said["model"] == "pli-tiny-48" and said["weights"] == weights_digest(tiny) and said["transform"]["name"] == "model" and "may be deleted" in said["what"] and said["made"] == first.made
+    assert said["model"] == "pli-tiny-48" and said["tower"] == tower_digest(tiny) and said["transform"]["name"] == "model" and "may be deleted" in said["what"] and said["made"] == first.made
     encode_files(tiny, NAMES[:1], root, cache=cache)                   # reading is using
     assert [entry.model for entry in cache.entries()][0] == "pli-tiny-48" or cache.entries()[0].used == cache.entries()[1].used
 

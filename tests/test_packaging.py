@@ -89,28 +89,35 @@ def default_exp(check_tool: dict, path: Path) -> str | None:
     return found[0] if found else None
 
 
+def modules() -> list[str]:
+    "All modules below `pli`, such as `core` and `gallery.store`."
+    found = (path.relative_to(ROOT / "pli").with_suffix("").as_posix().replace("/", ".") for path in (ROOT / "pli").rglob("*.py"))
+    return sorted(name for name in found if not name.endswith(("__init__", "_modidx")))
+
+
 def test_every_chapter_has_its_module_and_every_module_its_chapter(check_tool):
     wanted = [name for path in NOTEBOOKS if (name := default_exp(check_tool, path))]
     assert len(wanted) == len(set(wanted)), "two chapters export to one module"
-    assert set(wanted) == {path.stem for path in (ROOT / "pli").glob("*.py")} - {"__init__", "_modidx"}
+    assert set(wanted) == set(modules())
 
 
 def test_modules_are_what_the_notebooks_export(tmp_path):
     shutil.copy(ROOT / "settings.ini", tmp_path)
     shutil.copytree(ROOT / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    (tmp_path / "pli").mkdir()
-    shutil.copy(ROOT / "pli" / "__init__.py", tmp_path / "pli")
+    for package in (ROOT / "pli").rglob("__init__.py"):
+        (tmp_path / package.relative_to(ROOT)).parent.mkdir(exist_ok=True)
+        shutil.copy(package, tmp_path / package.relative_to(ROOT))
     done = run("-c", "from nbdev.doclinks import nbdev_export; nbdev_export()", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    fresh = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "pli").glob("*.py")}
-    committed = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "pli").glob("*.py")}
+    texts = lambda root: {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in (root / "pli").rglob("*.py")}
+    fresh, committed = texts(tmp_path), texts(ROOT)
     assert sorted(fresh) == sorted(committed)
     stale = [name for name in fresh if fresh[name] != committed[name]]
     assert not stale, f"{stale} differ from the notebooks: edit the notebooks, then nbdev_export"
 
 
 def test_exported_code_imports_by_name():
-    for path in (ROOT / "pli").glob("*.py"):
+    for path in (ROOT / "pli").rglob("*.py"):
         stars = [node.module for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom) and node.names[0].name == "*"]
         assert not stars, f"{path.name} imports everything from {stars}"
 
@@ -171,10 +178,10 @@ def cell(source: str, id: str, count=None, *outputs) -> dict:
 def test_dirty_chapters_are_found_and_mended(check_tool):
     shown = {"output_type": "execute_result", "data": {"text/plain": "1"}}
     nb = notebook(cell("#| default_exp core", "0123abcd"), cell("1", "0123abcd", 3, shown), cell("2", "c0ffee00-long-id"), widgets={})
-    found = "\n".join(check_tool["notebook_faults"]("nbs/09_gallery.ipynb", nb))
+    found = "\n".join(check_tool["notebook_faults"]("nbs/gallery/09_encode.ipynb", nb))
     for fault in ("metadata", "same id", "execution count", "outputs", "8 hex digits"): assert fault in found
-    check_tool["fix"]("nbs/09_gallery.ipynb", nb)
-    assert list(check_tool["notebook_faults"]("nbs/09_gallery.ipynb", nb)) == []
+    check_tool["fix"]("nbs/gallery/09_encode.ipynb", nb)
+    assert list(check_tool["notebook_faults"]("nbs/gallery/09_encode.ipynb", nb)) == []
     assert nb["cells"][0]["id"] == "0123abcd"
 
 

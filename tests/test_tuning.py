@@ -28,7 +28,7 @@ from pli.backbones import load_backbone
 from pli.core import PliError, generator, unit
 from pli.data import Pairs, PairSet, TensorPairs, collate
 from pli.masking import View, parse_hide
-from pli.tuning import OBJECTIVES, SCHEDULES, TuneSettings, average, check_settings, claim_folder, class_token_alone, fingerprint, learning_rate, make_company, make_optimiser, take_step, tune
+from pli.tuning import OBJECTIVES, SCHEDULES, TuneSettings, average, check_settings, claim_folder, class_token_alone, fingerprint, learning_rate, make_company, make_optimiser, take_step, tune, words_alone
 
 TEXT = {"context_length": 10, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 
@@ -524,10 +524,32 @@ def test_other_towers_are_left_as_they_are(tmp_path, change):
         with class_token_alone(backbone): assert torch.equal(backbone.encode_image(pixels), plain)
 
 
+@pytest.mark.parametrize("change", [{}, {"layers": 3}, {"ls_init_value": 0.1}, {"proj_type": "none", "width": 16}, {"no_causal_mask": True}])
+@pytest.mark.parametrize("texts", [["a red heart", "a", ""], ["a red heart"] * 3, ["one two three four five six seven eight nine ten eleven twelve"] * 2, ["short", "long " * 30]])
+def test_words_alone_give_the_same_features_and_gradients(tmp_path, change, texts):
+    (tmp_path / "tunetest-words.json").write_text(json.dumps(model_config() | {"text_cfg": {**TEXT, "heads": 2, **change}}))
+    open_clip.add_model_config(tmp_path)
+    backbone = load_backbone("tunetest-words", seed=2)
+    widths = []
+    backbone.model.transformer.resblocks[-1].mlp.register_forward_hook(lambda module, given, made: widths.append(given[0].shape[1]))
+
+    def both(alone):
+        backbone.eval().requires_grad_(True).zero_grad(set_to_none=True)
+        with words_alone(backbone) if alone else contextlib.nullcontext():
+            found = backbone.encode_text(texts)
+            (found * torch.randn(found.shape, generator=generator(2))).sum().backward()
+        return found.detach(), {name: weight.grad for name, weight in backbone.model.named_parameters() if weight.grad is not None}
+    (plain, wanted), (alone, found) = both(False), both(True)
+    assert widths == [10, 10 if "no_causal_mask" in change else 1] and "encode_text" not in vars(backbone.model)      # where words see what follows, nothing is left out
+    torch.testing.assert_close(alone, plain, rtol=1e-5, atol=1e-6)
+    assert found.keys() == wanted.keys()
+    for name in wanted: torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_a_step_that_fails_leaves_the_tower_whole(fresh):
     backbone = fresh()
     with pytest.raises(PliError, match="the loss is"): run(backbone, steps=6, learning_rate=1e30, clip_gradient=0.0, warmup=0)
-    assert not any("forward" in vars(module) for module in backbone.modules())
+    assert not any({"forward", "encode_text"} & vars(module).keys() for module in backbone.modules())
 
 
 @pytest.mark.parametrize("objective", list(OBJECTIVES))

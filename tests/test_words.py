@@ -13,7 +13,7 @@ from open_clip.tokenizer import HFTokenizer, SigLipTokenizer
 from pli.backbones import CutTextWarning, cut_texts, load_backbone
 from pli.core import generator
 from pli.data import TensorPairs
-from pli.gallery import encode_texts
+from pli.gallery.encode import encode_texts
 from pli.tuning import TuneSettings, tune
 
 needs_transformers = pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed: pip install transformers sentencepiece")

@@ -42,7 +42,7 @@ def main(checkout: Path):
     listed = subprocess.run(["git", "ls-files", NAME], cwd=checkout, check=True, capture_output=True, text=True).stdout.splitlines()
     installed = {path.as_posix() for path in metadata.files(NAME)}
     faults += [f"{name} is in git but not in the wheel: name it in setup.py and MANIFEST.in" for name in listed if name not in installed]
-    modules = [f"{NAME}.{Path(name).stem}" for name in listed if name.count("/") == 1 and name.endswith(".py") and "__init__" not in name]
+    modules = [name.removesuffix(".py").replace("/", ".") for name in listed if name.endswith(".py") and "__init__" not in name]
     faults += filter(None, (import_fault(module, dev) for module in modules))
     if faults: sys.exit("\n".join(faults))
     print(f"{len(listed)} files and {len(modules)} modules installed, {len(there)} packages, no notebook tooling")

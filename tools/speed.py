@@ -26,7 +26,7 @@ import torch
 from pli.benchmarks import read_benchmark
 from pli.core import PliError, generator, provenance, write_json
 from pli.evaluate import Features, outcomes, values
-from pli.gallery import search
+from pli.gallery.encode import search
 from pli.metrics import bootstrap, paired_bootstrap
 
 QUERIES, PICTURES, WIDTH, BEST = 800, 123_403, 768, 50

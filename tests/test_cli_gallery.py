@@ -1,0 +1,120 @@
+"`pli index` and `pli search` as a person types them: what is printed where, what is refused before any work, and a gallery that outlives tuning."
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pli.cli import main
+from pli.gallery.search import Gallery
+from pli.world import save_world
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn")
+    save_world(folder, pairs=40, queries=6, gallery_size=30)
+    return folder
+
+
+@pytest.fixture()
+def pictures(drawn, tmp_path) -> Path:
+    shutil.copytree(drawn / "images", tmp_path / "pictures")
+    return tmp_path / "pictures"
+
+
+def pli(capfd, *words) -> tuple[int, str, str]:
+    status = main([str(word) for word in words])
+    return status, *capfd.readouterr()
+
+
+def test_one_command_indexes_and_searches(pictures, capfd, tmp_path):
+    status, out, err = pli(capfd, "search", pictures, "--image", pictures / "pair_000001.png", "in", "red", "--model", "pli-tiny-48", "--k", 5, "--figure", tmp_path / "hits.png")
+    assert status == 0 and len(out.splitlines()) == 5 and "70 pictures: 70 added" in err and Image.open(tmp_path / "hits.png").width > 300
+    status, again, err = pli(capfd, "search", pictures, "in red", "--image", pictures / "pair_000001.png", "--k", 5)      # the model is remembered
+    assert (status, again) == (0, out) and "nothing new" in err
+
+
+def test_what_programs_read(pictures, capfd):
+    base = ("search", pictures, "a red star", "--model", "pli-tiny-48", "--k", 3)
+    records = json.loads(pli(capfd, *base, "--json")[1])
+    assert [record["rank"] for record in records] == [1, 2, 3] and all(Path(record["file"]).is_file() for record in records)
+    lines = pli(capfd, *base, "--csv", "--no-index")[1].splitlines()
+    assert lines[0].startswith("rank,score,path") and [line.split(",")[2] for line in lines[1:]] == [record["path"] for record in records]
+
+
+def test_names_are_made_safe_on_a_terminal(pictures, capfd):
+    (pictures / "pair_000000.png").rename(pictures / "\x1b[31mred\x1b[0m\n.png")
+    for way in ((), ("--json",)):
+        out, err = pli(capfd, "search", pictures, "a star", "--model", "pli-tiny-48", "--k", 99, *way)[1:]
+        assert "\x1b" not in out + err and "red" in out
+
+
+def test_many_searches_from_a_file(pictures, capfd, tmp_path):
+    (tmp_path / "asked.jsonl").write_text('{"id": 7, "image": "pictures/pair_000001.png", "text": "in red", "k": 2}\n\n{"text": "a blue star", "without": ["dots"]}\n')
+    status, out, _ = pli(capfd, "search", pictures, "--queries", tmp_path / "asked.jsonl", "--model", "pli-tiny-48", "--k", 4)
+    first, second = map(json.loads, out.splitlines())
+    assert status == 0 and first["id"] == 7 and len(first["hits"]) == 2 and len(second["hits"]) == 4 and second["query"]["without"] == ["dots"]
+
+
+@pytest.mark.parametrize("line, words", [("[]", "an object"), ("{", "JSON object"), ('{"words": "x", "text": "y"}', "unknown field"), ('{"text": 5}', "text is not"), ('{"image": "no.png"}', "no such file"),
+                                         ('{"text": "x", "k": 0}', "k must be"), ('{"text": "x", "weight": 1}', "need a picture and words")])
+def test_a_wrong_line_is_named_before_any_work(pictures, capfd, tmp_path, line, words):
+    (tmp_path / "asked.jsonl").write_text('{"text": "a star"}\n' + line + "\n")
+    status, out, err = pli(capfd, "search", pictures, "--queries", tmp_path / "asked.jsonl", "--model", "pli-tiny-48")
+    assert (status, out) == (1, "") and "line 2" in err and words in err and err.count("\n") == 1 and not (pictures / ".pli").exists()
+
+
+@pytest.mark.parametrize("options, words", [([], "needs words"), (["--without", "red"], "alone finds nothing"), (["a", "--k", "0"], "--k"), (["a", "--json", "--csv"], "exclude"), (["--image", "no.png"], "no such file"),
+                                            (["a", "--figure", "x.gif"], ".png"), (["a", "--since", "soon"], "no date"), (["a", "--weight", "2"], "need a picture and words"), (["a", "--explain", "30"], "--explain 30")])
+def test_options_that_cannot_be_are_told_before_any_work(pictures, capfd, options, words):
+    status, out, err = pli(capfd, "search", pictures, *options, "--model", "pli-tiny-48")
+    assert (status, out) == (1, "") and words in err and err.count("\n") == 1 and not (pictures / ".pli").exists()
+
+
+def test_why_a_hit_is_a_hit(pictures, capfd, tmp_path):
+    base = ("search", pictures, "the same in red", "--image", pictures / "pair_000001.png", "--model", "pli-tiny-48")
+    status, out, _ = pli(capfd, *base, "--explain", 3, "--figure", tmp_path / "why.png")
+    assert status == 0 and out.startswith("3. ") and "picture" in out and "without the word" in out and "trust" in out and Image.open(tmp_path / "why.png").width > 500
+    record = json.loads(pli(capfd, *base, "--explain", 3, "--json")[1])
+    assert record["rank"] == 3 and abs(sum(record["summands"].values()) - record["score"]) < 1e-4 and [word for word, _ in record["words"]] == ["the", "same", "in", "red"]
+
+
+def test_hits_are_copied_and_nothing_is_overwritten(pictures, capfd, tmp_path):
+    base = ("search", pictures, "a star", "--model", "pli-tiny-48", "--k", 12, "--copy-to", tmp_path / "found")
+    assert pli(capfd, *base)[0] == 0 and len(list((tmp_path / "found").iterdir())) == 12
+    status, _, err = pli(capfd, *base)
+    assert status == 1 and "is there already" in err
+
+
+def test_problems_are_listed(pictures, capfd, tmp_path):
+    (pictures / "bad.jpg").write_bytes(b"no picture")
+    status, out, err = pli(capfd, "index", pictures, "--model", "pli-tiny-48", "--problems", tmp_path / "problems.txt")
+    assert (status, out) == (0, "") and "1 cannot be read" in err and (tmp_path / "problems.txt").read_text().startswith("bad.jpg\t")
+
+
+def test_tuning_the_words_indexes_nothing_again(drawn, pictures, capfd, tmp_path):
+    "A real `pli tune --tune text`: its gallery is the start's; tuning both towers makes one of its own, and as a reader it is refused."
+    assert pli(capfd, "index", pictures, "--model", "pli-tiny-48")[0] == 0
+    tune = ("tune", drawn / "pairs.csv", "--model", "pli-tiny-48", "--steps", 2, "--batch-size", 8, "--warmup", 0, "--learning-rate", 1e-2, "--device", "cpu")
+    for towers in ("text", "both"): assert pli(capfd, *tune, "--tune", towers, "--out", tmp_path / towers)[0] == 0
+    status, _, err = pli(capfd, "search", pictures, "a star", "--model", tmp_path / "text" / "last")
+    assert status == 0 and "nothing new" in err
+    assert len(json.loads((tmp_path / "text" / "last" / "features.json").read_text())["reads"]) == 16
+    with Gallery.open(pictures, "pli-tiny-48") as before, Gallery.open(pictures, "pli-tiny-48", query_model=tmp_path / "text" / "last") as after:
+        assert [hit.score for hit in before.search(text="a star")] != [hit.score for hit in after.search(text="a star")]
+    status, _, err = pli(capfd, "search", pictures, "a star", "--model", "pli-tiny-48", "--query-model", tmp_path / "both" / "last")
+    assert status == 1 and "only a model that was tuned with this picture tower left as it was fits" in err
+    status, _, err = pli(capfd, "search", pictures, "a star", "--model", tmp_path / "both" / "last")
+    assert status == 0 and "70 added" in err
+
+
+def test_stdout_holds_hits_only_and_a_closed_pipe_is_no_error(pictures):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    command = [sys.executable, "-c", "import sys; from pli.cli import main; sys.exit(main())"]
+    done = subprocess.run([*command, "search", str(pictures), "a star", "--model", "pli-tiny-48", "--k", "4"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 4 and "70 added" in done.stderr

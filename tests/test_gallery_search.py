@@ -1,0 +1,444 @@
+"The gallery of a folder: table, index, search; what happens when files come and go, when two write at once, when a process is killed, and when a stranger made it."
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pli.backbones import load_backbone
+from pli.benchmarks import read_queries
+from pli.composition import parse_composer
+from pli.core import PliError, unit
+from pli.evaluate import encode, scores_of
+from pli.gallery.encode import encode_texts, top_k
+from pli.gallery.index import Listing, list_pictures, update
+from pli.gallery.search import Gallery, Where, everyday_captions, features_key, gallery_home
+from pli.gallery.store import PictureTable, Row, path_inside, read_vectors
+from pli.world import save_world
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+
+
+def picture(path: Path, number: int, size=(40, 30)) -> Path:
+    "A picture unlike any other of its number."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(number)
+    Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize(size).save(path, "PNG")
+    return path
+
+
+@pytest.fixture(scope="module")
+def backbone(): return load_backbone("pli-tiny-48")
+
+
+@pytest.fixture()
+def folder(tmp_path) -> Path:
+    for number in range(10): picture(tmp_path / "photos" / f"{'ab'[number % 2]}" / f"{number}.png", number)
+    return tmp_path / "photos"
+
+
+@pytest.fixture()
+def table(tmp_path):
+    with PictureTable(tmp_path / "gallery.sqlite", create=True) as made: yield made
+
+
+def contents(table) -> dict[str, bytes]:
+    "Path -> feature."
+    return {os.fsdecode(path): feature for path, feature in table.connection.execute("SELECT path, feature FROM picture WHERE feature IS NOT NULL")}
+
+
+# a folder that changes
+
+def test_only_what_is_new_is_encoded(folder, table, backbone):
+    assert update(table, folder, backbone).encoded == 10
+    generation = table.about()["generation"]
+    again = update(table, folder, backbone)
+    assert (again.encoded, again.added, again.removed, table.about()["generation"]) == (0, 0, 0, generation)
+    picture(folder / "a" / "0.png", 100)
+    os.utime(folder / "b" / "1.png", (1, 1))                                  # another time, the same bytes
+    (folder / "a" / "2.png").unlink()
+    ids = {found.path: found.id for found in table.select()}
+    changes = update(table, folder, backbone)
+    assert (changes.encoded, changes.changed, changes.same, changes.removed) == (1, 1, 1, 1)
+    assert {found.path: found.id for found in table.select()} == {path: id for path, id in ids.items() if path != "a/2.png"}
+
+
+def test_a_moved_folder_stays_the_same_pictures(folder, table, backbone):
+    update(table, folder, backbone)
+    before = contents(table)
+    ids = {found.path: found.id for found in table.select()}
+    (folder / "a").rename(folder / "c")
+    changes = update(table, folder, backbone)
+    assert (changes.encoded, changes.moved, changes.removed) == (0, 5, 0)
+    assert {found.path.replace("c/", "a/"): found.id for found in table.select()} == ids
+    assert {path.replace("c/", "a/"): feature for path, feature in contents(table).items()} == before
+
+
+def test_exact_duplicates_share_a_feature_and_survive_each_other(folder, table, backbone):
+    update(table, folder, backbone)
+    shutil.copy(folder / "a" / "0.png", folder / "copy.png")
+    assert update(table, folder, backbone).encoded == 0
+    assert contents(table)["copy.png"] == contents(table)["a/0.png"]
+    (folder / "a" / "0.png").unlink()
+    assert update(table, folder, backbone).removed == 1 and "copy.png" in contents(table)
+
+
+def test_features_are_those_of_a_fresh_index_whatever_happened(folder, table, backbone, tmp_path):
+    "Twenty rounds of random changes; afterwards the table holds what a new one would."
+    dice = random.Random(0)
+    for round in range(20):
+        files = sorted(path for path in folder.rglob("*.png"))
+        for _ in range(dice.randint(1, 4)):
+            what, one = dice.choice(["new", "gone", "move", "copy", "edit", "swap"]), dice.choice(files)
+            if what == "new": picture(folder / f"d{dice.randint(0, 2)}" / f"n{dice.randint(0, 99)}.png", dice.randint(1000, 2000))
+            elif one.exists() and what == "gone" and len(files) > 4: one.unlink()
+            elif one.exists() and what == "move": one.rename(one.with_name(f"m{dice.randint(0, 999)}.png"))
+            elif one.exists() and what == "copy": shutil.copy(one, folder / f"c{dice.randint(0, 99)}.png")
+            elif one.exists() and what == "edit": picture(one, dice.randint(1000, 2000))
+            elif what == "swap" and len(files) > 1 and all(path.exists() for path in files[:2]):
+                first, second = files[0].read_bytes(), files[1].read_bytes()
+                files[0].write_bytes(second), files[1].write_bytes(first)
+        update(table, folder, backbone)
+        assert sorted(contents(table)) == sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    with PictureTable(tmp_path / "fresh.sqlite", create=True) as fresh:
+        update(fresh, folder, backbone)
+        assert contents(fresh) == contents(table)
+
+
+def test_names_of_every_kind(tmp_path, table, backbone):
+    folder = tmp_path / "photos"
+    names = ["with space.png", "quote'\".png", "ü.png", unicodedata.normalize("NFD", "é.png"), "日本語.png", "x" * 251 + ".png", "new\nline.png", "-rf.png", "%s.png"]
+    for number, name in enumerate(names): picture(folder / name, number)
+    odd = os.fsencode(folder) + b"/\xff\xfe.png"
+    shutil.copy(folder / "ü.png", odd)
+    assert update(table, folder, backbone).pictures == len(names) + 1
+    assert sorted(os.fsencode(found.path) for found in table.select()) == sorted([*map(os.fsencode, names), b"\xff\xfe.png"])
+
+
+# what is not a picture
+
+def test_what_cannot_be_read_is_said_once_and_costs_nothing_else(folder, table, backbone):
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "empty.jpg").touch()
+    (folder / "cut.png").write_bytes((folder / "a" / "0.png").read_bytes()[:60])
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "away.jpg").symlink_to("nowhere.jpg")
+    (folder / "endless.jpg").symlink_to("/dev/zero")
+    changes = update(table, folder, backbone)
+    assert (changes.encoded, len(changes.broken)) == (10, 3) and sorted(changes.met.odd) == ["away.jpg", "endless.jpg", "pipe.jpg"]
+    assert "cannot be read" in "\n".join(changes.lines())
+    assert not update(table, folder, backbone).broken                          # known now
+    picture(folder / "broken.jpg", 50)
+    assert update(table, folder, backbone).encoded == 1
+
+
+def test_links_that_loop_are_entered_once(folder, table, backbone, tmp_path):
+    (folder / "a" / "up").symlink_to(folder)
+    (folder / "b" / "self").symlink_to(folder / "b")
+    outside = picture(tmp_path / "outside" / "o.png", 99).parent
+    (outside / "back").symlink_to(folder)
+    (folder / "elsewhere").symlink_to(outside)
+    met = Listing()
+    found = [os.fsdecode(path) for path, _, _ in list_pictures(folder, met)]
+    assert len(found) == len(set(found)) == 11 and "elsewhere/o.png" in found and len(met.again) == 3
+
+
+def test_hidden_things_are_left_out_and_said(folder, table, backbone):
+    picture(folder / ".thumbs" / "x.png", 70)
+    picture(folder / "._1.png", 71)
+    changes = update(table, folder, backbone)
+    assert changes.pictures == 10 and changes.met.hidden == 2 and "hidden" in "\n".join(changes.lines())
+
+
+def test_a_picture_that_vanishes_between_listing_and_reading(folder, table, backbone, monkeypatch):
+    import pli.gallery.index as index
+    honest = index.list_pictures
+
+    def listing(root, met=None):
+        found = list(honest(root, met))
+        (folder / "a" / "0.png").unlink(missing_ok=True)
+        return iter(found)
+    monkeypatch.setattr(index, "list_pictures", listing)
+    changes = update(table, folder, backbone)
+    assert changes.encoded == 9 and len(changes.skipped) == 1 and "a/0.png" in changes.skipped[0]
+
+
+# drives and permissions
+
+def test_a_folder_that_comes_up_empty_loses_nothing(folder, table, backbone):
+    update(table, folder, backbone)
+    folder.rename(folder.with_name("away"))
+    with pytest.raises(PliError, match="is the drive there"): update(table, folder, backbone)
+    folder.mkdir()
+    changes = update(table, folder, backbone)
+    assert len(table) == 10 and "are kept" in "\n".join(changes.lines())
+    assert update(table, folder, backbone, forget=True).removed == 10
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")
+def test_a_folder_that_cannot_be_read_loses_nothing(folder, table, backbone):
+    update(table, folder, backbone)
+    (folder / "a").chmod(0)
+    try: changes = update(table, folder, backbone)
+    finally: (folder / "a").chmod(0o755)
+    assert len(table) == 10 and "cannot be read" in "\n".join(changes.lines())
+
+
+def test_a_drive_that_hung_below_and_does_not_now_loses_nothing(folder, table, backbone, monkeypatch):
+    "The place where a drive was is an empty folder when it is away; here the record says that one was there."
+    update(table, folder, backbone)
+    table.say(drives=["a"])
+    shutil.rmtree(folder / "a")
+    (folder / "a").mkdir()
+    changes = update(table, folder, backbone)
+    assert len(table) == 10 and "was a drive of its own" in "\n".join(changes.lines())
+    assert table.about()["drives"] == ["a"]                                     # and is waited for the next time too
+
+
+# two at once, and kill -9
+
+WRITER = """
+import sys
+from pathlib import Path
+from pli.backbones import load_backbone
+from pli.gallery.index import update
+from pli.gallery.store import PictureTable
+with PictureTable(sys.argv[1], create=True) as table:
+    print("ready", flush=True)
+    changes = update(table, Path(sys.argv[2]), load_backbone("pli-tiny-48"))
+    print(changes.encoded, flush=True)
+"""
+
+
+def writer(table: Path, folder: Path) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", WRITER, str(table), str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+
+def test_two_indexers_at_once(tmp_path, backbone):
+    folder = tmp_path / "photos"
+    for number in range(150): picture(folder / f"{number}.png", number)
+    both = [writer(tmp_path / "gallery.sqlite", folder) for _ in range(2)]
+    ends = [each.communicate(timeout=300) for each in both]
+    assert [each.returncode for each in both] == [0, 0], ends
+    with PictureTable(tmp_path / "gallery.sqlite") as table:
+        assert sorted(contents(table)) == sorted(path.name for path in folder.iterdir())
+        assert update(table, folder, backbone).encoded == 0
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_nothing_is_lost_or_doubled(tmp_path, backbone):
+    folder, dice = tmp_path / "photos", random.Random(0)
+    for number in range(400): picture(folder / f"{number}.png", number)
+    kept = 0
+    for _ in range(20):
+        process = writer(tmp_path / "gallery.sqlite", folder)
+        process.stdout.readline()
+        time.sleep(dice.uniform(0.0, 3.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with PictureTable(tmp_path / "gallery.sqlite") as table:
+            count = len(table)
+            assert count >= kept and len(contents(table)) == count              # whole rows only, and never fewer
+            kept = count
+    with PictureTable(tmp_path / "gallery.sqlite") as table, PictureTable(tmp_path / "fresh.sqlite", create=True) as fresh:
+        update(table, folder, backbone), update(fresh, folder, backbone)
+        assert contents(table) == contents(fresh)
+        assert len(read_vectors(table, 128)) == 400
+
+
+# a stranger's gallery
+
+@pytest.mark.parametrize("path", [b"../secret.png", b"/etc/passwd", b"a/../../b.png", b"", b"a\0b.png", b"..\\b.png/../x"])
+def test_a_path_that_climbs_out_is_refused_wherever_it_is_used(table, path):
+    with pytest.raises(PliError, match="outside"): path_inside(path)
+    with pytest.raises(PliError, match="outside"): table.put([Row(path, 1, 1, b"c" * 32)])
+    table.connection.execute("INSERT INTO picture (path, size, changed, content) VALUES (?, 1, 1, ?)", (path, b"c" * 32))
+    with pytest.raises(PliError, match="outside"): list(table.select())
+
+
+def test_a_file_with_anything_else_in_it_is_refused(tmp_path):
+    for statement in ("CREATE TRIGGER evil AFTER INSERT ON picture BEGIN DELETE FROM picture; END", "CREATE VIEW more AS SELECT 1", "CREATE TABLE other (x)"):
+        path = tmp_path / "gallery.sqlite"
+        PictureTable(path, create=True).close()
+        with sqlite3.connect(path) as connection: connection.execute(statement)
+        connection.close()
+        with pytest.raises(PliError, match="no gallery of this version"): PictureTable(path)
+        path.unlink()
+
+
+def test_files_that_are_no_galleries_are_refused_by_name(tmp_path):
+    path = tmp_path / "gallery.sqlite"
+    with pytest.raises(PliError, match="no such gallery"): PictureTable(path)
+    path.write_bytes(b"SQLite format 3\0" + b"\xff" * 5000)
+    with pytest.raises(PliError, match="gallery.sqlite"): PictureTable(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(PliError, match="not a file"): PictureTable(path)
+    path.unlink()
+    PictureTable(path, create=True).close()
+    with sqlite3.connect(path) as connection: connection.execute("UPDATE about SET value = '99' WHERE name = 'version'")
+    connection.close()
+    with pytest.raises(PliError, match="version 99"): PictureTable(path)
+
+
+def test_a_matrix_with_a_huge_header_pickles_or_other_numbers_is_not_read(folder, table, backbone):
+    update(table, folder, backbone)
+    good = read_vectors(table, 128).features.clone()
+    path = next(table.path.parent.glob("features-*.npy"))
+    bad = {"header": b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + b" " * 100, "shape": None, "pickle": None, "empty": b""}
+    for name, data in bad.items():
+        if name == "shape": np.save(path, np.zeros((10, 3), "<f4"))
+        elif name == "pickle": np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+        else: path.write_bytes(data)
+        assert torch.equal(read_vectors(table, 128).features, good), name
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert torch.equal(read_vectors(table, 128).features, good)
+
+
+def test_features_of_another_width_or_not_numbers_are_named(table):
+    table.put([Row(b"a.png", 1, 1, b"c" * 32, feature=torch.tensor([float("nan")] * 8))])
+    with pytest.raises(PliError, match="not finite"): read_vectors(table, 8)
+    with pytest.raises(PliError, match="not 9 numbers"): read_vectors(table, 9)
+
+
+# searching
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn")
+    save_world(folder, pairs=1, queries=24, gallery_size=150)
+    (folder / "images" / "pair_000000.png").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("spec", ["sum:1", "sum:0.25", "slerp:0.5", "image", "text", "product:1", "harris:2"])
+def test_the_same_ranks_as_evaluate(drawn, spec, tmp_path):
+    "Every query, every place; drawings that are there twice are left out of the comparison, because a search leaves out every copy of the reference."
+    queries = read_queries(drawn / "queries.json", drawn / "gallery.json")
+    with Gallery.open(drawn, "pli-tiny-48", gallery=tmp_path) as gallery:
+        gallery.update()
+        features = encode(gallery.reader, queries)
+        text_mean = unit(features.texts).mean(0)
+        names = [name for name in queries.pictures]
+        content = {found.path: found.content for found in gallery.table.select()}
+        alone = [row for row in range(len(queries)) if sum(content[name] == content[names[queries.references[row]]] for name in names) == 1]
+        assert len(alone) > 10
+        place = {name: i for i, name in enumerate(names)}
+        for _, rows, _, scores in scores_of(features, queries, [spec]):
+            for row, expected in zip(rows.tolist(), scores):
+                if row not in alone: continue
+                asked = {"image": None if spec == "text" else drawn / names[queries.references[row]], "text": None if spec == "image" else queries.texts[row][0]}
+                found = gallery.search(**asked, composer=None if spec in ("image", "text") else spec, k=len(names), text_mean=text_mean)
+                order = [place[hit.path] for hit in found]
+                if spec == "text": order = [i for i in order if i != int(queries.references[row])]      # words alone leave nothing out
+                best = top_k(expected[None], len(names) - 1)[0].tolist()
+                assert [round(float(expected[i]), 6) for i in order] == [round(float(expected[i]), 6) for i in best]
+                distinct = [i for i in best if sum(content[names[i]] == content[name] for name in names) == 1]
+                assert [i for i in order if i in set(distinct)] == distinct
+
+
+def test_a_search_leaves_the_reference_and_its_copies_out(folder, tmp_path):
+    shutil.copy(folder / "a" / "0.png", folder / "copy.png")
+    shutil.copy(folder / "a" / "0.png", tmp_path / "outside.png")
+    with Gallery.open(folder, "pli-tiny-48") as gallery:
+        gallery.update()
+        for reference in (folder / "a" / "0.png", tmp_path / "outside.png"):
+            assert {hit.path for hit in gallery.search(image=reference, k=99)} == {found.path for found in gallery.table.select()} - {"a/0.png", "copy.png"}
+        assert len(gallery.search(text="a cat", k=99)) == 11
+
+
+def test_filters_narrow_and_an_empty_rest_is_said(folder):
+    with Gallery.open(folder, "pli-tiny-48") as gallery:
+        gallery.update()
+        assert {hit.path for hit in gallery.search(text="a cat", where={"folder": "a"})} == {f"a/{i}.png" for i in range(0, 10, 2)}
+        assert {hit.path for hit in gallery.search(text="a cat", where={"name": "3*"})} == {"b/3.png"}
+        with pytest.raises(PliError, match="leave none"): gallery.search(text="a cat", where={"until": "1970"})
+        with pytest.raises(PliError, match="no date"): Where(since="yesterday")
+
+
+@pytest.mark.parametrize("asked, words", [({}, "a picture, words, or both"), ({"without": "red"}, "avoid alone"), ({"text": "  "}, "must be words"), ({"text": "x", "k": 0}, "k must be"),
+                                          ({"text": "x", "weight": 1.0}, "need a picture and words"), ({"image": "nowhere.png"}, "missing picture"), ({"text": "x", "where": {"since": "x"}}, "no date")])
+def test_a_query_that_asks_nothing_is_told(folder, asked, words):
+    with Gallery.open(folder, "pli-tiny-48") as gallery:
+        gallery.update()
+        with pytest.raises(PliError, match=words): gallery.search(**asked)
+
+
+def test_an_empty_folder_is_told(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with Gallery.open(tmp_path / "empty", "pli-tiny-48") as gallery:
+        gallery.update()
+        with pytest.raises(PliError, match="holds no picture yet"): gallery.search(text="a cat")
+    with pytest.raises(PliError, match="no such folder"): Gallery.open(tmp_path / "nowhere")
+
+
+def test_hits_turn_into_files(folder, tmp_path):
+    with Gallery.open(folder, "pli-tiny-48") as gallery:
+        gallery.update()
+        hits = gallery.search(image=folder / "a" / "0.png", text="in red", k=4)
+        for name in ("hits.png", "hits.jpg", "hits.json", "hits.csv"): hits.save(tmp_path / name)
+        assert Image.open(tmp_path / "hits.png").size == hits.sheet().size
+        assert [record["path"] for record in json.loads((tmp_path / "hits.json").read_text())["hits"]] == [hit.path for hit in hits]
+        assert len((tmp_path / "hits.csv").read_text().splitlines()) == 5
+        assert hits._repr_png_()[:4] == b"\x89PNG" and len(hits[1:3]) == 2 and hits[0].open().size == (40, 30)
+        with pytest.raises(PliError, match=".png, .jpg"): hits.save(tmp_path / "hits.gif")
+
+
+# whose features
+
+def test_a_tuned_text_tower_reads_the_same_gallery(folder, tmp_path):
+    tuned = load_backbone("pli-tiny-48")
+    with torch.no_grad():
+        for name, weight in tuned.model.named_parameters():
+            if not name.startswith("visual.") and name != "logit_scale": weight.add_(0.01 * torch.randn_like(weight))
+    tuned.save(tmp_path / "tuned")
+    assert features_key(load_backbone(tmp_path / "tuned")) == features_key(load_backbone("pli-tiny-48"))
+    with Gallery.open(folder, "pli-tiny-48") as gallery: assert gallery.update().encoded == 10
+    with Gallery.open(folder, tmp_path / "tuned") as gallery: assert gallery.update().encoded == 0
+    with Gallery.open(folder, "pli-tiny-48", query_model=tmp_path / "tuned") as gallery: assert len(gallery.search(text="a cat", k=3)) == 3
+    with torch.no_grad(): tuned.model.visual.proj.add_(0.1)
+    tuned.save(tmp_path / "other")
+    with pytest.raises(PliError, match="only a model that was tuned with this picture tower left as it was fits"): Gallery.open(folder, "pli-tiny-48", query_model=tmp_path / "other")
+    with Gallery.open(folder, tmp_path / "other") as gallery: assert gallery.update().encoded == 10       # a gallery of its own
+    with pytest.raises(PliError, match="say which with --model"): Gallery.open(folder)
+
+
+def test_the_gallery_moves_with_its_folder_and_remembers_its_model(folder):
+    with Gallery.open(folder, "pli-tiny-48") as gallery: gallery.update()
+    moved = folder.rename(folder.with_name("moved"))
+    with Gallery.open(moved) as gallery:
+        assert gallery.update().encoded == 0 and gallery.backbone.name == "pli-tiny-48"
+
+
+def test_where_the_folder_cannot_be_written_to_the_gallery_lives_in_the_cache(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("PLI_CACHE", str(tmp_path / "cache" / "features"))
+    honest = os.access
+    monkeypatch.setattr("pli.gallery.search.os.access", lambda path, mode: not str(path).startswith(str(folder)) and honest(path, mode))
+    assert gallery_home(folder).is_relative_to(tmp_path / "cache")
+    assert gallery_home(folder, tmp_path / "named") == tmp_path / "named"
+
+
+def test_everyday_captions_are_many_and_different():
+    captions = everyday_captions()
+    assert len(captions) == len(set(captions)) > 120 and all(caption == caption.strip() for caption in captions)
+
+
+def test_a_feature_does_not_depend_on_its_neighbours(folder, table, backbone, tmp_path):
+    update(table, folder, backbone)
+    alone = tmp_path / "alone"
+    shutil.copytree(folder / "a", alone)
+    with PictureTable(tmp_path / "alone.sqlite", create=True) as other:
+        update(other, alone, backbone)
+        assert {f"a/{path}": feature for path, feature in contents(other).items()} == {path: feature for path, feature in contents(table).items() if path.startswith("a/")}
