@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BLANK', 'MOST_BYTES', 'KINDS', 'FULL', 'PART', 'NUMBERS', 'SEAL', 'LOCK', 'unit', 'generator', 'PliError', 'shown',
-           'first_line', 'MissingFile', 'open_regular', 'read_regular', 'NoRoom', 'full', 'begun', 'tidy', 'to_disk',
-           'atomic', 'write_json', 'read_json', 'tensors_digest', 'save_tensors', 'sealed', 'read_sealed', 'locked',
-           'same_file', 'held', 'claim', 'holder', 'alone_in', 'still_alone_in', 'told_of_workers', 'pick_device',
+           'first_line', 'MissingFile', 'open_regular', 'read_regular', 'NoRoom', 'full', 'same_file', 'begun', 'tidy',
+           'to_disk', 'atomic', 'write_json', 'read_json', 'tensors_digest', 'save_tensors', 'sealed', 'read_sealed',
+           'locked', 'held', 'claim', 'holder', 'alone_in', 'still_alone_in', 'told_of_workers', 'pick_device',
            'check_workers', 'Unseen', 'bar', 'versions', 'processor', 'provenance']
 
 # %% ../nbs/00_core.ipynb #286ce25a
@@ -130,6 +130,11 @@ def full(error: Exception) -> str | None:
 
 # %% ../nbs/00_core.ipynb #24962eef
 PART = re.compile(r"\..+\.\d+\.part")   # what a half-written file is called: the target's name, and the process
+
+def same_file(path: Path, file: int) -> bool:
+    "Is the file of that name the open one?"
+    try: return os.path.samestat(os.stat(path), os.fstat(file))
+    except FileNotFoundError: return False
 
 def begun(path: Path) -> int:
     "Make a file, lock it and leave it open; the lock ends with the process."
@@ -298,11 +303,6 @@ def locked(path: Path) -> int | None:
         os.close(file)
         if again < 2: time.sleep(0.01)
     return None
-
-def same_file(path: Path, file: int) -> bool:
-    "Is the file of that name the open one?"
-    try: return os.path.samestat(os.stat(path), os.fstat(file))
-    except FileNotFoundError: return False
 
 def held(path: Path) -> bool:
     "Does a process hold this lock? One that was killed leaves the file and holds nothing."

@@ -1,4 +1,4 @@
-"pli.gallery: crops by hand, one feature a picture whatever the batch, a store that survives kills, faults and changed checkpoints, search against a slow sort."
+"pli.gallery.encode: crops by hand, one feature a picture whatever the batch, a store that survives kills, faults and changed checkpoints, search against a slow sort."
 import copy
 import errno
 import json
