@@ -83,7 +83,7 @@ class Page(HTMLParser):
 # --- what is there
 
 def test_the_files_are_there(whole):
-    assert sorted(path.name for path in whole.iterdir()) == ["figures", "model", "report.html", "results.json", "runs"]
+    assert sorted(path.name for path in whole.iterdir()) == ["figures", "model", "pictures", "report.html", "results.json", "runs", "start"]
     assert sorted(path.stem for path in (whole / "figures").iterdir()) == ["bars", "curves", "losses", "masks", "neighbours"]
     for path in (whole / "figures").iterdir():
         with Image.open(path) as image: assert image.format == "PNG" and min(image.size) > 200
