@@ -500,26 +500,28 @@ def result_path(out: Path, name: str, seed: int | None) -> Path: return out / f"
 
 def said_of(plan: Plan, arm: Arm | None) -> dict:
     "What a plan says of an arm, or of the start."
-    record = {"start": plan.start, "pairs of the plan": plan.pairs, "held out": plan.held_out, "composers": list(plan.composers)}
+    trained = start_settings(plan)
+    start = plan.start if trained is None else {**plan.start, "ignore_same_picture": trained.ignore_same_picture}
+    record = {"start": start, "pairs of the plan": plan.pairs, "held out": plan.held_out, "composers": list(plan.composers)}
     if arm is None: return record
     taught = lambda arm: {"settings": asdict(arm.settings), "most pairs": arm.most_pairs}
     if not arm.average: return record | taught(arm)
     members = {name: taught(plan.arms[name]) for name in arm.average if name != "start"}
     return record | {"average": list(arm.average), "shares": list(arm.shares), "members": members} | ({"seeds": list(plan.seeds)} if arm.over_seeds else {})
 
-def flat(record: dict, ignoring: bool = True) -> dict:   # `ignoring`: did a start that does not say so ignore pictures that are there twice?
+def flat(record: dict) -> dict:
     "What a result was made with, a key for each setting that counts, those of the members of an average too; precision, which follows the machine, only where it is asked for."
     usual, found = {**asdict(TuneSettings()), **OLDER}, {key: value for key, value in record.items() if key not in ("settings", "members", "precision")}
     if "settings" in record: found |= {key: value for key, value in {**usual, **record["settings"]}.items() if key not in IDLE}
     if isinstance(start := record.get("start"), dict):
         found |= {"start": {key: value for key, value in start.items() if key not in ("precision", "ignore_same_picture")}, "precision of the start": start.get("precision", "auto")}
-        if "steps" in start: found |= {"ignore_same_picture of the start": start.get("ignore_same_picture", ignoring)}
+        if "steps" in start: found |= {"ignore_same_picture of the start": start.get("ignore_same_picture", OLDER["ignore_same_picture"])}
     for name, member in record.get("members", {}).items(): found |= {f"{key} of {shown(name)}": value for key, value in flat(member).items()}
     return found
 
 def check_same(path: Path, made: dict, wanted: dict) -> None:
     "Raise a `PliError` that says how a result differs from what the plan wants. Precision is compared with what the result was computed in, and only where the plan asks for one."
-    old, new = flat({key: made[key] for key in [*wanted, "settings", "average", "members", "seeds"] if key in made}, "pictures twice" in made), flat(wanted)
+    old, new = flat({key: made[key] for key in [*wanted, "settings", "average", "members", "seeds"] if key in made}), flat(wanted)
     used = precisions(made)
     for key in dict.fromkeys([*new, *old]):
         if key.startswith("ignore_same_picture") and made.get("pictures twice") == 0: continue       # there is nothing to ignore

@@ -263,7 +263,7 @@ def test_four_kinds_of_pairs_give_the_same_model(drawn, tmp_path):
     assert not (tmp_path / "run-csv" / "problems.jsonl").exists()
 
 
-LONG = [*TINY, "--steps", "20", "--batch-size", "16", "--learning-rate", "1e-3", "--warmup", "4", "--checkpoint-every", "3", "--held-out", "0.1", "--validate-every", "5", "--hide", "recolour+random:0.5"]
+LONG = [*TINY, "--steps", "20", "--batch-size", "48", "--learning-rate", "1e-3", "--warmup", "4", "--checkpoint-every", "3", "--held-out", "0.1", "--validate-every", "5", "--hide", "recolour+random:0.5"]
 
 
 def stopped_after(line: str, how: signal.Signals, *words, cwd: Path) -> tuple[int, str]:

@@ -383,7 +383,7 @@ def test_server_formats_that_are_not(cirr, circo, tmp_path):
     told("not valid JSON", put(tmp_path / "x.json", "[" * 200_000), cirr)
     told("not valid JSON", put(tmp_path / "x.json", '{"100": ' + "9" * 5000 + "}"), cirr)
     told("a folder, not a file", tmp_path, cirr)
-    told("cannot be read", tmp_path / "nowhere.json", cirr)
+    told("no such file", tmp_path / "nowhere.json", cirr)
     (tmp_path / "x.json").write_bytes(b"\xff\xfe\x00")
     told("not valid JSON", tmp_path / "x.json", cirr)
     (tmp_path / "x.json").write_bytes(b"\xef\xbb\xbf" + main.read_bytes())             # a byte order mark does no harm

@@ -201,8 +201,9 @@ needs_transformers = pytest.mark.skipif(importlib.util.find_spec("transformers")
 
 
 def folder_with(small, folder, change=None, **more):
-    "A model folder whose configuration was changed."
+    "A model folder whose configuration was changed; its weights are as older versions wrote them, and say nothing."
     small.save(folder)
+    save_file(load_file(folder / "open_clip_model.safetensors"), folder / "open_clip_model.safetensors")
     path = folder / "open_clip_config.json"
     record = json.loads(path.read_text())
     for key, value in more.items(): record[key] = record.get(key, {}) | value if isinstance(value, dict) else value
