@@ -60,7 +60,7 @@ def list_pictures(
         deeper = []
         for entry in entries:
             path = below + b"/" + entry.name if below else entry.name
-            if entry.name.startswith(b"."): met.hidden += 1
+            if entry.name.startswith(b"."): met.hidden += entry.name != b".pli"        # the gallery itself
             elif _is_folder(entry):
                 try: found = os.stat(entry.path)
                 except OSError:
