@@ -176,7 +176,7 @@ def check_beside(
     flat = lambda table, start="": {name: value for key, held in table.items() for name, value in (flat(held, f"{start}{key}.") if isinstance(held, dict) else {f"{start}{key}": held}).items()}
     have, saved = flat(read_json(config)), flat(json.loads(weights.said["open_clip_config"]))
     odd = [f"{shown(key, 80)} was {shown(saved.get(key), 80)}, is {shown(have.get(key), 80)}" for key in sorted(have.keys() | saved.keys()) if have.get(key) != saved.get(key)]
-    if odd: raise PliError(f"{shown(config)}: is not what was saved with the weights beside it ({'; '.join(odd[:3])}); bring back a copy, or save the model anew: load_backbone with other settings, then save")
+    if odd: raise PliError(f"{shown(config)}: is not what was saved with the weights beside it ({'; '.join(odd[:3])}); bring back a copy or, if you changed it on purpose, write the weights again without what they say: save_file(load_file(FILE), FILE) of safetensors.torch")
 
 def read_weights(
     path: str | Path,
