@@ -4,6 +4,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# the same examples for everybody, and no limit of milliseconds: a slow machine is no fault. HYPOTHESIS_PROFILE=default draws new ones
+settings.register_profile("pli", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "pli"))
 
 
 @pytest.fixture(scope="session", autouse=True)

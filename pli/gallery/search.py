@@ -57,7 +57,7 @@ def gallery_home(
     if place is not None: return Path(place)
     beside = Path(folder) / ".pli"
     if os.access(beside if beside.is_dir() else folder, os.W_OK): return beside
-    return cache_folder().parent / "galleries" / hashlib.sha256(os.path.abspath(folder).encode(errors="surrogateescape")).hexdigest()[:16]
+    return cache_folder() / "galleries" / hashlib.sha256(os.path.abspath(folder).encode(errors="surrogateescape")).hexdigest()[:16]
 
 def galleries_in(home: Path) -> list[str]:
     "The keys of the galleries in a home."
