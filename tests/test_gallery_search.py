@@ -442,3 +442,27 @@ def test_a_feature_does_not_depend_on_its_neighbours(folder, table, backbone, tm
     with PictureTable(tmp_path / "alone.sqlite", create=True) as other:
         update(other, alone, backbone)
         assert {f"a/{path}": feature for path, feature in contents(other).items()} == {path: feature for path, feature in contents(table).items() if path.startswith("a/")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", ["sum:1", "slerp:0.5", "image", "text", "product:1", "harris:1"])
+def test_every_query_of_the_shop_has_the_rank_that_evaluate_gives(shared, tmp_path_factory, spec):
+    "2,550 queries over 5,496 photographs, linked into a folder; late fusion with the same mean of words."
+    shop, place = shared / "data" / "shop", tmp_path_factory.getbasetemp() / "shop"
+    queries = read_queries(shop / "queries.dev.json", shop / "gallery.json")
+    for name in queries.pictures:
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        if not (place / name).exists(): (place / name).symlink_to(shop / name)
+    with Gallery.open(place, shop / "base") as gallery:
+        gallery.update()
+        features, ranker = encode(gallery.reader, queries), gallery.ranker
+        text_mean, number = unit(features.texts).mean(0), {found.path: row for row, found in enumerate(gallery.table.select())}
+        rows = torch.tensor([number[name] for name in queries.pictures])
+        for _, some, _, scores in scores_of(features, queries, [spec]):
+            for query, expected in zip(some.tolist(), scores):
+                reference = int(rows[queries.references[query]])
+                allowed = torch.arange(len(rows)) != reference
+                found, order = ranker.rank(parse_composer(spec), ranker.vectors.features[reference], features.texts[query], text_mean, allowed, len(rows))
+                right = set(rows[list(queries.answers[query])].tolist())
+                first = next(place for place, row in enumerate(order.tolist()) if row in right)
+                assert int((found >= found[first]).sum()) == int((expected >= expected[list(queries.answers[query])].max()).sum())
