@@ -263,12 +263,13 @@ def test_four_kinds_of_pairs_give_the_same_model(drawn, tmp_path):
     assert not (tmp_path / "run-csv" / "problems.jsonl").exists()
 
 
-LONG = [*TINY, "--steps", "20", "--batch-size", "48", "--learning-rate", "1e-3", "--warmup", "4", "--checkpoint-every", "3", "--held-out", "0.1", "--validate-every", "5", "--hide", "recolour+random:0.5"]
+LONG = [*TINY, "--steps", "20", "--batch-size", "16", "--learning-rate", "1e-3", "--warmup", "4", "--checkpoint-every", "3", "--held-out", "0.1", "--validate-every", "5", "--hide", "recolour+random:0.5"]
 
 
 def stopped_after(line: str, how: signal.Signals, *words, cwd: Path) -> tuple[int, str]:
     "Start a command and stop it as soon as a line is on the screen; its exit status and errors."
-    with subprocess.Popen([*START, *map(str, words)], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **ENVIRONMENT}) as running:
+    with subprocess.Popen([*START, *map(str, words)], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **ENVIRONMENT},
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as running:   # tests that run in the background ignore it
         for seen in running.stdout:                                       # lines come when they are printed, through a pipe too
             if seen.startswith(line): running.send_signal(how); break
         _, err = running.communicate()
