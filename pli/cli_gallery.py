@@ -10,7 +10,6 @@ __all__ = ['FIELDS', 'gallery_options', 'add_index', 'run_index', 'add_search', 
 import argparse
 import contextlib
 import json
-import os
 import shutil
 import sys
 from pathlib import Path

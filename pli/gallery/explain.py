@@ -18,7 +18,6 @@ from torch import Tensor
 from ..backbones import Backbone
 from ..composition import Composer, parse_composer
 from ..core import PliError, generator, shown, unit
-from ..data import open_picture
 from .encode import encode_texts
 from .search import Hit, Hits
 

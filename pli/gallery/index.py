@@ -10,7 +10,6 @@ __all__ = ['THUMBNAIL', 'Listing', 'list_pictures', 'Read', 'content_of', 'date_
 import datetime
 import hashlib
 import io
-import json
 import os
 import stat
 import time
@@ -24,8 +23,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..backbones import Backbone
-from ..core import PliError, bar, shown
-from ..data import SUFFIXES, PictureError, open_header, open_picture, turn_of
+from ..core import PliError, bar, open_regular, shown
+from ..data import SUFFIXES, PictureError, open_header, open_picture
 from .encode import ALIKE, encode_pixels
 from .store import PictureTable, Row, path_inside, put_rows, touch
 
@@ -102,9 +101,9 @@ class Read:
     gone: str = ""                 # why there is no row: the file vanished or changed under our eyes
 
 def content_of(path: Path) -> bytes:
-    "SHA-256 of a file."
+    "SHA-256 of a regular file. Raises what `open_regular` does."
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while part := file.read(2**20): digest.update(part)
     return digest.digest()
 

@@ -17,7 +17,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -28,13 +28,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..backbones import Backbone, load_backbone
-from ..composition import Composer, parse_composer, scaled, score
+from ..composition import Composer, parse_composer, score
 from ..core import PliError, atomic, pick_device, read_json, shown, unit, write_json
 from ..data import open_picture
 from ..drawing import QUERY, Cell, as_png, contact_sheet
 from .encode import ALIKE, cache_folder, encode_pixels, encode_texts, features_of, top_k
 from .index import Changes, content_of, update
-from .store import Picture, PictureTable, Vectors, path_inside, read_vectors
+from .store import Picture, PictureTable, Vectors, read_vectors
 
 # %% ../../nbs/gallery/09c_search.ipynb #d66df19b
 def features_key(
@@ -442,7 +442,7 @@ def _reference(gallery: Gallery, said) -> Reference:
     if isinstance(said, Image.Image): return _encoded(gallery, said.convert("RGB"), "a picture", None, said.convert("RGB"))
     path = Path(said)
     try: content = content_of(path) if path.is_file() else None
-    except OSError: content = None
+    except (OSError, PliError): content = None
     if content is not None and gallery.reader is gallery.backbone:
         found = gallery.table.connection.execute("SELECT id, feature FROM picture WHERE content = ? AND feature IS NOT NULL ORDER BY id", (content,)).fetchone()
         if found:
