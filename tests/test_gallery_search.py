@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import runpy
 import shutil
 import signal
 import sqlite3
@@ -23,7 +24,7 @@ from pli.core import PliError, unit
 from pli.evaluate import encode, scores_of
 from pli.gallery.encode import encode_texts, top_k
 from pli.gallery.index import Listing, list_pictures, update
-from pli.gallery.search import Gallery, Where, everyday_captions, features_key, gallery_home
+from pli.gallery.search import DEFAULT_COMPOSER, Gallery, Where, everyday_captions, features_key, gallery_home
 from pli.gallery.store import PictureTable, Row, path_inside, read_vectors
 from pli.world import save_world
 
@@ -467,3 +468,23 @@ def test_every_query_of_the_shop_has_the_rank_that_evaluate_gives(shared, tmp_pa
                 right = set(rows[list(queries.answers[query])].tolist())
                 first = next(place for place, row in enumerate(order.tolist()) if row in right)
                 assert int((found >= found[first]).sum()) == int((expected >= expected[list(queries.answers[query])].max()).sum())
+
+
+# what defaults follow from
+
+ROOT = Path(__file__).resolve().parents[1]
+MARGIN = 1.5   # points of recall@10 that the default may be behind the best composer, a kind of data left out or not
+
+
+def test_the_default_composer_follows_from_stored_ranks():
+    "From ranks alone: a fixed composer for models that nobody has measured. The table in results/ says the same, where it is there."
+    tool = runpy.run_path(str(ROOT / "tools" / "composer_table.py"))
+    studies = tool["stored"](ROOT, ("photographs", "drawn"))
+    assert {state for found in studies.values() for state in found} == {"untuned", "tuned"}
+    for state, told in tool["verdict"](tool["table_of"](studies), DEFAULT_COMPOSER).items(): assert told["loses"] <= MARGIN, (state, told)
+    path = ROOT / "results" / "composers.json"
+    if path.exists():
+        record = json.loads(path.read_text())
+        assert record["default"].pop("composer") == DEFAULT_COMPOSER
+        for state, told in record["default"].items(): assert told["loses"] <= MARGIN, (state, told)
+        assert {name: record["studies"][name] for name in studies} == tool["rounded"](studies), "results/composers.json is older than the stored ranks: python tools/composer_table.py"
