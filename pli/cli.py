@@ -250,6 +250,7 @@ def composer_options(parser: argparse.ArgumentParser) -> None:
     "Options for composing."
     parser.add_argument("--composer", action="append", metavar="SPEC", help="sum, slerp, product, harris, raw-sum, image, text; with a weight as in sum:0.25; may be repeated (default: on a benchmark sum:0.25, or what belongs to the protocol; all on your own queries)")
     parser.add_argument("--weight", type=float, metavar="X", help="how much the picture counts, for the --composer named without one")
+    parser.add_argument("--word-mean", choices=("queries", "everyday"), default="queries", help="what late fusion (product, harris) takes away from the words as common to all: the mean over the queries, or over everyday captions, as pli search does (default: queries)")
 
 # %% ../nbs/14_cli.ipynb #4d83440d
 def add_evaluate(commands) -> None:
@@ -304,12 +305,12 @@ def features_for(args, benchmark, device, composers=()):
         benchmark = without_files(benchmark, gone)
     backbone = load_backbone(args.model, args.pretrained, device, preprocess=args.preprocess, quick_gelu=args.quick_gelu)
     cache, lengths = None if args.no_cache else FeatureCache(args.cache), any(parse_composer(spec).raw for spec in composers)
-    try: return backbone, benchmark, encode(backbone, benchmark, workers=args.workers, cache=cache, check=False, lengths=lengths)
+    try: return backbone, benchmark, encode(backbone, benchmark, workers=args.workers, cache=cache, check=False, lengths=lengths, word_mean=args.word_mean)
     except BrokenPictures as error:                                  # their headers are whole, the rest is not
         list_missing(args.list_missing, gone | error.errors)
         if not args.allow_missing: raise PliError(f"{error}. {advice}") from None
         benchmark = without_files(benchmark, error.errors)
-    return backbone, benchmark, encode(backbone, benchmark, workers=args.workers, cache=cache, check=False, lengths=lengths)
+    return backbone, benchmark, encode(backbone, benchmark, workers=args.workers, cache=cache, check=False, lengths=lengths, word_mean=args.word_mean)
 
 # %% ../nbs/14_cli.ipynb #9e657838
 def broken_bodies(benchmark, known) -> dict:   # file -> `PictureError`
@@ -423,7 +424,7 @@ def made_by(args, device, backbone) -> dict:
     "Where a report comes from."
     from pli.core import provenance
     from pli.gallery.encode import weights_digest
-    return provenance(args.typed, 0, device) | {"model": args.model, "pretrained": args.pretrained or ("none, random weights" if named(args.model) else None), "weights": weights_digest(backbone), "preprocess": backbone.preprocess, "cut texts": len(backbone.cut_texts)} | backbone.choices
+    return provenance(args.typed, 0, device) | {"model": args.model, "pretrained": args.pretrained or ("none, random weights" if named(args.model) else None), "weights": weights_digest(backbone), "preprocess": backbone.preprocess, "cut texts": len(backbone.cut_texts), "word mean": args.word_mean} | backbone.choices
 
 
 def named(model: str) -> bool:

@@ -373,6 +373,17 @@ def test_broken_and_missing_pictures_are_counted_and_listed(drawn, tmp_path):
 
 # --- evaluate
 
+def test_words_centred_as_a_search_centres_them(drawn, tmp_path):
+    "The option reaches late fusion and nothing else, and stands in the report."
+    asked = ["evaluate", "--queries", drawn / "queries.json", "--gallery", drawn / "gallery.json", *TINY, "--composer", "sum:1", "--composer", "product:1"]
+    done = many([(tmp_path, [*asked, "--word-mean", mean, "--out", f"{mean}.json", "--out", f"{mean}.md"]) for mean in ("queries", "everyday")])
+    assert [each[0] for each in done] == [0, 0], done
+    one, other = (json.loads((tmp_path / f"{mean}.json").read_text()) for mean in ("queries", "everyday"))
+    assert (one["word mean"], other["word mean"]) == ("queries", "everyday")
+    assert one["outcomes"]["sum"] == other["outcomes"]["sum"] and one["outcomes"]["product"] != other["outcomes"]["product"]
+    assert "words centred on everyday captions" in (tmp_path / "everyday.md").read_text() and "centred" not in (tmp_path / "queries.md").read_text()
+
+
 def test_an_evaluation_can_be_read_back(drawn, tmp_path):
     asked = ["evaluate", "--queries", drawn / "queries.json", "--gallery", drawn / "gallery.json", *TINY]
     some = ["--composer", "sum:0.25", "--composer", "product:1", "--composer", "sum:1", "--chosen-on", "colour"]
