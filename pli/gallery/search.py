@@ -283,9 +283,9 @@ class Gallery:
 
     def __len__(self) -> int: return len(self.table)
 
-    def update(self, forget: bool = False, say: Callable[[str], None] = lambda line: None) -> Changes:
+    def update(self, forget: bool = False, say: Callable[[str], None] = lambda line: None, wait: bool = False) -> Changes:
         "Index what is new in the folder; see `pli.gallery.index.update`."
-        return update(self.table, self.root, self.backbone, self.workers, forget, say)
+        return update(self.table, self.root, self.backbone, self.workers, forget, say, wait)
 
     @property
     def ranker(self) -> Ranker:
@@ -400,9 +400,9 @@ def search_gallery(
     if avoid: scores, rows = _rank_without(gallery, ranker, chosen, picture, words, mean, allowed, avoid, k)
     else: scores, rows = ranker.rank(chosen, picture, picture if words is None else words, mean, allowed, k)
     hits = []
-    for rank, (value, row) in enumerate(zip(scores.tolist(), rows.tolist()), 1):
-        found = gallery.table.picture(ranker.vectors.ids[row])
-        hits.append(Hit(rank, value, found, gallery.root / found.path))
+    for value, row in zip(scores.tolist(), rows.tolist()):
+        found = next(gallery.table.select("id = ?", int(ranker.vectors.ids[row])), None)
+        if found is not None: hits.append(Hit(len(hits) + 1, value, found, gallery.root / found.path))   # None: another process has just removed it
     asked = {"image": [found.name for found in references], "text": texts, "without": avoid, "composer": str(chosen), "k": k}
     return Hits(gallery, hits, asked, references, allowed, text_mean)
 
