@@ -296,7 +296,7 @@ def _update(table: PictureTable, root: Path, backbone: Backbone, workers: int, f
     _remove(table, changes, set(lost))
     gone_drives = [drive for drive in table.about().get("drives", []) if drive not in met.drives] if kept else []
     drives = sorted({*met.drives, *gone_drives})
-    if drives != table.about().get("drives", []): table.say(drives=drives)
+    table.say(drives=drives, updated=datetime.datetime.now().isoformat(timespec="seconds"))
     return changes
 
 def _read_all(table, root, todo, backbone, workers, changes, say) -> None:
