@@ -47,7 +47,7 @@ def add_index(commands) -> None:
 def run_index(args) -> None:
     from pli.core import atomic, shown
     with _opened(args) as gallery:
-        _updated(gallery, args)
+        _updated(gallery, args, wait=True)
         if args.problems:
             broken = [f"{shown(picture.path, 1000)}\t{shown(picture.broken)}" for picture in gallery.table.select("broken IS NOT NULL")]
             with atomic(args.problems) as temporary: temporary.write_text("".join(f"{line}\n" for line in broken), encoding="utf-8")
@@ -57,11 +57,14 @@ def _opened(args):
     from pli.gallery.search import open_gallery
     return open_gallery(args.folder, args.model, args.pretrained, getattr(args, "query_model", None), args.gallery, args.device, args.preprocess, args.workers, args.quick_gelu)
 
-def _updated(gallery, args) -> None:
-    "Bring the gallery up to date, with progress and news on standard error; where it cannot be written to, say so and go on with what is there."
+def _updated(gallery, args, wait: bool = False) -> None:
+    "Bring the gallery up to date, with progress and news on standard error; where it cannot be written to, or another process does it and this one does not wait, say so and go on with what is there."
     from pli.core import shown
+    from pli.gallery.index import Indexing
     if not gallery.table.writable: return _tell(f"{shown(gallery.table.path)}: cannot be written to, so it is searched as it is; --gallery names another place")
-    with contextlib.redirect_stdout(sys.stderr): changes = gallery.update(args.forget_missing, _tell)
+    try:
+        with contextlib.redirect_stdout(sys.stderr): changes = gallery.update(args.forget_missing, _tell, wait)
+    except Indexing as error: return _tell(f"{error}. Meanwhile the {len(gallery):,} pictures that are there are searched")
     for line in changes.lines(): _tell(line)
 
 # %% ../nbs/14a_cli_gallery.ipynb #f62377df

@@ -6,8 +6,8 @@
 __all__ = ['BLANK', 'MOST_BYTES', 'KINDS', 'FULL', 'PART', 'NUMBERS', 'SEAL', 'LOCK', 'unit', 'generator', 'PliError', 'shown',
            'first_line', 'MissingFile', 'open_regular', 'read_regular', 'NoRoom', 'full', 'same_file', 'begun', 'tidy',
            'to_disk', 'atomic', 'write_json', 'read_json', 'tensors_digest', 'save_tensors', 'sealed', 'read_sealed',
-           'locked', 'held', 'claim', 'holder', 'alone_in', 'still_alone_in', 'told_of_workers', 'pick_device',
-           'check_workers', 'Unseen', 'bar', 'versions', 'processor', 'provenance']
+           'locked', 'held', 'claim', 'holder', 'alone_in', 'still_alone_in', 'told_of_workers', 'end_with_parent',
+           'pick_device', 'check_workers', 'Unseen', 'bar', 'versions', 'processor', 'provenance']
 
 # %% ../nbs/00_core.ipynb #286ce25a
 import datetime
@@ -20,6 +20,7 @@ import re
 import shutil
 import stat
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from contextlib import contextmanager, suppress
@@ -315,6 +316,15 @@ def held(path: Path) -> bool:
     finally: os.close(file)
 
 # %% ../nbs/00_core.ipynb #f46b93d2
+_LOCKS: set[int] = set()   # open files that hold a claim
+
+def _let_go() -> None:
+    "In a forked process: a lock belongs to its parent alone, and must end with it."
+    for file in _LOCKS: os.close(file)
+    _LOCKS.clear()
+
+if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_let_go)
+
 @contextmanager
 def claim(path: Path):   # yields whether it is ours
     "Try to lock a file that names this process; afterwards it is gone. A lock ends with the process that holds it."
@@ -323,11 +333,13 @@ def claim(path: Path):   # yields whether it is ours
     if file is None:
         yield False
         return
+    _LOCKS.add(file)
     try:
         os.ftruncate(file, 0)
         os.write(file, str(os.getpid()).encode())
         yield True
     finally:
+        _LOCKS.discard(file)
         ours = fcntl is None or same_file(path, file)     # the folder may have been removed, and another process may have begun there
         if fcntl is None: os.close(file)                  # an open file cannot be removed there
         if ours: path.unlink(missing_ok=True)
@@ -365,6 +377,17 @@ def told_of_workers():
         if isinstance(error, PliError) and re.match(r"Caught \w+ in DataLoader worker", text):
             raise PliError(shown(text.strip().splitlines()[-1].partition("Error: ")[2], 1000)) from None
         raise
+
+# %% ../nbs/00_core.ipynb #e797b98e
+def end_with_parent(
+    worker: int = 0,   # its number, which `DataLoader` says; give this function to it as `worker_init_fn`
+) -> None:
+    "Let this process end when its parent has ended, however that ended."
+    parent = os.getppid()
+    def watch():
+        while os.getppid() == parent: time.sleep(1)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
 
 # %% ../nbs/00_core.ipynb #62cf3c1e
 def pick_device(

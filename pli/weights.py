@@ -608,7 +608,7 @@ def offline_for(
     if here: return True
     place = Path(cache_dir or huggingface_hub.constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
     raise PliError(f"{shown(repository)} ({names[0]}) is not on this machine, and {reason}. It would be put into {shown(place)}: "
-                   f"download it where there is a network and copy that folder here, or name a file or folder of weights. "
+                   f"download it where there is a network and copy that folder here (or a folder that pli model fetch has written there), or name a file or folder of weights. "
                    "With HF_HUB_OFFLINE=1 only what is here is used, and nothing is tried")
 
 def weights_names(filename: str = "") -> list[str]:

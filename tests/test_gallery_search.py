@@ -207,7 +207,7 @@ def test_a_drive_that_hung_below_and_does_not_now_loses_nothing(folder, table, b
     assert table.about()["drives"] == ["a"]                                     # and is waited for the next time too
 
 
-# two at once, and kill -9
+# kill -9; two at once are in test_gallery_faults.py
 
 WRITER = """
 import sys
@@ -224,17 +224,6 @@ with PictureTable(sys.argv[1], create=True) as table:
 
 def writer(table: Path, folder: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", WRITER, str(table), str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-
-
-def test_two_indexers_at_once(tmp_path, backbone):
-    folder = tmp_path / "photos"
-    for number in range(150): picture(folder / f"{number}.png", number)
-    both = [writer(tmp_path / "gallery.sqlite", folder) for _ in range(2)]
-    ends = [each.communicate(timeout=300) for each in both]
-    assert [each.returncode for each in both] == [0, 0], ends
-    with PictureTable(tmp_path / "gallery.sqlite") as table:
-        assert sorted(contents(table)) == sorted(path.name for path in folder.iterdir())
-        assert update(table, folder, backbone).encoded == 0
 
 
 @pytest.mark.slow

@@ -42,9 +42,10 @@ def _connect(
     "A connection that waits half a minute for others, writes only in transactions and trusts nothing in the file."
     try:
         if path.exists() and not stat.S_ISREG(path.stat().st_mode): raise PliError(f"{shown(path)}: is not a file, so it is no gallery")
-        mode = "rwc" if writable else "ro"
+        repairs = os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)     # a reader, too, takes back what a killed writer had begun
+        mode = "rwc" if writable else "rw" if repairs else "ro"
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=30, isolation_level=None, check_same_thread=False)
-        for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "temp_store = FILE"): connection.execute(f"PRAGMA {pragma}")
+        for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "temp_store = FILE", f"query_only = {'OFF' if writable else 'ON'}"): connection.execute(f"PRAGMA {pragma}")
         if hasattr(connection, "setlimit"): connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_ROW)   # Python 3.11
     except (sqlite3.Error, OSError) as error: raise PliError(f"{shown(path)}: cannot be opened as a gallery ({error})") from None
     return connection
