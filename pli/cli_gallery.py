@@ -136,17 +136,13 @@ def run_search(args) -> None:
 # %% ../nbs/14a_cli_gallery.ipynb #c7973607
 def print_hits(hits, args) -> None:
     "Hits on standard output."
-    import csv
-
     from pli.core import shown
+    from pli.gallery.search import write_csv
     if args.json: return print(json.dumps(hits.records(), indent=1))
     if args.csv:
         plain = (lambda cell: shown(cell, 1000)) if sys.stdout.isatty() else (lambda cell: cell)
         if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="surrogateescape")
-        writer = csv.DictWriter(sys.stdout, ["rank", "score", "path", "date", "width", "height", "file"], lineterminator="\n")
-        writer.writeheader()
-        for record in hits.records(): writer.writerow({name: plain(cell) if isinstance(cell, str) else cell for name, cell in record.items()})
-        return
+        return write_csv(hits.records(), sys.stdout, plain)
     for hit in hits: print(f"{hit.rank:>4}  {hit.score:7.4f}  {hit.picture.date[:10]}  {shown(hit.path)}")
 
 def explain_hit(hits, args) -> None:

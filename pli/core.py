@@ -7,7 +7,7 @@ __all__ = ['BLANK', 'MOST_BYTES', 'KINDS', 'FULL', 'PART', 'NUMBERS', 'SEAL', 'L
            'first_line', 'MissingFile', 'open_regular', 'read_regular', 'NoRoom', 'full', 'same_file', 'begun', 'tidy',
            'to_disk', 'atomic', 'write_json', 'read_json', 'tensors_digest', 'save_tensors', 'sealed', 'read_sealed',
            'locked', 'held', 'claim', 'holder', 'alone_in', 'still_alone_in', 'told_of_workers', 'end_with_parent',
-           'pick_device', 'check_workers', 'Unseen', 'bar', 'versions', 'processor', 'provenance']
+           'pick_device', 'check_workers', 'in_words', 'Unseen', 'bar', 'versions', 'processor', 'provenance']
 
 # %% ../nbs/00_core.ipynb #286ce25a
 import datetime
@@ -413,6 +413,14 @@ def check_workers(workers: int) -> int:
     cores = os.cpu_count() or 1
     if 0 <= workers <= max(16, 4 * cores): return workers
     raise PliError(f"workers must be 0 to {max(16, 4 * cores)} on a machine with {cores} cores, got {workers}")
+
+# %% ../nbs/00_core.ipynb #5fd92c9f
+def in_words(
+    seconds: float,
+) -> str:
+    "A time as people say it."
+    if seconds < 90: return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 # %% ../nbs/00_core.ipynb #d2ee4f13
 class Unseen:
