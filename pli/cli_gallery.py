@@ -152,7 +152,7 @@ def print_hits(hits, args) -> None:
         plain = (lambda cell: shown(cell, 1000)) if sys.stdout.isatty() else (lambda cell: cell)
         if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="surrogateescape")
         return write_csv(hits.records(), sys.stdout, plain)
-    for hit in hits: print(f"{hit.rank:>4}  {hit.score:7.4f}  {hit.picture.date[:10]}  {shown(hit.path)}")
+    for hit in hits: print(f"{hit.rank:>4}  {hit.score:7.4f}  {shown(hit.picture.date[:10]):10}  {shown(hit.path)}")
 
 def explain_hit(hits, args) -> None:
     "Why a hit is a hit, in words or as JSON, and as a figure where one is asked for."
@@ -172,12 +172,18 @@ def copy_hits(hits, folder: Path, links: bool = False) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for hit in hits:
-            target = folder / f"{hit.rank:0{width}}-{hit.file.name}"
+            target = folder / _short_name(f"{hit.rank:0{width}}-", hit.file.name)
             if target.exists() or target.is_symlink(): raise PliError(f"{shown(target)}: is there already; name an empty folder")
             if links: target.symlink_to(hit.file.absolute())
             else: shutil.copy2(hit.file, target)
     except OSError as error: raise PliError(f"{shown(folder)}: the hits cannot be {'linked' if links else 'copied'} ({shown(error.strerror or error)})") from None
     _tell(f"{len(hits)} pictures {'linked in' if links else 'copied to'} {shown(folder)}")
+
+def _short_name(number: str, name: str) -> str:
+    "A number before a file's name; a name that becomes too long for a file system, more than 255 bytes, loses the end of its stem."
+    stem, suffix = os.path.splitext(name)
+    while stem and len(os.fsencode(number + stem + suffix)) > 255: stem = stem[:-1]
+    return number + stem + suffix
 
 def viewer() -> list[str]:
     "The command that opens a file in the system's viewer; empty on Windows, which does it itself. Raises `PliError` where there is none."

@@ -296,7 +296,8 @@ def locked(path: Path) -> int | None:
         except FileExistsError: raise PliError(f"{shown(path)}: several processes at once need a POSIX system; if no other process works here, remove the file") from None
     for again in range(3):                                                             # somebody may have looked whether it is held
         while True:
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            if path.is_symlink(): raise PliError(f"{shown(path)}: is a link, not a lock; remove it")            # a stranger's folder: what it leads to would be written to
+            file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
             try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError: break
             if same_file(path, file): return file                                      # not one that its last owner has just removed

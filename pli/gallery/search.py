@@ -342,6 +342,7 @@ def open_gallery(
         raise PliError(f"{shown(query_model)} reads features {', '.join(features_read(reader))}, and {shown(model)} makes {key}: only a model that was tuned with this picture tower left as it was fits; --model {shown(query_model)} indexes the folder for it")
     path = home / key / "gallery.sqlite"
     writable = os.access(path if path.exists() else _nearest(path), os.W_OK)
+    if not writable and not path.exists(): raise PliError(f"{shown(home)}: holds no gallery of this model and cannot be written to; --gallery names another place")
     table = PictureTable(path, create=writable, writable=writable)
     about = table.about()
     if "key" not in about and writable:
