@@ -7,7 +7,7 @@ __all__ = ['BLANK', 'MOST_BYTES', 'KINDS', 'FULL', 'PART', 'NUMBERS', 'SEAL', 'L
            'first_line', 'MissingFile', 'open_regular', 'read_regular', 'NoRoom', 'full', 'same_file', 'begun', 'tidy',
            'to_disk', 'atomic', 'write_json', 'read_json', 'tensors_digest', 'save_tensors', 'sealed', 'read_sealed',
            'locked', 'held', 'claim', 'holder', 'alone_in', 'still_alone_in', 'told_of_workers', 'end_with_parent',
-           'pick_device', 'check_workers', 'Unseen', 'bar', 'versions', 'processor', 'provenance']
+           'pick_device', 'check_workers', 'in_words', 'Unseen', 'bar', 'versions', 'processor', 'provenance']
 
 # %% ../nbs/00_core.ipynb #286ce25a
 import datetime
@@ -296,7 +296,8 @@ def locked(path: Path) -> int | None:
         except FileExistsError: raise PliError(f"{shown(path)}: several processes at once need a POSIX system; if no other process works here, remove the file") from None
     for again in range(3):                                                             # somebody may have looked whether it is held
         while True:
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            if path.is_symlink(): raise PliError(f"{shown(path)}: is a link, not a lock; remove it")            # a stranger's folder: what it leads to would be written to
+            file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
             try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError: break
             if same_file(path, file): return file                                      # not one that its last owner has just removed
@@ -413,6 +414,14 @@ def check_workers(workers: int) -> int:
     cores = os.cpu_count() or 1
     if 0 <= workers <= max(16, 4 * cores): return workers
     raise PliError(f"workers must be 0 to {max(16, 4 * cores)} on a machine with {cores} cores, got {workers}")
+
+# %% ../nbs/00_core.ipynb #5fd92c9f
+def in_words(
+    seconds: float,
+) -> str:
+    "A time as people say it."
+    if seconds < 90: return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 # %% ../nbs/00_core.ipynb #d2ee4f13
 class Unseen:

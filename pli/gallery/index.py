@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..backbones import Backbone
-from ..core import PliError, bar, claim, end_with_parent, holder, open_regular, shown, told_of_workers
+from ..core import PliError, bar, claim, end_with_parent, holder, in_words, open_regular, shown, told_of_workers
 from ..data import RAW, SUFFIXES, PictureError, open_header, open_picture
 from ..decoders import EXTRAS, has_extra
 from .encode import ALIKE, encode_pixels
@@ -318,10 +318,8 @@ def _read_all(table, root, todo, backbone, workers, changes, say) -> None:
         seconds = (time.monotonic() - began) / done * (len(todo) - done)
         if not told and time.monotonic() - began > 5:
             told = True
-            if seconds > 60: say(f"{len(todo):,} pictures to look at; about {_duration(seconds)} left. You can stop at any time and go on later")
+            if seconds > 60: say(f"{len(todo):,} pictures to look at; about {in_words(seconds)} left. You can stop at any time and go on later")
     _encode(table, backbone, waiting, changes, whole=True)
-
-def _duration(seconds: float) -> str: return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 def _settled(table: PictureTable, item: Read, changes: Changes) -> bool:
     "Whether a picture still has to be encoded; what needs no model is written at once."

@@ -91,7 +91,7 @@ def facts(
                     "broken": count("broken IS NOT NULL"), "duplicates": pictures - distinct, "bytes": sum(path.stat().st_size for path in made_by_pli(table.parent) if path.is_file()),
                     "made": about.get("made"), "updated": about.get("updated")}
 
-OURS = re.compile(r"gallery\.sqlite(-journal|-wal|-shm)?|features-\d+\.npy|\.features-\d+\.npy\.\d+\.part|\.gallery\.sqlite\.lock|approximate")
+OURS = re.compile(r"gallery\.sqlite(-journal|-wal|-shm)?|\.?features-[0-9a-z-]+\.npy(\.\d+\.part)?|\.gallery\.sqlite\.lock|approximate")
 
 def made_by_pli(folder: Path) -> list[Path]:
     "What `pli` has put into a gallery's folder, the table last."
@@ -173,5 +173,5 @@ def _copy(table: PictureTable, folder: Path, root: str) -> None:
     with table.telling(), PictureTable(folder / "gallery.sqlite", create=True) as copy:
         table.connection.backup(copy.connection)
         copy.say(root=root)
-        matrix = table.path.with_name(f"features-{copy.about()['generation']}.npy")
-    if matrix.is_file() and not matrix.is_symlink(): shutil.copyfile(matrix, folder / matrix.name)
+    for matrix in table.path.parent.glob("features-*.npy"):
+        if matrix.is_file() and not matrix.is_symlink(): shutil.copyfile(matrix, folder / matrix.name)

@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['SLACK', 'FEW', 'AVOID', 'MODEL', 'DEFAULT_COMPOSER', 'READS', 'features_key', 'gallery_home', 'cached_home',
            'galleries_in', 'everyday_captions', 'everyday_mean', 'Where', 'Ranker', 'Hit', 'Hits', 'title_of_query',
-           'sheet_of', 'save_hits', 'Gallery', 'open_gallery', 'with_weights', 'features_read', 'write_features_read',
-           'notes_folder', 'note_of', 'remember', 'search_gallery', 'chosen_composer', 'Reference']
+           'sheet_of', 'save_hits', 'write_csv', 'Gallery', 'open_gallery', 'with_weights', 'features_read',
+           'write_features_read', 'notes_folder', 'note_of', 'remember', 'search_gallery', 'chosen_composer',
+           'Reference']
 
 # %% ../../nbs/gallery/09c_search.ipynb #3fa31c04
+import csv
 import datetime
 import fnmatch
 import functools
@@ -29,7 +31,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..backbones import Backbone, load_backbone
-from ..composition import Composer, parse_composer, score
+from ..composition import Composer, parse_composer, score, stretched
 from ..core import PliError, atomic, pick_device, read_json, read_regular, shown, unit, write_json
 from ..data import open_picture
 from ..drawing import QUERY, Cell, as_png, contact_sheet
@@ -160,7 +162,7 @@ class Ranker:
 def _between(each: Tensor, allowed: Tensor | None) -> Tensor:
     "A list of scores between 0 and 1, its ends taken from what takes part."
     inside = each if allowed is None else each[allowed]
-    return ((each - inside.min()) / (inside.max() - inside.min()).clamp_min(1e-6)).clamp(0, 1)
+    return stretched(each, inside.min(), inside.max())
 
 # %% ../../nbs/gallery/09c_search.ipynb #367a959a
 AVOID = 0.5   # the strength of words to avoid
@@ -245,7 +247,6 @@ def sheet_of(
 
 def save_hits(hits: Hits, path: str | Path) -> None:
     "Write hits as a contact sheet (`.png`, `.jpg`), as JSON or as CSV, whole or not at all; the ending says which. Raises `PliError` for another one."
-    import csv
     path = Path(path)
     kind = path.suffix.lower()
     if kind == ".json": return write_json(path, {"query": hits.asked, "hits": hits.records()})
@@ -254,10 +255,17 @@ def save_hits(hits: Hits, path: str | Path) -> None:
     with atomic(path) as temporary:
         if sheet is not None: sheet.save(temporary, "PNG" if kind == ".png" else "JPEG")
         else:
-            with open(temporary, "w", newline="", encoding="utf-8", errors="replace") as file:
-                writer = csv.DictWriter(file, ["rank", "score", "path", "date", "width", "height", "file"], lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(hits.records())
+            with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file: write_csv(hits.records(), file)
+
+def write_csv(
+    records: list[dict],                                  # of hits
+    file,                                                 # a text file, or standard output
+    text: Callable[[str], str] = lambda cell: cell,       # what becomes of texts
+) -> None:
+    "Hits as CSV, with a line of names first."
+    writer = csv.DictWriter(file, ["rank", "score", "path", "date", "width", "height", "file"], lineterminator="\n")
+    writer.writeheader()
+    for record in records: writer.writerow({name: text(cell) if isinstance(cell, str) else cell for name, cell in record.items()})
 
 # %% ../../nbs/gallery/09c_search.ipynb #1fc12664
 MODEL = ("ViT-B-32", "laion2b_s34b_b79k")   # what is used where nobody names a model: 605 MB, MIT licence, downloaded once
@@ -334,6 +342,7 @@ def open_gallery(
         raise PliError(f"{shown(query_model)} reads features {', '.join(features_read(reader))}, and {shown(model)} makes {key}: only a model that was tuned with this picture tower left as it was fits; --model {shown(query_model)} indexes the folder for it")
     path = home / key / "gallery.sqlite"
     writable = os.access(path if path.exists() else _nearest(path), os.W_OK)
+    if not writable and not path.exists(): raise PliError(f"{shown(home)}: holds no gallery of this model and cannot be written to; --gallery names another place")
     table = PictureTable(path, create=writable, writable=writable)
     about = table.about()
     if "key" not in about and writable:
