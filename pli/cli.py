@@ -22,6 +22,7 @@ from pathlib import Path
 
 from .cli_gallery import add_index, add_search
 from .cli_manage import add_gallery, add_model
+from .cli_studio import add_studio
 
 # %% ../nbs/14_cli.ipynb #1e1091be
 TUNE_OPTIONS = {   # field of TuneSettings: (type, default, help)
@@ -85,7 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="pli", description="Composed image retrieval without labelled triplets: search with a picture and words.")
     parser.add_argument("--version", action="store_true", help="print the version and stop")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for add in (add_demo, add_search, add_index, add_gallery, add_model, add_tune, add_average, add_evaluate, add_compare, add_submit, add_score, add_cache, add_mask, add_study): add(commands)
+    for add in (add_demo, add_search, add_studio, add_index, add_gallery, add_model, add_tune, add_average, add_evaluate, add_compare, add_submit, add_score, add_cache, add_mask, add_study): add(commands)
     return parser
 
 # %% ../nbs/14_cli.ipynb #f33521c1

@@ -8,7 +8,7 @@ __all__ = ['STATIC', 'PAGE', 'HELP', 'ACTIONS', 'Grid', 'Picture', 'Upload', 'Co
            'reasons', 'show_panel', 'hide_panel', 'reach', 'refresh', 'show_gallery', 'show_results', 'fill',
            'show_hidden']
 
-# %% ../../nbs/studio/13a_page.ipynb #93e70265
+# %% ../../nbs/studio/13a_page.ipynb #c2242bbb
 import asyncio
 import html
 import io
@@ -29,7 +29,7 @@ from ..data import open_picture
 from ..gallery.search import Gallery, title_of_query
 from .session import HIDING, MOST_UPLOAD, Session, as_jpeg, cells_of, chosen_picture, gallery_cells, hidden_picture, large, open_session
 
-# %% ../../nbs/studio/13a_page.ipynb #d86f3403
+# %% ../../nbs/studio/13a_page.ipynb #3533bc45
 STATIC = Path(str(files("pli.studio") / "static"))
 
 class Grid(anywidget.AnyWidget):
@@ -67,7 +67,7 @@ class Copy(anywidget.AnyWidget):
     name = traitlets.Unicode().tag(sync=True)
     text = traitlets.Unicode().tag(sync=True)
 
-# %% ../../nbs/studio/13a_page.ipynb #51246d87
+# %% ../../nbs/studio/13a_page.ipynb #f4720124
 class Pieces:
     "Puts the pieces of a file together. Raises `PliError` for a file that is too large or does not arrive whole."
     def __init__(self, most: int = MOST_UPLOAD): self.most, self.turn, self.parts, self.size = most, None, [], 0
@@ -85,7 +85,7 @@ class Pieces:
         found, self.turn, self.parts = b"".join(self.parts), None, []
         return str(message.get("name", "picture")), found
 
-# %% ../../nbs/studio/13a_page.ipynb #ff80b6db
+# %% ../../nbs/studio/13a_page.ipynb #e4c79d86
 class Later:
     "Calls a function once a stream of calls has rested for a moment."
     def __init__(self, seconds: float, call: Callable[[], None]): self.seconds, self.call, self.waiting = seconds, call, None
@@ -104,7 +104,7 @@ def open_in_viewer(file: Path) -> None:
         else: subprocess.Popen(["open" if sys.platform == "darwin" else "xdg-open", os.path.abspath(file)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     except OSError: raise PliError("this computer has no program for pictures that could be started from here; copy the path instead") from None
 
-# %% ../../nbs/studio/13a_page.ipynb #45fe053b
+# %% ../../nbs/studio/13a_page.ipynb #aac32526
 PAGE = 48      # pictures on a page
 HELP = ("Keys in the pictures: arrows move, Enter searches with a picture, l looks at it larger, e says why it is a hit, y and n mark it right or wrong, u takes the mark away, "
         "[ and ] walk back and forward, Page Up and Page Down turn pages.")
@@ -115,14 +115,14 @@ class Controls:
         text = lambda label, hint="", live=True: _field(Text(description=label, placeholder=hint, continuous_update=live))
         self.reference, self.upload = Picture(), Upload()
         self.back, self.forward, self.clear = (Button(description=said, tooltip=tip) for said, tip in (("◀ Back", "To the picture before"), ("Forward ▶", "To the next picture"), ("No picture", "Search with words alone")))
-        self.words = text("Words: what to look for, or what to change in the picture", "in red")
-        self.without = text("Words to avoid (commas part several)", "stripes")
+        self.words = text("Words: what to look for, or what to change in the picture", "for example: in red")
+        self.without = text("Words to avoid (commas part several)", "for example: stripes")
         self.weight = _field(FloatSlider(value=1.0, min=0.0, max=3.0, step=0.05, description="How much the picture counts beside the words", readout_format=".2f"))
         self.weight.add_class("pli-slide")
         self.mode = ToggleButtons(options=["All pictures", "Results"], tooltips=["Browse the folder and pick a picture", "What was found"])
-        self.browse = text("Show pictures whose name or folder contains", "holiday")
-        self.folder, self.name = text("In this folder only", "2024/summer", False), text("File names like", "IMG_2*", False)
-        self.since, self.until = text("Taken on this day or later", "2024-05-01 or 2024", False), text("Taken on this day or earlier", "2024-12", False)
+        self.browse = text("Show pictures whose name or folder contains", "for example: holiday")
+        self.folder, self.name = text("In this folder only", "for example: 2024/summer", False), text("File names like", "for example: IMG_2*", False)
+        self.since, self.until = text("Taken on this day or later", "for example: 2024-05-01", False), text("Taken on this day or earlier", "for example: 2024", False)
         self.way = _field(Dropdown(options=list(HIDING), description="What is taken away"))
         self.share = _field(FloatSlider(value=0.5, min=0.0, max=0.95, step=0.05, description="How much of the picture", readout_format=".0%"))
         self.share.add_class("pli-slide")
@@ -154,7 +154,7 @@ def _box(kind, children, *names: str):
     for name in names: box.add_class(name)
     return box
 
-# %% ../../nbs/studio/13a_page.ipynb #0171e44d
+# %% ../../nbs/studio/13a_page.ipynb #362af802
 def guarded(method):
     "A method whose errors are said on the page."
     def safe(self, *args):
@@ -278,7 +278,7 @@ class Studio(VBox):
     @guarded
     def save(self, *_) -> None: self.say(self.session.save_marks(), "done")
 
-# %% ../../nbs/studio/13a_page.ipynb #d5b78dee
+# %% ../../nbs/studio/13a_page.ipynb #f38dbb9f
 def choose(studio: Studio, side: int, id: int, _) -> None:
     "Go on with this picture."
     studio.session.step(chosen_picture(studio.session, picture_id(studio, side, id)))
@@ -355,7 +355,7 @@ def hide_panel(studio: Studio) -> None:
 
 ACTIONS = {"choose": choose, "mark": mark, "page": turn, "look": look, "explain": explain, "back": lambda studio, *_: studio.walk(-1), "forward": lambda studio, *_: studio.walk(1)}
 
-# %% ../../nbs/studio/13a_page.ipynb #f8ccd421
+# %% ../../nbs/studio/13a_page.ipynb #8909597b
 def reach(studio: Studio, side: int) -> int: return (studio.grids[side].page + 1) * PAGE
 
 def refresh(studio: Studio, only: int | None = None) -> None:
@@ -389,7 +389,7 @@ def show_results(studio: Studio, side: int) -> None:
     ranking = session.ranking(side, reach(studio, side))
     title = title_of_query(ranking.hits.asked)
     said = f"{total:,} pictures, the best first." + " Arrows: places moved by your last change." * bool(ranking.before)
-    with grid.hold_sync(): grid.results, grid.title, grid.said, grid.help, grid.pages, grid.cells = True, f"{session.names[side]}: {title}" if len(studio.grids) > 1 else title, said, HELP * (side == 0), -(-total // PAGE), cells
+    with grid.hold_sync(): grid.results, grid.title, grid.said, grid.help, grid.pages, grid.cells = True, f"{session.names[side]}: {title}" if len(studio.grids) > 1 else f"Results for {title}", said, HELP * (side == 0), -(-total // PAGE), cells
 
 def fill(studio: Studio) -> None:
     "Bring the controls in line with the query."
