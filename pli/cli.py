@@ -10,7 +10,7 @@ __all__ = ['TUNE_OPTIONS', 'BENCHMARKS', 'Parser', 'workers', 'natural', 'model_
            'usual_composer', 'check_choices', 'run_evaluate', 'ranking_composer', 'rank_to', 'made_by', 'named',
            'draw_curve', 'add_compare', 'read_report', 'about_both', 'run_compare', 'add_submit', 'run_submit',
            'add_score', 'run_score', 'add_cache', 'run_cache', 'add_mask', 'run_mask', 'fitted', 'add_study',
-           'without_folders', 'run_study', 'plain_notices', 'main']
+           'without_folders', 'run_study', 'plain_notices', 'check_given', 'main']
 
 # %% ../nbs/14_cli.ipynb #97f1f5ba
 import argparse
@@ -651,11 +651,17 @@ def plain_notices(
     return show
 
 # %% ../nbs/14_cli.ipynb #c080078b
+def check_given(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    "End with a line for an option without a value, as `--pretrained \"$WEIGHTS\"` is where the variable is not set: it would count as not given."
+    for name, value in vars(args).items() if args.command not in ("search", "index") else ():       # there, none is the usual value of some
+        if name not in ("caption", "typed") and (value == "" or isinstance(value, list) and "" in value): parser.error(f"{args.command}: argument {name.replace('_', '-')}: is empty; name it, or leave it out")
+
 def main(argv: list[str] | None = None) -> int:   # exit status
     "Run the command line; the console script `pli` is this function."
     parser = make_parser()
     args = parser.parse_args(argv)
     args.typed = command_line(argv)
+    check_given(parser, args)
     if args.version:
         from pli import __version__
         print(f"pli {__version__}")

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['BLANK', 'MOST_BYTES', 'KINDS', 'FULL', 'PART', 'NUMBERS', 'SEAL', 'LOCK', 'unit', 'generator', 'PliError', 'shown',
            'first_line', 'MissingFile', 'open_regular', 'read_regular', 'NoRoom', 'full', 'same_file', 'begun', 'tidy',
-           'to_disk', 'atomic', 'write_json', 'read_json', 'tensors_digest', 'save_tensors', 'sealed', 'read_sealed',
-           'locked', 'held', 'claim', 'holder', 'alone_in', 'still_alone_in', 'told_of_workers', 'end_with_parent',
-           'pick_device', 'check_workers', 'in_words', 'Unseen', 'bar', 'versions', 'processor', 'provenance']
+           'to_disk', 'atomic', 'write_json', 'once', 'read_json', 'tensors_digest', 'save_tensors', 'sealed',
+           'read_sealed', 'locked', 'held', 'claim', 'holder', 'alone_in', 'still_alone_in', 'told_of_workers',
+           'end_with_parent', 'pick_device', 'check_workers', 'in_words', 'Unseen', 'bar', 'versions', 'processor',
+           'provenance']
 
 # %% ../nbs/00_core.ipynb #286ce25a
 import datetime
@@ -184,6 +185,9 @@ def atomic(
 ):                            # yields a temporary path in the same folder to write to
     "Write a file so that it is either complete or not there at all, also after a power cut. Raises `NoRoom` where the disk takes no more; then the old file is still there."
     path = Path(path)
+    try: kind = stat.S_IFMT(path.stat().st_mode)
+    except (OSError, ValueError): kind = stat.S_IFREG      # not there yet; what else is wrong will be told below
+    if kind != stat.S_IFREG or os.path.realpath(path.parent) == "/dev": raise PliError(f"{shown(path)}: is {KINDS.get(kind, 'no place for files')} and would be replaced; name a regular file")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, file = path.with_name(f".{path.name}.{os.getpid()}.part"), None
     try:
@@ -220,6 +224,16 @@ def write_json(
         temporary.write_text(text + "\n", encoding="utf-8")
 
 # %% ../nbs/00_core.ipynb #45d79de0
+def once(
+    pairs: list[tuple],   # names and values of a JSON object
+) -> dict:
+    "An object of a JSON file. Raises `PliError` for a name that is there twice, of which json itself would silently take the last."
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise PliError(f"the entry {shown(next(name for name in names if names.count(name) > 1))!r} is there twice")
+    return record
+
 def read_json(
     path: str | Path,        # a JSON file
     most: int = MOST_BYTES,  # bytes that it may hold
@@ -227,7 +241,8 @@ def read_json(
     "Read a JSON file; a `PliError` names the file and the place where it breaks, and refuses what is no regular file."
     held = read_regular(path, most)
     try:
-        return json.loads(held.decode("utf-8-sig"))   # some editors begin a file with a mark
+        return json.loads(held.decode("utf-8-sig"), object_pairs_hook=once)   # some editors begin a file with a mark
+    except PliError as error: raise PliError(f"{shown(path)}: {error}; which one is meant? Leave the other out") from None
     except (ValueError, RecursionError) as error:     # broken text, broken JSON, numbers or nesting without end
         raise PliError(f"{shown(path)}: not valid JSON ({first_line(error)}); is the file complete? Bring back a whole copy, or make it again") from None
 

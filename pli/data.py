@@ -7,9 +7,9 @@ __all__ = ['FORMATS', 'SUFFIXES', 'MOST_PIXELS', 'MOST_RATIO', 'CONVERT', 'DEVEL
            'DEEP', 'TURN', 'TURNS', 'ELSEWHERE', 'CAPTION_BYTES', 'READERS', 'PictureError', 'readable_formats',
            'what_it_is', 'header_of', 'picture_file', 'open_header', 'value_range', 'eight_bit', 'check_colour',
            'halve_transparent', 'on_white', 'turn_of', 'open_picture', 'Pairs', 'report', 'spellings', 'fence',
-           'captions_of', 'walk', 'read_folder', 'judge', 'check_pictures', 'reader_of', 'nothing_left', 'roots_of',
-           'read_pairs', 'split_pairs', 'digest_of', 'numbered', 'Reason', 'PairSet', 'TensorPairs', 'Batch',
-           'picture_numbers', 'collate', 'Company', 'BatchOrder']
+           'captions_of', 'walk', 'read_folder', 'seen', 'judge', 'check_pictures', 'reader_of', 'nothing_left',
+           'roots_of', 'read_pairs', 'split_pairs', 'digest_of', 'numbered', 'Reason', 'PairSet', 'TensorPairs',
+           'Batch', 'picture_numbers', 'collate', 'Company', 'BatchOrder']
 
 # %% ../nbs/06_data.ipynb #c31b106a
 import functools
@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from . import decoders
-from .core import MissingFile, PliError, atomic, bar, first_line, generator, open_regular, shown
+from .core import BLANK, MissingFile, PliError, atomic, bar, first_line, generator, open_regular, shown
 from .tables import CAPTION_KEYS, IMAGE_KEYS, TABLES, Note, Problem, Record, choose, kind_of, text_lines
 
 # %% ../nbs/06_data.ipynb #e019d1b1
@@ -405,11 +405,18 @@ def read_folder(
             if kind is not None: stems.setdefault(stem, ([], [], []))[kind].append(name)
         for pictures, texts, strange in stems.values():
             text = os.path.join(where, texts[0]) if texts else None
+            for other in texts[1:]: yield Problem(os.path.join(where, other), None, "second caption file", f"{shown(texts[0])} is read, and this one is not; keep one")
             if text: pictures = pictures or strange      # a raw file with a caption was meant to be read, and is told what it is
             for picture in pictures: yield from captions_of(os.path.join(where, picture), text, inside)
             if text and not pictures: yield Problem(text, None, "caption without picture", "no picture of the same name beside it")
 
 # %% ../nbs/06_data.ipynb #93b0d057
+def seen(
+    letter: str,   # one character
+) -> bool:
+    "Whether a reader sees it: no blank, nothing that only steers the letters around it."
+    return letter not in BLANK and unicodedata.category(letter)[0] not in "ZC" or unicodedata.category(letter) in ("Co", "Cn")
+
 def judge(
     record: Record,
     inside: Callable[[str], str],  # see `fence`
@@ -420,7 +427,7 @@ def judge(
     except UnicodeEncodeError:
         return Problem(record.file, record.line, "wrong encoding", f"not UTF-8: {shown(record.name, 80)}: {shown(record.caption, 80)}")
     if not record.name: return Problem(record.file, record.line, "no picture named", f"a caption without a picture: {shown(record.caption, 80)}")
-    if not record.caption: return Problem(record.file, record.line, "empty caption", f"{shown(record.name)} has no caption")
+    if not any(map(seen, record.caption)): return Problem(record.file, record.line, "empty caption", f"{shown(record.name)} has no caption")
     try: return record._replace(name=inside(record.name))
     except PliError as error: return Problem(record.file, record.line, "outside the folder", str(error))
 

@@ -502,3 +502,16 @@ def test_two_real_processes_and_a_folder_that_is_removed(drawn, tmp_path):
         assert first.returncode == 1 and re.fullmatch("pli tune: run(/.*)?: (the|its) folder .*was removed or replaced while it .*; nothing more is written there\n", said), said
         assert not (tmp_path / "run").exists()
     finally: first.kill()
+
+
+@pytest.mark.parametrize("words, option", [
+    (["tune", "pairs.csv", "--model=", "--out=run"], "model"), (["tune", "pairs.csv", "--model=pli-tiny-48", "--out="], "out"), (["tune", "pairs.csv", "--model=ViT-B-32", "--pretrained=", "--out=run"], "pretrained"),
+    (["tune", "pairs.csv", "--model=pli-tiny-48", "--out=run", "--queries=", "--gallery="], "queries"), (["tune", "", "--model=pli-tiny-48", "--out=run"], "pairs"),
+    (["evaluate", "--queries=q.json", "--gallery=g.json", "--model=pli-tiny-48", "--rankings="], "rankings"), (["evaluate", "--queries=q.json", "--gallery=g.json", "--model=pli-tiny-48", "--composer=sum", "--composer="], "composer"),
+    (["compare", "a.json", "b.json", "--out", ""], "out"), (["average", "a", "", "--out=b"], "models"), (["cache", "--cache="], "cache"), (["study", "plan.toml", "--runs="], "runs"), (["demo", "--out="], "out"),
+])
+def test_a_variable_that_is_not_set_is_no_option_left_out(words, option, capsys, tmp_path, monkeypatch):
+    "`--pretrained \"$WEIGHTS\"` would take random weights, `--out \"$RUN\"` would train and store nothing."
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended: main(words)
+    assert ended.value.code == 2 and f"argument {option}: is empty" in capsys.readouterr().err and not list(tmp_path.iterdir())
