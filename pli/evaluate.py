@@ -327,7 +327,7 @@ def chosen_across(
     sides = [side & wanted for side in (first, ~first)]
     if len(table) > 1 and not all(side.any() for side in sides):
         raise PliError(f"{int(wanted.sum())} queries{f' of kind {shown(kind)}' if kind else ''} are too few to choose between {len(table)} composers: all have their reference in the same half. "
-                       "Add queries, or choose on other ones and pass chosen=")
+                       "Add queries, or name weights that were chosen on other ones (chosen= in Python)")
     specs = [choose(table, side, measure, frame) for side in reversed(sides)] if len(table) > 1 else [*table] * 2
     return table[specs[0]].where(first, table[specs[1]]), specs
 
