@@ -446,7 +446,8 @@ def load_backbone(
         with no_network(offline): config = read_config(name, pretrained, cache_dir)
         weights = weights_for(name, pretrained)
         chosen = choose(name, pretrained, config, weights, quick_gelu)
-        quiet = weights is not None or name.startswith("pli-tiny")
+        tags = [] if ":" in name or pretrained or name.startswith("pli-tiny") else open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))
+        quiet = weights is not None or name.startswith("pli-tiny") or bool(tags)          # what is told below is told once
         with no_network(offline), torch.random.fork_rng(devices=[]), random_weights_wanted(quiet):
             torch.manual_seed(seed)
             model = build(name, pretrained, weights, chosen, cache_dir)
@@ -456,6 +457,7 @@ def load_backbone(
     except Exception as error:
         raise PliError(f"model {shown(name)!r} with weights {shown(pretrained)!r} cannot be loaded: {type(error).__name__}: "
                        f"{in_whole_words(error)}") from error
+    if tags: warnings.warn(f"{name}: no weights are named, so they are random, and answers mean nothing; name them with --pretrained / pretrained=, such as {tags[-1]}", WeightsNotice, stacklevel=2)
     for line in chosen.notices: warnings.warn(line, WeightsNotice, stacklevel=2)
     config["model_cfg"].pop("quick_gelu", None)
     if chosen.quick_gelu: config["model_cfg"]["quick_gelu"] = True

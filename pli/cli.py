@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['TUNE_OPTIONS', 'BENCHMARKS', 'Parser', 'workers', 'natural', 'model_options', 'make_parser', 'add_demo', 'run_demo',
-           'add_tune', 'tune_settings', 'aside', 'check_prolonged', 'run_tune', 'write_problems', 'command_line',
-           'add_average', 'run_average', 'begun_by', 'benchmark_options', 'picture_options', 'composer_options',
-           'add_evaluate', 'asked', 'features_for', 'broken_bodies', 'list_missing', 'with_weight', 'wanted_composers',
-           'usual_composer', 'check_choices', 'run_evaluate', 'ranking_composer', 'rank_to', 'made_by', 'named',
-           'draw_curve', 'add_compare', 'read_report', 'about_both', 'run_compare', 'add_submit', 'run_submit',
-           'add_score', 'run_score', 'add_cache', 'run_cache', 'add_mask', 'run_mask', 'fitted', 'add_study',
-           'without_folders', 'run_study', 'plain_notices', 'check_given', 'main']
+           'add_tune', 'tune_settings', 'aside', 'measured', 'check_prolonged', 'run_tune', 'write_problems',
+           'command_line', 'add_average', 'run_average', 'begun_by', 'benchmark_options', 'picture_options',
+           'composer_options', 'add_evaluate', 'asked', 'features_for', 'broken_bodies', 'list_missing', 'with_weight',
+           'wanted_composers', 'usual_composer', 'check_choices', 'run_evaluate', 'ranking_composer', 'rank_to',
+           'made_by', 'named', 'draw_curve', 'add_compare', 'read_report', 'about_both', 'run_compare', 'add_submit',
+           'run_submit', 'add_score', 'run_score', 'add_cache', 'run_cache', 'add_mask', 'run_mask', 'fitted',
+           'add_study', 'without_folders', 'run_study', 'plain_notices', 'check_given', 'main']
 
 # %% ../nbs/14_cli.ipynb #97f1f5ba
 import argparse
@@ -147,6 +147,12 @@ def aside(pairs, share: float, seed: int):
     if pictures < 4: raise PliError(f"{pictures} pictures are too few: validation holds out 2, and a batch needs 2 more. Give more pictures, or validate on --queries and --gallery")
     return split_pairs(pairs, max(share, 2 / pictures), seed)
 
+def measured(settings, pairs: int) -> str:
+    "What a validation counts, in words; with no held-out pairs it asks queries."
+    if not pairs: return "the share of the queries that find a right answer among their first ten (composer sum:1)"
+    asks = "caption alone finds" if settings.objective in ("clip", "flip") else "caption and hidden picture find"
+    return f"the share of {pairs:,} held-out pairs whose {asks} the whole picture first, among those of all of them"
+
 def check_prolonged(args, settings) -> None:
     "Raise a `PliError` for a run that cannot be prolonged like this, before anything is loaded."
     from pli.core import PliError, read_sealed
@@ -177,9 +183,12 @@ def run_tune(args) -> None:
     if len(learn) < settings.batch_size: raise PliError(f"--batch-size {settings.batch_size} is more than the {len(learn)} pairs to learn from")
     backbone = load_backbone(args.model or Path(args.prolong) / "last", args.pretrained, device, settings.seed, quick_gelu=args.quick_gelu)
     if validate is None: validate = pair_validator(PairSet(held_out, backbone.pixels), settings.hide, 0.0 if settings.objective in ("clip", "flip") else settings.weight)   # these find pictures by their captions
+    print(f"validation: {measured(settings, min(len(held_out or ()), 1000))}")
     result = tune(backbone, PairSet(learn, backbone.pixels), settings, args.out, validate, args.workers, prolong=args.prolong)
     write_problems(Path(args.out) / "problems.jsonl", pairs, result.problems)
-    write_json(Path(args.out) / "provenance.json", provenance(args.typed, settings.seed, device) | {"model": args.model, "pretrained": args.pretrained, "cut texts": len(backbone.cut_texts)} | backbone.choices | {"scores": result.scores} | ({"prolongs": args.prolong} if args.prolong else {}))
+    made = Path(args.out) / "provenance.json"
+    if not (result.continued_from == settings.steps and made.exists()):               # a finished run keeps the record of the process that made it
+        write_json(made, provenance(args.typed, settings.seed, device) | {"model": args.model, "pretrained": args.pretrained, "cut texts": len(backbone.cut_texts)} | backbone.choices | {"scores": result.scores} | ({"prolongs": args.prolong} if args.prolong else {}))
     scores = [f"{name} {score:.4f}" for name, score in (("start", result.start), ("best", result.best)) if score is not None]
     print(f"tuned model: {Path(args.out) / 'last'}   best validation ({', '.join(scores) or 'none that is a number'}): {Path(args.out) / 'best'}")
 

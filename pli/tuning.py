@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['OBJECTIVES', 'SCHEDULES', 'MOST', 'NEAREST', 'BATCHES', 'BESIDE', 'ADDED', 'SAMPLE', 'TuneSettings', 'same_picture',
            'query_view', 'masked_objective', 'already_there', 'paper_objective', 'clip_objective', 'flip_objective',
-           'picture_objective', 'learning_rate', 'check_settings', 'near_company', 'kin_company', 'check_batches',
-           'make_company', 'make_optimiser', 'uses_bf16', 'bf16_in_hardware', 'slow_bf16', 'plain_attention',
-           'class_token_alone', 'words_alone', 'take_step', 'save_checkpoint', 'is_intact', 'load_checkpoint',
-           'fingerprint', 'holds_pictures_twice', 'settings_before', 'claim_folder', 'take_over', 'files_digest',
-           'run_record', 'TuneResult', 'read_log', 'RunFiles', 'switched_to_tuning', 'tune', 'score_now', 'no_help',
-           'after_step', 'average']
+           'picture_objective', 'learning_rate', 'never_warm', 'check_settings', 'near_company', 'kin_company',
+           'check_batches', 'make_company', 'make_optimiser', 'uses_bf16', 'bf16_in_hardware', 'slow_bf16',
+           'plain_attention', 'class_token_alone', 'words_alone', 'take_step', 'save_checkpoint', 'is_intact',
+           'load_checkpoint', 'fingerprint', 'holds_pictures_twice', 'settings_before', 'claim_folder', 'take_over',
+           'files_digest', 'run_record', 'TuneResult', 'read_log', 'RunFiles', 'switched_to_tuning', 'tune',
+           'score_now', 'no_help', 'after_step', 'average']
 
 # %% ../nbs/07_tuning.ipynb #f500dc0e
 import copy
@@ -192,6 +192,12 @@ def learning_rate(
     if step < settings.warmup: return rate * (step + 1) / (settings.warmup + 1)
     left = max(1, settings.steps - settings.warmup)
     return rate * SCHEDULES[settings.schedule](min(1.0, (step - settings.warmup) / left))
+
+def never_warm(settings: TuneSettings) -> str | None:
+    "One line where a run ends before its warm-up does, and so never learns at the rate that was asked for."
+    if settings.warmup < settings.steps: return None
+    highest = learning_rate(settings.steps - 1, settings)
+    return f"the warm-up of {settings.warmup} steps is as long as the run or longer: of the learning rate {settings.learning_rate:g} it reaches {highest:.2g}; choose a shorter warm-up"
 
 # %% ../nbs/07_tuning.ipynb #567a4031
 MOST = 10**12   # of whatever is counted
@@ -622,6 +628,7 @@ def tune(
     check_workers(workers)
     files, result, before = RunFiles(folder), TuneResult(), 0
     if slow := slow_bf16(settings.precision, backbone.device): say(slow)
+    if steep := never_warm(settings): say(steep)
     with files.alone(), switched_to_tuning(backbone), told_of_workers():
         optimiser, first, start = make_optimiser(backbone, settings), 0, backbone
         if prolong is not None: before = take_over(Path(prolong), backbone, optimiser, data, files.folder, say)

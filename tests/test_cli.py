@@ -300,6 +300,12 @@ def test_a_stopped_run_goes_on_and_ends_bit_equal(drawn, tmp_path):
     for (status, _, err), says in ((seeded, "pli tune: whole: holds another run ("), (other, "pli tune: other: the folder is not empty")):
         assert status == 1 and err.startswith(says) and err.count("\n") == 1
     assert list(files(tmp_path / "other")) == ["diary.txt"]
+    # a finished run keeps the record of the process that made it, and one that has none gets one
+    record = tmp_path / "whole" / "provenance.json"
+    record.write_text(record.read_text().replace('"cut texts": 0', '"cut texts": 7'))
+    (tmp_path / "killed" / "provenance.json").unlink()
+    assert [status for status, _, _ in many([(tmp_path, command("whole")), (tmp_path, command("killed"))])] == [0, 0]
+    assert json.loads(record.read_text())["cut texts"] == 7 and json.loads((tmp_path / "killed" / "provenance.json").read_text())["cut texts"] == 0
 
 
 ALONE = """
@@ -315,6 +321,7 @@ def test_tuning_on_queries_keeps_the_best_and_open_clip_loads_it_alone(drawn, tm
     queries = ["--queries", drawn / "queries.json", "--gallery", drawn / "gallery.json"]
     status, out, err = many([(tmp_path, ["tune", drawn / "pairs.csv", "--out", "run", *FEW, "--steps", "6", "--validate-every", "2", *queries])])[0]
     assert (status, err) == (0, "") and "60 pairs" in out                              # with queries no pair is held out
+    assert "validation: the share of the queries that find a right answer among their first ten" in out
     made = json.loads((tmp_path / "run" / "provenance.json").read_text())
     scores = {record["step"]: record["score"] for record in made["scores"]}
     assert list(scores) == [0, 2, 4, 6] and made["model"] == "pli-tiny-48" and f"best validation (start {scores[0]:.4f}, best {max(scores.values()):.4f})" in out
@@ -336,6 +343,7 @@ def test_a_finished_run_is_prolonged_and_few_pictures_are_enough(drawn, tmp_path
     first, more, no_rate, seed, half = many([tune("--out", "one", "--model", "pli-tiny-48"), tune("--out", "two", "--prolong", "one", "--learning-rate", "1e-4", "--keep-false-negatives"),
                                              tune("--out", "three", "--prolong", "one"), tune("--out", "three", "--prolong", "one", "--learning-rate", "1e-4", "--seed", "1"), tune("--out", "one", "--prolong", "one", "--learning-rate", "1e-4")])
     assert first[0] == more[0] == 0 and first[2] == more[2] == ""
+    assert "validation: the share of 2 held-out pairs whose caption and hidden picture find the whole picture first" in first[1]
     assert "validation on 2 held-out pairs: each is 50.0 points" in first[1] and "step 0: validation" in first[1]
     record, made = json.loads((tmp_path / "two" / "run.json").read_text()), json.loads((tmp_path / "two" / "provenance.json").read_text())
     assert record["pairs"] == 8 and record["steps before"] == 2 and record["settings"]["ignore_same_picture"] is False and made["prolongs"] == "one" and "model" in made

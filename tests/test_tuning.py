@@ -886,6 +886,14 @@ def test_what_is_said(fresh, tmp_path):
     assert lines[10:] == ["continuing at step 8 of 8"]
 
 
+def test_a_warm_up_that_outlasts_the_run_is_told(fresh):
+    lines = []
+    run(fresh(), steps=4, warmup=9, learning_rate=1e-3, say=lines.append)
+    assert lines[0] == "the warm-up of 9 steps is as long as the run or longer: of the learning rate 0.001 it reaches 0.0004; choose a shorter warm-up"
+    run(fresh(), steps=4, warmup=3, say=lines.append)
+    assert sum("warm-up" in line for line in lines) == 1
+
+
 def test_the_record_beside_the_weights_is_complete(fresh, tmp_path):
     run(fresh(), tmp_path)
     record = json.loads((tmp_path / "run.json").read_text())
