@@ -22,7 +22,7 @@ from pathlib import Path
 
 import anywidget
 import traitlets
-from ipywidgets import HTML, Accordion, Button, Dropdown, FloatSlider, HBox, Layout, Text, ToggleButtons, VBox
+from ipywidgets import HTML, Button, Dropdown, FloatSlider, HBox, Layout, Text, ToggleButtons, VBox
 
 from ..core import PliError, shown
 from ..data import open_picture
@@ -142,12 +142,24 @@ class Controls:
                  "What the model sees": [note, self.way, self.share, _box(HBox, [self.again], "pli-row"), self.hidden],
                  "The same search elsewhere": [self.command, self.python], "Right and wrong": [self.marked, _box(HBox, [self.save], "pli-row")]}
         for each in (note, self.marked): each.add_class("pli-says")
-        return _box(VBox, [Accordion([VBox(children) for children in parts.values()], titles=tuple(parts), selected_index=None)], "pli-more")
+        return _box(VBox, [_folded(title, children) for title, children in parts.items()], "pli-more")
 
 def _field(widget):
     widget.add_class("pli-field")
     widget.layout = Layout(width="auto")
     return widget
+
+def _folded(title: str, children: list) -> VBox:
+    "Widgets under a button that shows and hides them: an accordion that keys can reach."
+    button, inside = Button(description=f"▸ {title}"), _box(VBox, children, "pli-inside")
+    inside.layout.display = "none"
+
+    def turn(_) -> None:
+        shut = inside.layout.display == "none"
+        inside.layout.display, button.description = "" if shut else "none", f"{'▾' if shut else '▸'} {title}"
+    button.on_click(turn)
+    button.add_class("pli-fold")
+    return VBox([button, inside])
 
 def _box(kind, children, *names: str):
     box = kind(children)
@@ -180,7 +192,7 @@ class Studio(VBox):
         self.panel.layout.display = "none"
         self.sides = _box(HBox, self.grids, "pli-sides")
         results = _box(VBox, [self.controls.mode, self.controls.browse, self.says, self.panel, self.sides], "pli-results")
-        super().__init__([_box(HBox, [self.controls.ask(), results, self.controls.more()], "pli-columns")])
+        super().__init__([_box(HBox, [self.controls.ask(), self.controls.more(), results], "pli-columns")])
         self.add_class("pli-studio")
         self.listen()
         self.refresh()

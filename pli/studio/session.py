@@ -118,8 +118,8 @@ def mark_records(
     records, left_out = [], {}
     for (reference, caption), hits in marks.kept.items():
         right = sorted(path for path, good in hits.items() if good and path != reference)
-        why = "have no picture" if not reference else "ask with a picture from outside the folder" if reference.startswith("\0") else "have no words" if not caption else "have no hit that is right" if not right else ""
-        if not why and not all(map(_storable, (reference, caption, *hits))): why = "name files that are no UTF-8"
+        why = "without a picture" if not reference else "with a picture from outside the folder" if reference.startswith("\0") else "without words" if not caption else "without a hit that is right" if not right else ""
+        if not why and not all(map(_storable, (reference, caption, *hits))): why = "with file names that are no UTF-8"
         if why: left_out[why] = left_out.get(why, 0) + 1
         else: records.append({"reference_img_id": reference, "relative_caption": caption, "gt_img_ids": right, "wrong_img_ids": sorted(path for path, good in hits.items() if not good)})
     return records, left_out
@@ -398,13 +398,15 @@ def _opening(session: Session, side: int) -> dict:
     if os.path.abspath(home) != os.path.abspath(gallery_home(gallery.root)): said["gallery"] = str(home)
     return {name: value for name, value in said.items() if value is not None and (name, value) != ("preprocess", "model")}
 
+def _place(picture: Chosen) -> str: return str(picture.file) if picture.path else picture.name
+
 def command_of(session: Session, side: int, k: int) -> str:
     "The command line that gives the same hits."
     query = session.query
     if not query.asks: return ""
     words = ["pli", "search", str(session.galleries[side].root)]
     words += [f"--{name.replace('_', '-')}={value}" for name, value in _opening(session, side).items()] + session.options
-    if query.picture: words.append(f"--image={query.picture.file if query.picture.path else query.picture.name}")
+    if query.picture: words.append(f"--image={_place(query.picture)}")
     words += [f"--without={each}" for each in query.avoid]
     if query.picture and query.words: words.append(f"--weight={query.weight:g}")
     words += [f"--{option}={value}" for option, value in (("in", query.folder), ("name", query.name), ("since", query.since), ("until", query.until)) if value]
@@ -417,7 +419,8 @@ def python_of(session: Session, side: int, k: int) -> str:
     query = session.query
     if not query.asks: return ""
     opening = "".join(f", {name}={value!r}" for name, value in _opening(session, side).items())
-    asked = [f"image={str(query.picture.file if query.picture.path else query.picture.name)!r}"] * bool(query.picture) + [f"text={query.words!r}"] * bool(query.words)
+    asked = [f"image={_place(query.picture)!r}"] if query.picture else []
+    asked += [f"text={query.words!r}"] * bool(query.words)
     asked += [f"without={query.avoid!r}"] * bool(query.avoid) + [f"weight={query.weight!r}"] * bool(query.picture and query.words)
     where = {option: getattr(query, option) for option in ("folder", "name", "since", "until") if getattr(query, option)}
     asked += [f"where={where!r}"] * bool(where) + [f"k={k}"]
