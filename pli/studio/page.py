@@ -399,7 +399,7 @@ def show_results(studio: Studio, side: int) -> None:
         with grid.hold_sync(): grid.results, grid.title, grid.said, grid.cells, grid.pages = True, "No results", "", [], 0
         raise
     ranking = session.ranking(side, reach(studio, side))
-    title = title_of_query(ranking.hits.asked)
+    title = title_of_query(ranking.hits.asked | {"image": [session.query.picture.name] if session.query.picture else []})
     said = f"{total:,} pictures, the best first." + " Arrows: places moved by your last change." * bool(ranking.before)
     with grid.hold_sync(): grid.results, grid.title, grid.said, grid.help, grid.pages, grid.cells = True, f"{session.names[side]}: {title}" if len(studio.grids) > 1 else f"Results for {title}", said, HELP * (side == 0), -(-total // PAGE), cells
 
