@@ -353,7 +353,7 @@ def test_filters_narrow_and_an_empty_rest_is_said(folder):
         gallery.update()
         assert {hit.path for hit in gallery.search(text="a cat", where={"folder": "a"})} == {f"a/{i}.png" for i in range(0, 10, 2)}
         assert {hit.path for hit in gallery.search(text="a cat", where={"name": "3*"})} == {"b/3.png"}
-        with pytest.raises(PliError, match="leave none"): gallery.search(text="a cat", where={"until": "1970"})
+        with pytest.raises(PliError, match="none fits --until 1970"): gallery.search(text="a cat", where={"until": "1970"})
         with pytest.raises(PliError, match="no date"): Where(since="yesterday")
 
 
@@ -477,3 +477,16 @@ def test_the_default_composer_follows_from_stored_ranks():
         assert record["default"].pop("composer") == DEFAULT_COMPOSER
         for state, told in record["default"].items(): assert told["loses"] <= MARGIN, (state, told)
         assert {name: record["studies"][name] for name in studies} == tool["rounded"](studies), "results/composers.json is older than the stored ranks: python tools/composer_table.py"
+
+
+def test_a_gallery_remembers_its_model_wherever_it_is_searched_from(folder, tmp_path, monkeypatch):
+    load_backbone("pli-tiny-48").save(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    with Gallery.open(folder, "mine", quick_gelu=True) as gallery: gallery.update()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with Gallery.open(folder) as gallery: assert len(gallery) == 10                  # by its own model, named by a relative path, and its activation
+    for asked, words in (({"preprocess": "target-pad"}, "--preprocess target-pad"), ({"pretrained": "openai"}, "--pretrained openai"), ({"quick_gelu": False}, "--quick-gelu False")):
+        with pytest.raises(PliError, match=f"{words}: the gallery was made with --model .*mine --quick-gelu; name --model too"): Gallery.open(folder, **asked)
+    with Gallery.open(folder, "pli-tiny-48") as gallery: gallery.update()
+    with pytest.raises(PliError, match="2 models; say which: --model .*; or --model "): Gallery.open(folder)

@@ -225,8 +225,8 @@ def explanation_lines(found: Explanation) -> list[str]:
     "An explanation in a few lines."
     sign = " + " if found.how == "summands" else " and factor "
     lines = [f"{found.hit.rank}. {shown(found.hit.path)}: {found.score:.4f} with {found.composer}; " + sign.join(f"{name} {value:.4f}" for name, value in found.halves.items())]
-    if found.words: lines.append("without the word: " + ", ".join(f"{shown(word, 40)} {-value:+.4f}" for word, value in found.words))
-    for what, curves in found.curves.items(): lines.append(f"map over the {what}: trust {curves['blocks'].trust:.2f} (blocks), {curves['gradient'].trust:.2f} (gradient); 0 is chance")
+    if found.words: lines.append("what each word gave (the score loses it without the word): " + ", ".join(f"{shown(word, 40)} {value:+.4f}" for word, value in found.words))
+    for what, curves in found.curves.items(): lines.append(f"how far the map over the {what} can be trusted: {curves['blocks'].trust:.2f} made by hiding blocks, {curves['gradient'].trust:.2f} by gradient; 0 or less is no better than chance, 1 is perfect")
     return lines
 
 def explanation_figure(found: Explanation):

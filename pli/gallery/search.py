@@ -364,9 +364,9 @@ def open_gallery(
         from pli.gallery.approximate import open_copy
         return open_copy(folder, model, pretrained, query_model, device, preprocess, quick_gelu)
     folder = Path(folder)
-    if not folder.is_dir(): raise PliError(f"{shown(folder)}: is not a folder" if folder.exists() else f"{shown(folder)}: no such folder; is the drive there? What was indexed is kept")
+    if not folder.is_dir(): raise PliError(f"{shown(folder)}: is not a folder" if folder.exists() else f"{shown(folder)}: no such folder; is the drive there?")
     home, place = gallery_home(folder, gallery), pick_device(device)
-    if model is None: model, pretrained, preprocess = _own_model(home, pretrained, preprocess)
+    if model is None: model, pretrained, preprocess, quick_gelu = _own_model(home, pretrained, preprocess, quick_gelu)
     backbone = load_backbone(model, with_weights(model, pretrained), place, preprocess=preprocess, quick_gelu=quick_gelu)
     reader = backbone if query_model is None else load_backbone(query_model, None, place, preprocess=preprocess)
     key = features_key(backbone)
@@ -377,7 +377,7 @@ def open_gallery(
     table = PictureTable(path, create=writable, writable=writable)
     about = table.about()
     if "key" not in about and writable:
-        table.say(key=key, model=str(model), pretrained=with_weights(model, pretrained), preprocess=preprocess, width=_width(backbone), features=_picture_side(backbone),
+        table.say(key=key, model=os.path.abspath(model) if Path(model).is_dir() else str(model), pretrained=with_weights(model, pretrained), preprocess=preprocess, quick_gelu=quick_gelu, width=_width(backbone), features=_picture_side(backbone),
                   root=".." if gallery is None and home.name == ".pli" else os.path.abspath(folder), made=datetime.date.today().isoformat(), id=os.urandom(8).hex())
     try: _check_folder(table, folder, home)
     except PliError:
@@ -403,17 +403,25 @@ def _nearest(path: Path) -> Path:
 
 def _width(backbone: Backbone) -> int: return int(backbone.config["model_cfg"]["embed_dim"])
 
-def _own_model(home: Path, pretrained: str | None, preprocess: str) -> tuple[str, str | None, str]:
-    "The model of the one gallery that is there, or the default."
+def _own_model(home: Path, pretrained: str | None, preprocess: str, quick_gelu: bool | None) -> tuple[str, str | None, str, bool | None]:
+    "The model of the one gallery that is there, or the default. Raises `PliError` for several, and for options that the gallery was not made with."
     there = galleries_in(home)
-    if not there: return MODEL[0], pretrained or MODEL[1], preprocess
+    if not there: return MODEL[0], pretrained or MODEL[1], preprocess, quick_gelu
     names = []
     for key in there:
         with PictureTable(home / key / "gallery.sqlite", writable=False) as table:
             about = table.about()
-            if "model" in about: names.append((about["model"], about.get("pretrained"), about.get("preprocess", "model")))
-    if len(names) == 1: return names[0]
-    raise PliError(f"{shown(home)}: holds galleries of {len(names)} models ({', '.join(shown(name) for name, _, _ in names)}): say which with --model")
+            if "model" in about: names.append((about["model"], about.get("pretrained"), about.get("preprocess", "model"), about.get("quick_gelu")))
+    if len(names) != 1: raise PliError(f"{shown(home)}: holds galleries of {len(names)} models; say which: {'; or '.join(_as_options(*each) for each in names)}")
+    own = names[0]
+    for option, asked, made, default in (("--pretrained", pretrained, own[1], None), ("--preprocess", preprocess, own[2], "model"), ("--quick-gelu", quick_gelu, own[3], None)):
+        if asked not in (default, made): raise PliError(f"{option} {shown(asked)}: the gallery was made with {_as_options(*own)}; name --model too, to make another one")
+    return own
+
+def _as_options(model: str, pretrained: str | None, preprocess: str, quick_gelu: bool | None) -> str:
+    "How a model is named on the command line."
+    said = [f"--model {shown(model)}"] + [f"--pretrained {shown(pretrained)}"] * bool(pretrained) + [f"--preprocess {shown(preprocess)}"] * (preprocess != "model")
+    return " ".join(said + ([] if quick_gelu is None else ["--quick-gelu" if quick_gelu else "--no-quick-gelu"]))
 
 def check_reader(reader: Backbone, query_model: str | Path, key: str, model: str) -> None:
     "Raise a `PliError` for a model of queries that does not read the features of another model."
@@ -492,7 +500,7 @@ def search_gallery(
         from pli.gallery.approximate import candidates
         ranker, allowed = candidates(table, chosen, picture, asked_words, mean, against, k, where, own), None
     else: allowed = _allowed(gallery, ranker, own, where)
-    if allowed is not None and not allowed.any(): raise PliError("no picture is left to search: the filters and the reference leave none")
+    if allowed is not None and not allowed.any(): raise PliError(_nothing_left(where, own))
     if avoid: scores, rows = _rank_without(ranker, chosen, picture, asked_words, mean, allowed, against, k)
     else: scores, rows = ranker.rank(chosen, picture, asked_words, mean, allowed, k)
     ids = ranker.vectors.ids[rows.numpy()].tolist()
@@ -501,6 +509,14 @@ def search_gallery(
     hits = [Hit(rank, value, one, gallery.root and gallery.root / one.path) for rank, (value, one) in enumerate(found, 1)]
     asked = {"image": [one.name for one in references], "text": texts, "without": avoid, "composer": str(chosen), "k": k} | ({"approximate": True} if approximate else {})
     return Hits(gallery, hits, asked, references, allowed, text_mean, ranker if approximate else None)
+
+def _nothing_left(where: Where | None, own: list[int]) -> str:
+    "Why no picture takes part, in words."
+    named = {"--in": where.folder, "--name": where.name, "--since": where.since, "--until": where.until} if where else {}
+    filters = " ".join(f"{option} {shown(said)}" for option, said in named.items() if said)
+    if not filters: return "no picture is left to search: the reference is the only one"
+    below = "; --in names a folder below the searched one, such as 2024/summer" * bool(where.folder)
+    return f"no picture is left to search: none fits {filters}" + " but the reference itself" * bool(own) + below
 
 def _texts(said, what: str) -> list[str]:
     texts = [] if said is None else [said] if isinstance(said, str) else list(said)
