@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SLACK', 'FEW', 'AVOID', 'MODEL', 'DEFAULT_COMPOSER', 'READS', 'features_key', 'gallery_home', 'galleries_in',
-           'everyday_captions', 'everyday_mean', 'Where', 'Ranker', 'Hit', 'Hits', 'title_of_query', 'sheet_of',
-           'save_hits', 'Gallery', 'open_gallery', 'features_read', 'write_features_read', 'search_gallery',
-           'chosen_composer', 'Reference']
+           'everyday_captions', 'everyday_mean', 'Where', 'Ranker', 'fit_of', 'check_at_least', 'Hit', 'Hits',
+           'title_of_query', 'sheet_of', 'save_hits', 'Gallery', 'open_gallery', 'features_read', 'write_features_read',
+           'search_gallery', 'chosen_composer', 'Reference']
 
 # %% ../../nbs/gallery/09c_search.ipynb #3fa31c04
 import datetime
@@ -15,6 +15,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -66,7 +67,7 @@ def galleries_in(home: Path) -> list[str]:
 # %% ../../nbs/gallery/09c_search.ipynb #8af5b1f9
 @functools.cache
 def everyday_captions() -> tuple[str, ...]:
-    "Captions as people write them, about anything; only their mean is used."
+    "Captions as people write them, about anything; they stand for words as such."
     text = (files("pli") / "everyday_captions.txt").read_text(encoding="utf-8")
     return tuple(line for line in text.splitlines() if line and not line.startswith("#"))
 
@@ -159,7 +160,23 @@ def _between(each: Tensor, allowed: Tensor | None) -> Tensor:
     return ((each - inside.min()) / (inside.max() - inside.min()).clamp_min(1e-6)).clamp(0, 1)
 
 # %% ../../nbs/gallery/09c_search.ipynb #367a959a
-AVOID = 0.5   # the strength of words to avoid
+AVOID = 0.5   # the strength of words to avoid, from results/avoid.json
+
+# %% ../../nbs/gallery/09c_search.ipynb #69e4135e
+def fit_of(
+    pictures: Tensor,   # `(n, width)` unit
+    words: Tensor,      # `(width,)` unit
+    captions: Tensor,   # `(captions, width)` unit, of everyday captions
+) -> Tensor:            # `(n,)`
+    "How much better words fit pictures than everyday captions do, in standard deviations of each picture's own cosines with those."
+    others = pictures @ captions.T
+    return (pictures @ words - others.mean(1)) / others.std(1).clamp_min(1e-6)
+
+def check_at_least(at_least: float | None, words: bool) -> None:
+    "Raise a `PliError` for a threshold that is no number, or that belongs to no words."
+    if at_least is None: return
+    if isinstance(at_least, bool) or not isinstance(at_least, (int, float)) or not math.isfinite(at_least): raise PliError(f"at_least must be a number such as 1.7, got {shown(repr(at_least))}")
+    if not words: raise PliError("at_least asks how well the words fit, and this query has none")
 
 # %% ../../nbs/gallery/09c_search.ipynb #ff02906f
 @dataclass(frozen=True)
@@ -170,6 +187,7 @@ class Hit:
     picture: Picture
     file: Path
     of: "Hits | None" = field(default=None, repr=False, compare=False)   # the search that found it
+    fit: float | None = None   # how much better the words fit it than everyday captions do, where the search asked
 
     @property
     def path(self) -> str: return self.picture.path
@@ -184,7 +202,8 @@ class Hit:
     def record(self) -> dict:
         "The hit as plain values."
         picture = self.picture
-        return {"rank": self.rank, "score": round(self.score, 6), "path": picture.path, "date": picture.date, "width": picture.width, "height": picture.height, "file": str(self.file)}
+        found = {"rank": self.rank, "score": round(self.score, 6), "path": picture.path, "date": picture.date, "width": picture.width, "height": picture.height, "file": str(self.file)}
+        return found if self.fit is None else found | {"fit": round(self.fit, 3)}
 
 # %% ../../nbs/gallery/09c_search.ipynb #7d2cdcb3
 class Hits(Sequence):
@@ -251,7 +270,7 @@ def save_hits(hits: Hits, path: str | Path) -> None:
         if sheet is not None: sheet.save(temporary, "PNG" if kind == ".png" else "JPEG")
         else:
             with open(temporary, "w", newline="", encoding="utf-8", errors="replace") as file:
-                writer = csv.DictWriter(file, ["rank", "score", "path", "date", "width", "height", "file"], lineterminator="\n")
+                writer = csv.DictWriter(file, ["rank", "score", "path", "date", "width", "height", "file"], extrasaction="ignore", lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(hits.records())
 
@@ -268,7 +287,7 @@ class Gallery:
     reader: Backbone              # reads queries; the same one, or one that was tuned for these features
     workers: int = 0
     _ranker: Ranker | None = None
-    _text_mean: Tensor | None = None
+    _captions: Tensor | None = None
 
     @classmethod
     def open(cls, folder, model=None, pretrained=None, query_model=None, gallery=None, device="auto", preprocess="model", workers=0, quick_gelu=None) -> "Gallery":
@@ -298,13 +317,17 @@ class Gallery:
         return self._ranker
 
     @property
-    def text_mean(self) -> Tensor:
-        if self._text_mean is None: self._text_mean = everyday_mean(self.reader)
-        return self._text_mean
+    def captions(self) -> Tensor:
+        "Features of the everyday captions, `(captions, width)`."
+        if self._captions is None: self._captions = encode_texts(self.reader, everyday_captions())
+        return self._captions
 
-    def search(self, image=None, text=None, without=None, weight=None, composer=None, k=20, where=None, text_mean=None) -> Hits:
+    @property
+    def text_mean(self) -> Tensor: return self.captions.mean(0)
+
+    def search(self, image=None, text=None, without=None, weight=None, composer=None, k=20, where=None, text_mean=None, at_least=None) -> Hits:
         "See `search_gallery`."
-        return search_gallery(self, image, text, without, weight, composer, k, where, text_mean)
+        return search_gallery(self, image, text, without, weight, composer, k, where, text_mean, at_least)
 
 # %% ../../nbs/gallery/09c_search.ipynb #d8cddb1a
 def open_gallery(
@@ -383,12 +406,14 @@ def search_gallery(
     k: int = 20,                           # how many hits; there is no limit
     where: Where | dict | None = None,     # which pictures take part
     text_mean: Tensor | None = None,       # for late fusion; the everyday captions' if not given
+    at_least: float | None = None,         # leave out hits whose fit is less; see `fit_of`
 ) -> Hits:
     "The best pictures for a picture, words, or both. Raises `PliError` for a query that asks nothing, a picture that cannot be read, and words that are empty."
     images = [] if image is None else list(image) if isinstance(image, (list, tuple)) else [image]
     texts, avoid = _texts(text, "text"), _texts(without, "without")
     if not images and not texts: raise PliError("a search needs a picture, words, or both" + "; words to avoid alone find nothing" * bool(avoid))
     if k < 1: raise PliError(f"k must be at least 1, got {k}")
+    check_at_least(at_least, bool(texts))
     chosen = chosen_composer(bool(images), bool(texts), composer, weight)
     ranker, where = gallery.ranker, Where(**where) if isinstance(where, dict) else where
     references = [_reference(gallery, one) for one in images]
@@ -399,11 +424,13 @@ def search_gallery(
     mean = gallery.text_mean if text_mean is None and (chosen.centred or avoid) else text_mean
     if avoid: scores, rows = _rank_without(gallery, ranker, chosen, picture, words, mean, allowed, avoid, k)
     else: scores, rows = ranker.rank(chosen, picture, picture if words is None else words, mean, allowed, k)
+    fits = [None] * len(rows) if at_least is None else fit_of(ranker.vectors.features[rows], words, gallery.captions).tolist()
     hits = []
-    for rank, (value, row) in enumerate(zip(scores.tolist(), rows.tolist()), 1):
+    for value, row, fit in zip(scores.tolist(), rows.tolist(), fits):
+        if fit is not None and fit < at_least: continue
         found = gallery.table.picture(ranker.vectors.ids[row])
-        hits.append(Hit(rank, value, found, gallery.root / found.path))
-    asked = {"image": [found.name for found in references], "text": texts, "without": avoid, "composer": str(chosen), "k": k}
+        hits.append(Hit(len(hits) + 1, value, found, gallery.root / found.path, fit=fit))
+    asked = {"image": [found.name for found in references], "text": texts, "without": avoid, "composer": str(chosen), "k": k} | ({} if at_least is None else {"at_least": at_least})
     return Hits(gallery, hits, asked, references, allowed, text_mean)
 
 def _texts(said, what: str) -> list[str]:
@@ -470,7 +497,7 @@ def _rank_without(gallery, ranker, chosen, picture, words, mean, allowed, avoid,
     "The best pictures where some words shall not fit."
     scores, _ = ranker.fast(chosen, picture, picture if words is None else words, mean, allowed)
     against = _direction(unit(encode_texts(gallery.reader, avoid) - mean))
-    fused = _between(scores, allowed) - AVOID * _between(ranker.product(against, centred=True), allowed)
+    fused = _between(scores, allowed) * (1 - _between(ranker.product(against, centred=True), allowed)) ** AVOID
     if allowed is not None: fused = fused.masked_fill(~allowed, -torch.inf)
     found = top_k(fused[None], min(k, len(fused) if allowed is None else int(allowed.sum())))[0]
     return fused[found], found
