@@ -103,6 +103,7 @@ def add_search(commands) -> None:
     parser.add_argument("--weight", type=float, metavar="X", help="how much the picture counts beside the words (default: 1)")
     parser.add_argument("--composer", metavar="SPEC", help="how picture and words are put together: sum, slerp, product, harris; with a weight as in sum:0.5 (default: sum:1)")
     parser.add_argument("--k", type=int, default=20, metavar="N", help="how many hits (default: 20)")
+    parser.add_argument("--at-least", type=float, metavar="X", help="leave out hits that the words fit hardly better than everyday captions do: by less than X of their standard deviations; 1.7 leaves out most hits of words that have nothing to do with the pictures")
     parser.add_argument("--in", dest="below", default="", metavar="DIR", help="search a folder below FOLDER only")
     parser.add_argument("--name", default="", metavar="PATTERN", help="file names of this pattern only, such as 'IMG_2*'")
     parser.add_argument("--since", default="", metavar="DATE", help="taken on this day or later: 2024-05-01, 2024-05 or 2024")
@@ -124,7 +125,7 @@ def add_search(commands) -> None:
 def check_search(args) -> None:
     "Raise a `PliError` for options that do not go together."
     from pli.core import PliError, shown
-    from pli.gallery.search import Where, chosen_composer
+    from pli.gallery.search import Where, check_at_least, chosen_composer
     asked = bool(args.words or args.image)
     if args.queries and (asked or args.without or args.figure or args.copy_to or args.link_to or args.open or args.csv): raise PliError("--queries brings its own pictures and words, and answers in JSON: leave out words, --image, --without, --csv, --figure, --open, --copy-to and --link-to")
     if not args.queries and not asked: raise PliError("a search needs words, --image FILE, or both" + "; --without alone finds nothing" * bool(args.without))
@@ -136,6 +137,7 @@ def check_search(args) -> None:
     for name in args.image:
         if not Path(name).exists(): raise PliError(f"--image {shown(name)}: no such file")
     if not args.queries: chosen_composer(bool(args.image), bool(args.words), args.composer, args.weight)
+    if not args.queries: check_at_least(args.at_least, bool(args.words))
     Where(args.below, args.name, args.since, args.until)
     if args.figure and args.explain is None and Path(args.figure).suffix.lower() not in (".png", ".jpg", ".jpeg", ".json", ".csv"): raise PliError(f"--figure {shown(args.figure)}: hits are written as .png, .jpg, .json or .csv; the end of the name says which")
     for option, folder in (("--copy-to", args.copy_to), ("--link-to", args.link_to)):
@@ -156,7 +158,8 @@ def run_search(args) -> None:
         if queries is not None:
             for query in queries: print(json.dumps(_answer(gallery, query, args, where)), flush=True)
             return
-        hits = gallery.search(args.image or None, " ".join(args.words) or None, args.without, args.weight, args.composer, args.k, where, approximate=args.approximate)
+        hits = gallery.search(args.image or None, " ".join(args.words) or None, args.without, args.weight, args.composer, args.k, where, approximate=args.approximate, at_least=args.at_least)
+        if not hits and args.at_least is not None: _tell(f"no hit fits the words by at least {args.at_least:g}")
         if args.explain is not None: return explain_hit(hits, args)
         if args.by_date: hits.hits.sort(key=lambda hit: hit.picture.date, reverse=True)
         print_hits(hits, args)
@@ -228,13 +231,13 @@ def show_hits(hits) -> None:
     subprocess.Popen([*viewer(), str(sheet)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 # %% ../nbs/14a_cli_gallery.ipynb #3ea4e75c
-FIELDS = {"image": (str, list), "text": (str, list), "without": (str, list), "weight": (int, float), "composer": (str,), "k": (int,), "id": (str, int)}
+FIELDS = {"image": (str, list), "text": (str, list), "without": (str, list), "weight": (int, float), "composer": (str,), "k": (int,), "at_least": (int, float), "id": (str, int)}
 
 def read_searches(path: str | Path) -> list[dict]:
     "The searches in a file. Raises `PliError` that names line and field."
     from pli.core import PliError, shown
     from pli.data import text_lines
-    from pli.gallery.search import chosen_composer
+    from pli.gallery.search import check_at_least, chosen_composer
     found = []
     for number, line in enumerate(text_lines(path), 1):
         if not line.strip(): continue
@@ -247,7 +250,9 @@ def read_searches(path: str | Path) -> list[dict]:
             fits = isinstance(value, FIELDS[name]) and not isinstance(value, bool) and (not isinstance(value, list) or value and all(isinstance(item, str) for item in value))
             if not fits: raise PliError(f"{place}: {name} is not what it should be: {shown(repr(value))}")
         if query.get("k", 1) < 1: raise PliError(f"{place}: k must be at least 1")
-        try: chosen_composer(bool(query.get("image")), bool(query.get("text")), query.get("composer"), query.get("weight"))
+        try:
+            chosen_composer(bool(query.get("image")), bool(query.get("text")), query.get("composer"), query.get("weight"))
+            check_at_least(query.get("at_least"), bool(query.get("text")))
         except PliError as error: raise PliError(f"{place}: {error}") from None
         for key in ("image",) * ("image" in query):
             names = query[key] if isinstance(query[key], list) else [query[key]]
@@ -260,5 +265,5 @@ def read_searches(path: str | Path) -> list[dict]:
 
 def _answer(gallery, query: dict, args, where) -> dict:
     "One search as a record."
-    hits = gallery.search(query.get("image"), query.get("text"), query.get("without"), query.get("weight", None), query.get("composer"), query.get("k", args.k), where, approximate=args.approximate)
+    hits = gallery.search(query.get("image"), query.get("text"), query.get("without"), query.get("weight", None), query.get("composer"), query.get("k", args.k), where, approximate=args.approximate, at_least=query.get("at_least", args.at_least if query.get("text") else None))
     return ({"id": query["id"]} if "id" in query else {}) | {"query": hits.asked, "hits": hits.records()}

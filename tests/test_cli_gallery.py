@@ -148,3 +148,20 @@ def test_stdout_holds_hits_only_and_a_closed_pipe_is_no_error(pictures):
     command = [sys.executable, "-c", "import sys; from pli.cli import main; sys.exit(main())"]
     done = subprocess.run([*command, "search", str(pictures), "a star", "--model", "pli-tiny-48", "--k", "4"], capture_output=True, text=True, env=environment)
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 4 and "70 added" in done.stderr
+
+
+def test_a_cut_off_leaves_hits_out_and_says_so(pictures, capfd, tmp_path):
+    search = ["search", pictures, "a", "red", "star", "--model", "pli-tiny-48"]
+    status, out, err = pli(capfd, *search, "--at-least", -99, "--json", "--k", 4)
+    fits = [hit["fit"] for hit in json.loads(out)]
+    assert status == 0 and len(fits) == 4
+    status, out, err = pli(capfd, *search, "--at-least", max(fits) + 1, "--k", 4)
+    assert (status, out) == (0, "") and "no hit fits the words by at least" in err
+    status, out, err = pli(capfd, "search", pictures, "--image", pictures / "pair_000001.png", "--at-least", 1)
+    assert status == 1 and "this query has none" in err
+    (tmp_path / "asked.jsonl").write_text('{"text": "a star", "at_least": -99, "k": 2}\n{"image": "pictures/pair_000001.png", "at_least": 1}\n')
+    status, out, err = pli(capfd, "search", pictures, "--queries", tmp_path / "asked.jsonl")
+    assert status == 1 and "line 2" in err and "this query has none" in err
+    (tmp_path / "asked.jsonl").write_text('{"text": "a star", "at_least": -99, "k": 2}\n')
+    status, out, err = pli(capfd, "search", pictures, "--queries", tmp_path / "asked.jsonl")
+    assert status == 0 and len(json.loads(out)["hits"]) == 2

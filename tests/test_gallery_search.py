@@ -6,6 +6,7 @@ import runpy
 import shutil
 import signal
 import sqlite3
+import statistics
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ from pli.core import PliError, unit
 from pli.evaluate import encode, scores_of
 from pli.gallery.encode import encode_texts, top_k
 from pli.gallery.index import Listing, list_pictures, update
-from pli.gallery.search import DEFAULT_COMPOSER, Gallery, Where, everyday_captions, features_key, gallery_home
+from pli.gallery.search import AVOID, DEFAULT_COMPOSER, Gallery, Where, everyday_captions, features_key, gallery_home
 from pli.gallery.store import PictureTable, Row, path_inside, read_vectors
 from pli.world import save_world
 
@@ -363,6 +364,41 @@ def test_a_query_that_asks_nothing_is_told(folder, asked, words):
     with Gallery.open(folder, "pli-tiny-48") as gallery:
         gallery.update()
         with pytest.raises(PliError, match=words): gallery.search(**asked)
+
+
+def test_words_to_avoid_cost_what_the_formula_says(folder):
+    "The picture that fits them best comes last; the others by score and fit, both stretched over what takes part."
+    with Gallery.open(folder, "pli-tiny-48") as gallery:
+        gallery.update()
+        plain, hits = gallery.search(text="a cat", k=9, where={"name": "[1-9].png"}), gallery.search(text="a cat", without="red", k=9, where={"name": "[1-9].png"})
+        features = {found.path: row for found, row in zip(gallery.table.select(), gallery.ranker.vectors.features)}
+        against = unit(encode_texts(gallery.reader, ["red"])[0] - gallery.text_mean)
+        stretch = lambda values: {name: (value - min(values.values())) / (max(values.values()) - min(values.values())) for name, value in values.items()}
+        score = stretch({hit.path: hit.score for hit in plain})
+        avoided = stretch({hit.path: float(unit(features[hit.path] - gallery.ranker.image_mean) @ against) for hit in plain})
+        for hit in hits: assert hit.score == pytest.approx(score[hit.path] * (1 - avoided[hit.path]) ** AVOID, abs=1e-3)
+        assert hits[-1].score == 0 and len(hits) == 9 and 1.0 in (avoided[hit.path] for hit in hits if hit.score == 0)
+
+
+def test_hits_that_fit_hardly_better_than_everyday_captions_are_left_out(folder, tmp_path):
+    with Gallery.open(folder, "pli-tiny-48") as gallery:
+        gallery.update()
+        asked = {"image": folder / "a" / "0.png", "text": "in red", "composer": "product:1"}
+        plain, everything = gallery.search(**asked, k=9), gallery.search(**asked, k=9, at_least=-99)
+        assert [hit.path for hit in plain] == [hit.path for hit in everything] and "fit" not in plain[0].record()
+        words, captions = encode_texts(gallery.reader, ["in red"])[0], encode_texts(gallery.reader, everyday_captions())
+        features = {found.path: row for found, row in zip(gallery.table.select(), gallery.ranker.vectors.features)}
+        for hit in everything:
+            others = [float(features[hit.path] @ caption) for caption in captions]
+            assert hit.fit == pytest.approx((float(features[hit.path] @ words) - statistics.mean(others)) / statistics.stdev(others), abs=1e-2)
+        middle = statistics.median(hit.fit for hit in everything)
+        some = gallery.search(**asked, k=9, at_least=middle)
+        assert [hit.path for hit in some] == [hit.path for hit in everything if hit.fit >= middle] and [hit.rank for hit in some] == list(range(1, 6))
+        some.save(tmp_path / "hits.csv")
+        assert len((tmp_path / "hits.csv").read_text().splitlines()) == 6 and some.records()[0]["fit"] == pytest.approx(some[0].fit, abs=1e-3)
+        assert len(gallery.search(**asked, at_least=99)) == 0
+        with pytest.raises(PliError, match="has none"): gallery.search(image=folder / "a" / "0.png", at_least=1)
+        with pytest.raises(PliError, match="must be a number"): gallery.search(text="x", at_least=float("nan"))
 
 
 def test_an_empty_folder_is_told(tmp_path):

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SLACK', 'FEW', 'AVOID', 'MODEL', 'DEFAULT_COMPOSER', 'READS', 'features_key', 'gallery_home', 'cached_home',
-           'galleries_in', 'everyday_captions', 'everyday_mean', 'Where', 'Ranker', 'Hit', 'Hits', 'title_of_query',
-           'sheet_of', 'save_hits', 'write_csv', 'Gallery', 'open_gallery', 'with_weights', 'check_reader',
-           'features_read', 'write_features_read', 'notes_folder', 'note_of', 'remember', 'search_gallery',
-           'chosen_composer', 'Reference']
+           'galleries_in', 'everyday_captions', 'everyday_mean', 'Where', 'Ranker', 'fit_of', 'check_at_least', 'Hit',
+           'Hits', 'title_of_query', 'sheet_of', 'save_hits', 'write_csv', 'Gallery', 'open_gallery', 'with_weights',
+           'check_reader', 'features_read', 'write_features_read', 'notes_folder', 'note_of', 'remember',
+           'search_gallery', 'chosen_composer', 'Reference']
 
 # %% ../../nbs/gallery/09c_search.ipynb #3fa31c04
 import csv
@@ -17,6 +17,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -72,7 +73,7 @@ def galleries_in(home: Path) -> list[str]:
 # %% ../../nbs/gallery/09c_search.ipynb #8af5b1f9
 @functools.cache
 def everyday_captions() -> tuple[str, ...]:
-    "Captions as people write them, about anything; only their mean is used."
+    "Captions as people write them, about anything; they stand for words as such."
     text = (files("pli") / "everyday_captions.txt").read_text(encoding="utf-8")
     return tuple(line for line in text.splitlines() if line and not line.startswith("#"))
 
@@ -172,7 +173,23 @@ def _between(each: Tensor, allowed: Tensor | None) -> Tensor:
     return stretched(each, inside.min(), inside.max())
 
 # %% ../../nbs/gallery/09c_search.ipynb #367a959a
-AVOID = 0.5   # the strength of words to avoid
+AVOID = 0.5   # the strength of words to avoid, from results/avoid.json
+
+# %% ../../nbs/gallery/09c_search.ipynb #69e4135e
+def fit_of(
+    pictures: Tensor,   # `(n, width)` unit
+    words: Tensor,      # `(width,)` unit
+    captions: Tensor,   # `(captions, width)` unit, of everyday captions
+) -> Tensor:            # `(n,)`
+    "How much better words fit pictures than everyday captions do, in standard deviations of each picture's own cosines with those."
+    others = pictures @ captions.T
+    return (pictures @ words - others.mean(1)) / others.std(1).clamp_min(1e-6)
+
+def check_at_least(at_least: float | None, words: bool) -> None:
+    "Raise a `PliError` for a threshold that is no number, or that belongs to no words."
+    if at_least is None: return
+    if isinstance(at_least, bool) or not isinstance(at_least, (int, float)) or not math.isfinite(at_least): raise PliError(f"at_least must be a number such as 1.7, got {shown(repr(at_least))}")
+    if not words: raise PliError("at_least asks how well the words fit, and this query has none")
 
 # %% ../../nbs/gallery/09c_search.ipynb #ff02906f
 @dataclass(frozen=True)
@@ -183,6 +200,7 @@ class Hit:
     picture: Picture
     file: Path | None   # None in a copy, which holds small pictures only
     of: "Hits | None" = field(default=None, repr=False, compare=False)   # the search that found it
+    fit: float | None = None   # how much better the words fit it than everyday captions do, where the search asked
 
     @property
     def path(self) -> str: return self.picture.path
@@ -200,7 +218,8 @@ class Hit:
     def record(self) -> dict:
         "The hit as plain values."
         picture = self.picture
-        return {"rank": self.rank, "score": round(self.score, 6), "path": picture.path, "date": picture.date, "width": picture.width, "height": picture.height, "file": self.file and str(self.file)}
+        found = {"rank": self.rank, "score": round(self.score, 6), "path": picture.path, "date": picture.date, "width": picture.width, "height": picture.height, "file": self.file and str(self.file)}
+        return found if self.fit is None else found | {"fit": round(self.fit, 3)}
 
 # %% ../../nbs/gallery/09c_search.ipynb #7d2cdcb3
 class Hits(Sequence):
@@ -277,7 +296,7 @@ def write_csv(
     text: Callable[[str], str] = lambda cell: cell,       # what becomes of texts
 ) -> None:
     "Hits as CSV, with a line of names first."
-    writer = csv.DictWriter(file, ["rank", "score", "path", "date", "width", "height", "file"], lineterminator="\n")
+    writer = csv.DictWriter(file, ["rank", "score", "path", "date", "width", "height", "file"], extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for record in records: writer.writerow({name: text(cell) if isinstance(cell, str) else cell for name, cell in record.items()})
 
@@ -294,7 +313,7 @@ class Gallery:
     reader: Backbone              # reads queries; the same one, or one that was tuned for these features
     workers: int = 0
     _ranker: Ranker | None = None
-    _text_mean: Tensor | None = None
+    _captions: Tensor | None = None
     _copy: "Copy | None" = None
 
     @classmethod
@@ -339,13 +358,17 @@ class Gallery:
         return self._ranker
 
     @property
-    def text_mean(self) -> Tensor:
-        if self._text_mean is None: self._text_mean = everyday_mean(self.reader)
-        return self._text_mean
+    def captions(self) -> Tensor:
+        "Features of the everyday captions, `(captions, width)`."
+        if self._captions is None: self._captions = encode_texts(self.reader, everyday_captions())
+        return self._captions
 
-    def search(self, image=None, text=None, without=None, weight=None, composer=None, k=20, where=None, text_mean=None, approximate=False) -> Hits:
+    @property
+    def text_mean(self) -> Tensor: return self.captions.mean(0)
+
+    def search(self, image=None, text=None, without=None, weight=None, composer=None, k=20, where=None, text_mean=None, approximate=False, at_least=None) -> Hits:
         "See `search_gallery`."
-        return search_gallery(self, image, text, without, weight, composer, k, where, text_mean, approximate)
+        return search_gallery(self, image, text, without, weight, composer, k, where, text_mean, approximate, at_least)
 
 # %% ../../nbs/gallery/09c_search.ipynb #d8cddb1a
 def open_gallery(
@@ -480,12 +503,14 @@ def search_gallery(
     where: Where | dict | None = None,     # which pictures take part
     text_mean: Tensor | None = None,       # for late fusion; the everyday captions' if not given
     approximate: bool = False,             # look at the candidates of an index only (chapter 09e); a copy is always searched so
+    at_least: float | None = None,         # leave out hits whose fit is less; see `fit_of`
 ) -> Hits:
     "The best pictures for a picture, words, or both. Raises `PliError` for a query that asks nothing, a picture that cannot be read, and words that are empty."
     images = [] if image is None else list(image) if isinstance(image, (list, tuple)) else [image]
     texts, avoid = _texts(text, "text"), _texts(without, "without")
     if not images and not texts: raise PliError("a search needs a picture, words, or both" + "; words to avoid alone find nothing" * bool(avoid))
     if k < 1: raise PliError(f"k must be at least 1, got {k}")
+    check_at_least(at_least, bool(texts))
     chosen = chosen_composer(bool(images), bool(texts), composer, weight)
     where, approximate = Where(**where) if isinstance(where, dict) else where, approximate or gallery.root is None
     table = gallery.copy if approximate else gallery.table
@@ -505,9 +530,10 @@ def search_gallery(
     else: scores, rows = ranker.rank(chosen, picture, asked_words, mean, allowed, k)
     ids = ranker.vectors.ids[rows.numpy()].tolist()
     there = {one.id: one for one in table.several(ids)}                      # without those that another process has just removed
-    found = [(value, there[id]) for value, id in zip(scores.tolist(), ids) if id in there]
-    hits = [Hit(rank, value, one, gallery.root and gallery.root / one.path) for rank, (value, one) in enumerate(found, 1)]
-    asked = {"image": [one.name for one in references], "text": texts, "without": avoid, "composer": str(chosen), "k": k} | ({"approximate": True} if approximate else {})
+    fits = [None] * len(ids) if at_least is None else fit_of(ranker.vectors.features[rows], words, gallery.captions).tolist()
+    found = [(value, there[id], fit) for value, id, fit in zip(scores.tolist(), ids, fits) if id in there and (fit is None or fit >= at_least)]
+    hits = [Hit(rank, value, one, gallery.root and gallery.root / one.path, fit=fit) for rank, (value, one, fit) in enumerate(found, 1)]
+    asked = {"image": [one.name for one in references], "text": texts, "without": avoid, "composer": str(chosen), "k": k} | ({"approximate": True} if approximate else {}) | ({} if at_least is None else {"at_least": at_least})
     return Hits(gallery, hits, asked, references, allowed, text_mean, ranker if approximate else None)
 
 def _nothing_left(where: Where | None, own: list[int]) -> str:
@@ -587,7 +613,7 @@ def _allowed(gallery: Gallery, ranker: Ranker, own: list[int], where: Where | No
 def _rank_without(ranker, chosen, picture, words, mean, allowed, against, k) -> tuple[Tensor, Tensor]:
     "The best pictures where some words shall not fit."
     scores, _ = ranker.fast(chosen, picture, words, mean, allowed)
-    fused = _between(scores, allowed) - AVOID * _between(ranker.product(against, centred=True), allowed)
+    fused = _between(scores, allowed) * (1 - _between(ranker.product(against, centred=True), allowed)) ** AVOID
     if allowed is not None: fused = fused.masked_fill(~allowed, -torch.inf)
     found = top_k(fused[None], min(k, len(fused) if allowed is None else int(allowed.sum())))[0]
     return fused[found], found
