@@ -437,7 +437,7 @@ def test_a_tuned_text_tower_reads_the_same_gallery(folder, tmp_path):
     tuned.save(tmp_path / "other")
     with pytest.raises(PliError, match="only a model that was tuned with this picture tower left as it was fits"): Gallery.open(folder, "pli-tiny-48", query_model=tmp_path / "other")
     with Gallery.open(folder, tmp_path / "other") as gallery: assert gallery.update().encoded == 10       # a gallery of its own
-    with pytest.raises(PliError, match="say which with --model"): Gallery.open(folder)
+    with pytest.raises(PliError, match="say which: --model"): Gallery.open(folder)
 
 
 def test_the_gallery_moves_with_its_folder_and_remembers_its_model(folder):
