@@ -41,13 +41,18 @@ def add_index(commands) -> None:
     parser = commands.add_parser("index", help="make a folder of pictures searchable, or bring that up to date",
         description="Look at every new or changed picture of a folder once. Can be stopped at any time; the same command goes on.")
     gallery_options(parser)
+    parser.add_argument("--approximate", action="store_true", help="make the approximate index, too, for galleries of millions, or bring it up to date; pli search --approximate reads it (needs pli[lance])")
+    parser.add_argument("--publish", metavar="PLACE", help="copy the gallery, small pictures included, to a folder or an object store such as s3://bucket/name, or bring that copy up to date; pli search PLACE searches it from anywhere (needs pli[lance])")
     parser.add_argument("--problems", metavar="FILE", help="write every picture that cannot be read, with the reason, to a file, one a line")
     parser.set_defaults(run=run_index)
 
 def run_index(args) -> None:
     from pli.core import atomic, shown
+    places = [None] * args.approximate + [args.publish] * bool(args.publish)
+    _check_copies(args, bool(places))
     with _opened(args) as gallery:
         _updated(gallery, args)
+        for place in places: _published(gallery, place)
         if args.problems:
             broken = [f"{shown(picture.path, 1000)}\t{shown(picture.broken)}" for picture in gallery.table.select("broken IS NOT NULL")]
             with atomic(args.problems) as temporary: temporary.write_text("".join(f"{line}\n" for line in broken), encoding="utf-8")
@@ -57,9 +62,26 @@ def _opened(args):
     from pli.gallery.search import open_gallery
     return open_gallery(args.folder, args.model, args.pretrained, getattr(args, "query_model", None), args.gallery, args.device, args.preprocess, args.workers, args.quick_gelu)
 
+def _check_copies(args, needed: bool) -> None:
+    "Raise a `PliError` before any work where a copy cannot be made, or searched."
+    from pli.core import PliError, shown
+    from pli.gallery.approximate import check_place, is_copy, lance
+    copied = is_copy(args.folder)
+    if copied and not hasattr(args, "words"): raise PliError(f"{shown(args.folder)}: is a copy of a gallery; pli index takes the folder of pictures that it was made from")
+    if needed or copied: lance()
+    for name in ("copy_to", "gallery", "explain"):
+        if copied and getattr(args, name) is not None: raise PliError(f"--{name.replace('_', '-')} needs the pictures themselves, and {shown(args.folder)} is a copy that holds small ones only; search the folder that it was made from")
+    if getattr(args, "publish", None): check_place(args.publish)
+
+def _published(gallery, place) -> None:
+    "Copy the gallery, with progress and news on standard error."
+    with contextlib.redirect_stdout(sys.stderr): changes = gallery.publish(place)
+    _tell(changes.line())
+
 def _updated(gallery, args) -> None:
     "Bring the gallery up to date, with progress and news on standard error; where it cannot be written to, say so and go on with what is there."
     from pli.core import shown
+    if gallery.root is None: return _tell(f"{shown(gallery.table.place)}: {len(gallery):,} pictures, a copy of {shown(gallery.table.facts.get('made'))}")
     if not gallery.table.writable: return _tell(f"{shown(gallery.table.path)}: cannot be written to, so it is searched as it is; --gallery names another place")
     with contextlib.redirect_stdout(sys.stderr): changes = gallery.update(args.forget_missing, _tell)
     for line in changes.lines(): _tell(line)
@@ -67,7 +89,7 @@ def _updated(gallery, args) -> None:
 # %% ../nbs/14a_cli_gallery.ipynb #f62377df
 def add_search(commands) -> None:
     parser = commands.add_parser("search", help="search a folder of pictures with a picture, words, or both",
-        description="Bring the folder's gallery up to date and search it: pli search FOLDER \"in red\" --image ref.jpg. Words alone and pictures alone work too.")
+        description="Bring the folder's gallery up to date and search it: pli search FOLDER \"in red\" --image ref.jpg. Words alone and pictures alone work too. In place of FOLDER, a copy that pli index --publish made: s3://bucket/name.")
     gallery_options(parser)
     parser.add_argument("words", nargs="*", metavar="WORDS", help="what to look for, or what to change in the picture")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a reference picture; may be repeated, then their mean counts")
@@ -81,6 +103,7 @@ def add_search(commands) -> None:
     parser.add_argument("--since", default="", metavar="DATE", help="taken on this day or later: 2024-05-01, 2024-05 or 2024")
     parser.add_argument("--until", default="", metavar="DATE", help="taken on this day or earlier")
     parser.add_argument("--by-date", action="store_true", help="list the hits by date, newest first, instead of by score")
+    parser.add_argument("--approximate", action="store_true", help="look at the candidates of an index only: for galleries of millions; a picture may be missing, scores are exact (needs pli[lance])")
     parser.add_argument("--no-index", action="store_true", help="search what is indexed, do not look for changes")
     parser.add_argument("--json", action="store_true", help="hits as JSON")
     parser.add_argument("--csv", action="store_true", help="hits as CSV")
@@ -114,14 +137,16 @@ def run_search(args) -> None:
     from pli.core import shown
     from pli.gallery.search import Where
     check_search(args)
+    _check_copies(args, args.approximate)
     queries = read_searches(args.queries) if args.queries else None
     where = Where(args.below, args.name, args.since, args.until)
     with _opened(args) as gallery:
         if not args.no_index: _updated(gallery, args)
+        if args.approximate and not args.no_index and gallery.table.writable: _published(gallery, None)
         if queries is not None:
             for query in queries: print(json.dumps(_answer(gallery, query, args, where)), flush=True)
             return
-        hits = gallery.search(args.image or None, " ".join(args.words) or None, args.without, args.weight, args.composer, args.k, where)
+        hits = gallery.search(args.image or None, " ".join(args.words) or None, args.without, args.weight, args.composer, args.k, where, approximate=args.approximate)
         if args.explain is not None: return explain_hit(hits, args)
         if args.by_date: hits.hits.sort(key=lambda hit: hit.picture.date, reverse=True)
         print_hits(hits, args)
@@ -203,5 +228,5 @@ def read_searches(path: str | Path) -> list[dict]:
 
 def _answer(gallery, query: dict, args, where) -> dict:
     "One search as a record."
-    hits = gallery.search(query.get("image"), query.get("text"), query.get("without"), query.get("weight", None), query.get("composer"), query.get("k", args.k), where)
+    hits = gallery.search(query.get("image"), query.get("text"), query.get("without"), query.get("weight", None), query.get("composer"), query.get("k", args.k), where, approximate=args.approximate)
     return ({"id": query["id"]} if "id" in query else {}) | {"query": hits.asked, "hits": hits.records()}

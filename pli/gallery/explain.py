@@ -48,9 +48,9 @@ def scoring_of(
     if not composer.centred: return Scoring(composer)
     words, picture = _features(hits)
     mean = gallery.text_mean if hits.text_mean is None else hits.text_mean
-    _, lists = gallery.ranker.fast(composer, picture, words, mean, hits.allowed)
+    _, lists = hits.ranker.fast(composer, picture, words, mean, hits.allowed)
     inside = [each if hits.allowed is None else each[hits.allowed] for each in lists]
-    return Scoring(composer, gallery.ranker.image_mean, mean, tuple((each.min().item(), each.max().item()) for each in inside))
+    return Scoring(composer, hits.ranker.image_mean, mean, tuple((each.min().item(), each.max().item()) for each in inside))
 
 def _features(hits: Hits) -> tuple[Tensor, Tensor]:
     "The features of the words and of the picture that were asked; a half that was not asked is the other one."
@@ -64,7 +64,7 @@ def _features(hits: Hits) -> tuple[Tensor, Tensor]:
 
 def _feature_of(hits: Hits, hit: Hit) -> Tensor:
     "The stored feature of a hit."
-    vectors = hits.gallery.ranker.vectors
+    vectors = hits.ranker.vectors
     return vectors.features[vectors.rows_of([hit.picture.id])[0]]
 
 # %% ../../nbs/gallery/09d_explain.ipynb #ea140ee4

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SLACK', 'FEW', 'AVOID', 'MODEL', 'DEFAULT_COMPOSER', 'READS', 'features_key', 'gallery_home', 'galleries_in',
            'everyday_captions', 'everyday_mean', 'Where', 'Ranker', 'Hit', 'Hits', 'title_of_query', 'sheet_of',
-           'save_hits', 'Gallery', 'open_gallery', 'features_read', 'write_features_read', 'search_gallery',
-           'chosen_composer', 'Reference']
+           'save_hits', 'Gallery', 'open_gallery', 'check_reader', 'features_read', 'write_features_read',
+           'search_gallery', 'chosen_composer', 'Reference']
 
 # %% ../../nbs/gallery/09c_search.ipynb #3fa31c04
 import datetime
@@ -94,8 +94,12 @@ class Where:
         path, below = picture.path, self.folder.strip("/").removeprefix("./")
         if below and not path.startswith(below + "/"): return False
         if self.name and not fnmatch.fnmatchcase(path.rpartition("/")[2].lower(), self.name.lower()): return False
-        date = picture.date[:10]
-        return (not self.since or date >= _day(self.since, "since")[0]) and (not self.until or date <= _day(self.until, "until")[1])
+        (first, last), date = self.days(), picture.date[:10]
+        return (not first or date >= first) and (not last or date <= last)
+
+    def days(self) -> tuple[str, str]:
+        "The first and the last day, `2024-05-01`; empty where there is no limit."
+        return (_day(self.since, "since")[0] if self.since else ""), (_day(self.until, "until")[1] if self.until else "")
 
 def _day(said: str, what: str) -> tuple[str, str]:
     "The first and the last day that a date may mean."
@@ -114,8 +118,11 @@ FEW = 20_000     # more candidates than this are not scored a second time
 class Ranker:
     "Scores a gallery's pictures for one query at a time."
     vectors: Vectors
-    image_mean: Tensor          # `(width,)`
-    lengths: Tensor | None = None   # `(pictures,)` of the centred features; made when late fusion first asks
+    given_mean: Tensor | None = None   # `(width,)`; the mean of the vectors if not given
+    lengths: Tensor | None = None      # `(pictures,)` of the centred features; made when late fusion first asks
+
+    @functools.cached_property
+    def image_mean(self) -> Tensor: return self.vectors.features.mean(0) if self.given_mean is None else self.given_mean   # reads everything: when late fusion first asks
 
     def product(self, query: Tensor, centred: bool = False) -> Tensor:   # `(width,)` -> `(pictures,)`
         "Cosines of all pictures with one query vector, in one pass over the features."
@@ -149,7 +156,7 @@ class Ranker:
         if len(rows) > FEW:
             found = top_k(scores[None], k)[0]
             return scores[found], found
-        exact = score(composer, reference.expand(ALIKE, -1), text.expand(ALIKE, -1), self.vectors.features[rows], None, self.image_mean, text_mean)[:1]
+        exact = score(composer, reference.expand(ALIKE, -1), text.expand(ALIKE, -1), self.vectors.features[rows], None, self.image_mean if composer.centred else None, text_mean)[:1]
         found = top_k(exact, k)[0]
         return exact[0, found], rows[found]
 
@@ -168,13 +175,16 @@ class Hit:
     rank: int           # from 1
     score: float        # higher is better; comparable within one search only
     picture: Picture
-    file: Path
+    file: Path | None   # None in a copy, which holds small pictures only
     of: "Hits | None" = field(default=None, repr=False, compare=False)   # the search that found it
 
     @property
     def path(self) -> str: return self.picture.path
 
-    def open(self) -> Image.Image: return open_picture(self.file)   # the whole picture, upright
+    def open(self) -> Image.Image:
+        "The whole picture, upright. Raises `PliError` where there is none."
+        if self.file is None: raise PliError(f"{shown(self.path)}: a copy of a gallery holds small pictures only; search the folder that it was made from")
+        return open_picture(self.file)
 
     def explain(self):
         "Why it is a hit; see `pli.gallery.explain`."
@@ -184,7 +194,7 @@ class Hit:
     def record(self) -> dict:
         "The hit as plain values."
         picture = self.picture
-        return {"rank": self.rank, "score": round(self.score, 6), "path": picture.path, "date": picture.date, "width": picture.width, "height": picture.height, "file": str(self.file)}
+        return {"rank": self.rank, "score": round(self.score, 6), "path": picture.path, "date": picture.date, "width": picture.width, "height": picture.height, "file": self.file and str(self.file)}
 
 # %% ../../nbs/gallery/09c_search.ipynb #7d2cdcb3
 class Hits(Sequence):
@@ -195,13 +205,17 @@ class Hits(Sequence):
         references: Sequence["Reference"] = (),         # the reference pictures
         allowed: Tensor | None = None,                  # `(pictures,)` bool of what took part; None: everything
         text_mean: Tensor | None = None,                # what was given for late fusion
+        ranker: Ranker | None = None,                   # over the candidates of an approximate search; None: the gallery's own
     ):
         self.gallery, self.hits, self.asked, self.references = gallery, [replace(hit, of=self) for hit in hits], asked, tuple(references)
-        self.allowed, self.text_mean = allowed, text_mean
+        self.allowed, self.text_mean, self._ranker = allowed, text_mean, ranker
 
     def __len__(self) -> int: return len(self.hits)
 
-    def __getitem__(self, index): return Hits(self.gallery, self.hits[index], self.asked, self.references, self.allowed, self.text_mean) if isinstance(index, slice) else self.hits[index]
+    def __getitem__(self, index): return Hits(self.gallery, self.hits[index], self.asked, self.references, self.allowed, self.text_mean, self._ranker) if isinstance(index, slice) else self.hits[index]
+
+    @property
+    def ranker(self) -> Ranker: return self._ranker or self.gallery.ranker   # what scored the hits
 
     def __repr__(self) -> str: return f"{len(self)} hits for {self.title()}" + "".join(f"\n{hit.rank:4}  {hit.score:.4f}  {shown(hit.path)}" for hit in self.hits[:10]) + "\n      ..." * (len(self) > 10)
 
@@ -262,13 +276,14 @@ DEFAULT_COMPOSER = "sum:1"
 @dataclass
 class Gallery:
     "A folder of pictures that can be searched. Use `Gallery.open`."
-    root: Path                    # the folder of pictures
-    table: PictureTable
+    root: Path | None             # the folder of pictures; None for a copy, which is far from them
+    table: PictureTable           # or a `Copy` (chapter 09e)
     backbone: Backbone            # made the features, and makes new ones
     reader: Backbone              # reads queries; the same one, or one that was tuned for these features
     workers: int = 0
     _ranker: Ranker | None = None
     _text_mean: Tensor | None = None
+    _copy: "Copy | None" = None
 
     @classmethod
     def open(cls, folder, model=None, pretrained=None, query_model=None, gallery=None, device="auto", preprocess="model", workers=0, quick_gelu=None) -> "Gallery":
@@ -285,16 +300,30 @@ class Gallery:
 
     def update(self, forget: bool = False, say: Callable[[str], None] = lambda line: None) -> Changes:
         "Index what is new in the folder; see `pli.gallery.index.update`."
+        if self.root is None: raise PliError(f"{shown(self.table.path)}: is a copy; pli index FOLDER --publish brings it up to date from the folder that it was made from")
         return update(self.table, self.root, self.backbone, self.workers, forget, say)
+
+    def publish(self, place: str | Path | None = None) -> "CopyChanges":
+        "Copy the gallery, with an approximate index, to a folder or an object store, or bring that copy up to date; see `pli.gallery.approximate.publish`."
+        from pli.gallery.approximate import publish
+        return publish(self, place)
+
+    @property
+    def copy(self) -> "Copy":
+        "The copy that an approximate search reads: the gallery itself if it is one, else the one beside it, brought up to date first."
+        from pli.gallery.approximate import current_copy
+        self._copy = current_copy(self, self._copy)
+        return self._copy
 
     @property
     def ranker(self) -> Ranker:
         "The features, ready to be searched; read again where the table has changed."
+        if self.root is None: raise PliError(f"{shown(self.table.path)}: is a copy, and is searched approximately; an exact search needs the folder that it was made from")
         if self._ranker is None or self._ranker.vectors.generation != self.table.about()["generation"]:
             width = self.table.about()["width"]
             vectors = read_vectors(self.table, width)
             if not len(vectors): raise PliError(f"{shown(self.root)}: the gallery holds no picture yet; gallery.update(), or pli index, fills it")
-            self._ranker = Ranker(vectors, vectors.features.mean(0))
+            self._ranker = Ranker(vectors)
         return self._ranker
 
     @property
@@ -302,13 +331,13 @@ class Gallery:
         if self._text_mean is None: self._text_mean = everyday_mean(self.reader)
         return self._text_mean
 
-    def search(self, image=None, text=None, without=None, weight=None, composer=None, k=20, where=None, text_mean=None) -> Hits:
+    def search(self, image=None, text=None, without=None, weight=None, composer=None, k=20, where=None, text_mean=None, approximate=False) -> Hits:
         "See `search_gallery`."
-        return search_gallery(self, image, text, without, weight, composer, k, where, text_mean)
+        return search_gallery(self, image, text, without, weight, composer, k, where, text_mean, approximate)
 
 # %% ../../nbs/gallery/09c_search.ipynb #d8cddb1a
 def open_gallery(
-    folder: str | Path,                    # of the pictures
+    folder: str | Path,                    # of the pictures; or a copy of a gallery, such as `s3://bucket/name` (chapter 09e)
     model: str | None = None,              # makes the features, as in `load_backbone`; the gallery's own if it has one, else `MODEL`
     pretrained: str | None = None,
     query_model: str | None = None,        # reads queries: a folder of a model that was tuned for the same features
@@ -319,6 +348,9 @@ def open_gallery(
     quick_gelu: bool | None = None,        # whether the weights were trained with QuickGELU, where nothing else says
 ) -> Gallery:
     "Open a folder as a gallery, or begin one. Raises `PliError` for a model that cannot be loaded, or that does not belong to the gallery."
+    if "://" in str(folder) or (Path(folder) / "about.lance").is_dir():
+        from pli.gallery.approximate import open_copy
+        return open_copy(folder, model, pretrained, query_model, device, preprocess, quick_gelu)
     folder = Path(folder)
     if not folder.is_dir(): raise PliError(f"{shown(folder)}: is not a folder" if folder.exists() else f"{shown(folder)}: no such folder; is the drive there? What was indexed is kept")
     home, place = gallery_home(folder, gallery), pick_device(device)
@@ -326,8 +358,7 @@ def open_gallery(
     backbone = load_backbone(model, pretrained, place, preprocess=preprocess, quick_gelu=quick_gelu)
     reader = backbone if query_model is None else load_backbone(query_model, None, place, preprocess=preprocess)
     key = features_key(backbone)
-    if reader is not backbone and key not in features_read(reader):
-        raise PliError(f"{shown(query_model)} reads features {', '.join(features_read(reader))}, and {shown(model)} makes {key}: only a model that was tuned with this picture tower left as it was fits; --model {shown(query_model)} indexes the folder for it")
+    if reader is not backbone: check_reader(reader, query_model, key, model)
     path = home / key / "gallery.sqlite"
     writable = os.access(path if path.exists() else _nearest(path), os.W_OK)
     table = PictureTable(path, create=writable, writable=writable)
@@ -354,6 +385,11 @@ def _own_model(home: Path, pretrained: str | None, preprocess: str) -> tuple[str
             if "model" in about: names.append((about["model"], about.get("pretrained"), about.get("preprocess", "model")))
     if len(names) == 1: return names[0]
     raise PliError(f"{shown(home)}: holds galleries of {len(names)} models ({', '.join(shown(name) for name, _, _ in names)}): say which with --model")
+
+def check_reader(reader: Backbone, query_model: str | Path, key: str, model: str) -> None:
+    "Raise a `PliError` for a model of queries that does not read the features of another model."
+    if key not in features_read(reader):
+        raise PliError(f"{shown(query_model)} reads features {', '.join(features_read(reader))}, and {shown(model)} makes {key}: only a model that was tuned with this picture tower left as it was fits; --model {shown(query_model)} indexes the folder for it")
 
 READS = "features.json"   # in a tuned model's folder: which features it reads
 
@@ -383,6 +419,7 @@ def search_gallery(
     k: int = 20,                           # how many hits; there is no limit
     where: Where | dict | None = None,     # which pictures take part
     text_mean: Tensor | None = None,       # for late fusion; the everyday captions' if not given
+    approximate: bool = False,             # look at the candidates of an index only (chapter 09e); a copy is always searched so
 ) -> Hits:
     "The best pictures for a picture, words, or both. Raises `PliError` for a query that asks nothing, a picture that cannot be read, and words that are empty."
     images = [] if image is None else list(image) if isinstance(image, (list, tuple)) else [image]
@@ -390,21 +427,26 @@ def search_gallery(
     if not images and not texts: raise PliError("a search needs a picture, words, or both" + "; words to avoid alone find nothing" * bool(avoid))
     if k < 1: raise PliError(f"k must be at least 1, got {k}")
     chosen = chosen_composer(bool(images), bool(texts), composer, weight)
-    ranker, where = gallery.ranker, Where(**where) if isinstance(where, dict) else where
+    where, approximate = Where(**where) if isinstance(where, dict) else where, approximate or gallery.root is None
+    table = gallery.copy if approximate else gallery.table
+    ranker = None if approximate else gallery.ranker                             # tells of an empty gallery before anything is encoded
     references = [_reference(gallery, one) for one in images]
     words = _direction(encode_texts(gallery.reader, texts)) if texts else None
     picture = _direction(torch.stack([found.feature for found in references])) if references else words
-    allowed = _allowed(gallery, ranker, references, where)
-    if allowed is not None and not allowed.any(): raise PliError("no picture is left to search: the filters and the reference leave none")
     mean = gallery.text_mean if text_mean is None and (chosen.centred or avoid) else text_mean
-    if avoid: scores, rows = _rank_without(gallery, ranker, chosen, picture, words, mean, allowed, avoid, k)
-    else: scores, rows = ranker.rank(chosen, picture, picture if words is None else words, mean, allowed, k)
-    hits = []
-    for rank, (value, row) in enumerate(zip(scores.tolist(), rows.tolist()), 1):
-        found = gallery.table.picture(ranker.vectors.ids[row])
-        hits.append(Hit(rank, value, found, gallery.root / found.path))
-    asked = {"image": [found.name for found in references], "text": texts, "without": avoid, "composer": str(chosen), "k": k}
-    return Hits(gallery, hits, asked, references, allowed, text_mean)
+    against = _direction(unit(encode_texts(gallery.reader, avoid) - mean)) if avoid else None
+    own, asked_words = [id for one in references if one.content for id in table.copies_of(one.content)], picture if words is None else words
+    if approximate:
+        from pli.gallery.approximate import candidates
+        ranker, allowed = candidates(table, chosen, picture, asked_words, mean, against, k, where, own), None
+    else: allowed = _allowed(gallery, ranker, own, where)
+    if allowed is not None and not allowed.any(): raise PliError("no picture is left to search: the filters and the reference leave none")
+    if avoid: scores, rows = _rank_without(ranker, chosen, picture, asked_words, mean, allowed, against, k)
+    else: scores, rows = ranker.rank(chosen, picture, asked_words, mean, allowed, k)
+    found = table.several(ranker.vectors.ids[rows.numpy()].tolist())
+    hits = [Hit(rank, value, one, gallery.root and gallery.root / one.path) for rank, (value, one) in enumerate(zip(scores.tolist(), found), 1)]
+    asked = {"image": [one.name for one in references], "text": texts, "without": avoid, "composer": str(chosen), "k": k} | ({"approximate": True} if approximate else {})
+    return Hits(gallery, hits, asked, references, allowed, text_mean, ranker if approximate else None)
 
 def _texts(said, what: str) -> list[str]:
     texts = [] if said is None else [said] if isinstance(said, str) else list(said)
@@ -438,26 +480,32 @@ class Reference:
 
 def _reference(gallery: Gallery, said) -> Reference:
     "Look a reference up in the gallery, or encode it."
+    if isinstance(said, Hit) and said.file is None: return _stored(gallery, said.picture.id, said.path.rpartition("/")[2], said.picture.content, None)
     if isinstance(said, Hit): said = said.file
     if isinstance(said, Image.Image): return _encoded(gallery, said.convert("RGB"), "a picture", None, said.convert("RGB"))
     path = Path(said)
     try: content = content_of(path) if path.is_file() else None
     except (OSError, PliError): content = None
     if content is not None and gallery.reader is gallery.backbone:
-        found = gallery.table.connection.execute("SELECT id, feature FROM picture WHERE content = ? AND feature IS NOT NULL ORDER BY id", (content,)).fetchone()
-        if found:
-            small = gallery.table.thumbnail(found[0])
-            return Reference(path.name, torch.from_numpy(np.frombuffer(found[1], "<f4").copy()), content, Image.open(io.BytesIO(small), formats=("JPEG",)), path)
+        there = gallery.table.copies_of(content)
+        if there: return _stored(gallery, there[0], path.name, content, path)
     return _encoded(gallery, open_picture(path), path.name, content, path)
+
+def _stored(gallery: Gallery, id: int, name: str, content: bytes, path: Path | None) -> Reference:
+    "A reference that lies in the gallery; its whole picture is the small one where there is no other."
+    if gallery.reader is not gallery.backbone: raise PliError(f"{shown(name)}: the model that reads queries has features of its own, and a copy of a gallery does not hold the whole picture; name its file")
+    data = gallery.table.thumbnail(id)
+    if data is None: raise PliError(f"{shown(gallery.table.path)}: the small picture of {shown(name)} is missing; index the folder again")
+    small = Image.open(io.BytesIO(data), formats=("JPEG",))
+    return Reference(name, gallery.table.feature(id), content, small, path or small)
 
 def _encoded(gallery: Gallery, picture: Image.Image, name: str, content: bytes | None, whole: Image.Image | Path) -> Reference:
     small = picture.copy()
     small.thumbnail((192, 192))
     return Reference(name, encode_pixels(gallery.reader, gallery.reader.pixels(picture)[None])[0], content, small, whole)
 
-def _allowed(gallery: Gallery, ranker: Ranker, references: list[Reference], where: Where | None) -> Tensor | None:
-    "`(pictures,)` bool of what takes part; None where everything does."
-    own = [id for found in references if found.content for id, in gallery.table.connection.execute("SELECT id FROM picture WHERE content = ? AND feature IS NOT NULL", (found.content,))]
+def _allowed(gallery: Gallery, ranker: Ranker, own: list[int], where: Where | None) -> Tensor | None:
+    "`(pictures,)` bool of what takes part, all but the reference and its copies; None where everything does."
     if not own and where in (None, Where()): return None
     allowed = torch.ones(len(ranker.vectors), dtype=torch.bool)
     if where not in (None, Where()):
@@ -466,10 +514,9 @@ def _allowed(gallery: Gallery, ranker: Ranker, references: list[Reference], wher
     allowed[ranker.vectors.rows_of(own)] = False
     return allowed
 
-def _rank_without(gallery, ranker, chosen, picture, words, mean, allowed, avoid, k) -> tuple[Tensor, Tensor]:
+def _rank_without(ranker, chosen, picture, words, mean, allowed, against, k) -> tuple[Tensor, Tensor]:
     "The best pictures where some words shall not fit."
-    scores, _ = ranker.fast(chosen, picture, picture if words is None else words, mean, allowed)
-    against = _direction(unit(encode_texts(gallery.reader, avoid) - mean))
+    scores, _ = ranker.fast(chosen, picture, words, mean, allowed)
     fused = _between(scores, allowed) - AVOID * _between(ranker.product(against, centred=True), allowed)
     if allowed is not None: fused = fused.masked_fill(~allowed, -torch.inf)
     found = top_k(fused[None], min(k, len(fused) if allowed is None else int(allowed.sum())))[0]

@@ -8,8 +8,11 @@ __all__ = ['VERSION', 'SCHEMA', 'LARGEST_ROW', 'path_inside', 'Picture', 'Row', 
 
 # %% ../../nbs/gallery/09a_store.ipynb #e968e325
 import datetime
+import functools
 import json
 import os
+import re
+import secrets
 import sqlite3
 import stat
 from collections.abc import Iterable, Iterator
@@ -157,7 +160,7 @@ class PictureTable:
         with self.writing() as connection:
             if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]: return     # another process was quicker
             for statement in SCHEMA.values(): connection.execute(statement)
-            connection.executemany("INSERT INTO about VALUES (?, ?)", [("version", json.dumps(VERSION)), ("generation", "0")])
+            connection.executemany("INSERT INTO about VALUES (?, ?)", [("version", json.dumps(VERSION)), ("generation", "0"), ("uid", json.dumps(secrets.token_hex(8)))])
 
     def about(self) -> dict:
         "What belongs to the gallery as a whole."
@@ -184,10 +187,24 @@ class PictureTable:
         if found is None: raise PliError(f"{shown(self.path)}: picture {id} is no longer in the gallery")
         return found
 
+    def several(self, ids: Iterable[int]) -> list[Picture]:
+        "Pictures in the order of the ids. Raises `PliError` if one is gone."
+        return [self.picture(id) for id in ids]
+
     def thumbnail(self, id: int) -> bytes | None:
         "A picture's small JPEG."
         with self.telling(): found = self.connection.execute("SELECT thumbnail FROM picture WHERE id = ?", (int(id),)).fetchone()
         return found[0] if found else None
+
+    def feature(self, id: int) -> Tensor:
+        "A picture's feature, `(width,)` float32. Raises `PliError` if it is gone, or has none."
+        with self.telling(): found = self.connection.execute("SELECT feature FROM picture WHERE id = ? AND feature IS NOT NULL", (int(id),)).fetchone()
+        if found is None: raise PliError(f"{shown(self.path)}: picture {id} is no longer in the gallery")
+        return torch.from_numpy(np.frombuffer(found[0], "<f4").copy())
+
+    def copies_of(self, content: bytes) -> list[int]:
+        "The ids of the pictures that have a feature and whose file has this digest."
+        with self.telling(): return [id for id, in self.connection.execute("SELECT id FROM picture WHERE content = ? AND feature IS NOT NULL ORDER BY id", (content,))]
 
 # %% ../../nbs/gallery/09a_store.ipynb #3a118eea
 def put_rows(
@@ -221,21 +238,24 @@ class Vectors:
 
     def __len__(self) -> int: return len(self.ids)
 
+    @functools.cached_property
+    def _packed(self) -> np.ndarray: return np.ascontiguousarray(self.ids)   # in a mapped file they lie far apart: read when first needed
+
     def rows_of(self, ids: Iterable[int]) -> Tensor:
         "Row numbers of pictures; ids that have no feature are passed over."
         wanted = np.asarray(list(ids), dtype=np.int64)
-        rows = np.searchsorted(self.ids, wanted)
+        rows = np.searchsorted(self._packed, wanted)
         there = rows < len(self.ids)
-        there[there] = self.ids[rows[there]] == wanted[there]
+        there[there] = self._packed[rows[there]] == wanted[there]
         return torch.from_numpy(rows[there].astype(np.int64))
 
-def _mapped(path: Path, width: int, count: int) -> np.ndarray | None:
+def _mapped(path: Path, width: int) -> np.ndarray | None:
     "The matrix in a file, or None where it is not whole."
     kind = np.dtype([("id", "<i8"), ("feature", "<f4", (width,))])
     with suppress(OSError, ValueError, EOFError):
         if not path.is_symlink() and stat.S_ISREG(path.stat().st_mode):
             found = np.load(path, mmap_mode="r", allow_pickle=False)
-            if found.dtype == kind and found.shape == (count,): return found
+            if found.dtype == kind and found.ndim == 1: return found
     return None
 
 # %% ../../nbs/gallery/09a_store.ipynb #9665ec1e
@@ -258,17 +278,19 @@ def read_vectors(
     with table.telling():
         table.connection.execute("BEGIN")                         # generation, count and features of one moment
         try:
-            generation = table.about()["generation"]
-            count = table.connection.execute("SELECT count(*) FROM picture WHERE feature IS NOT NULL").fetchone()[0]
-            path, kind = folder / f"features-{generation}.npy", np.dtype([("id", "<i8"), ("feature", "<f4", (width,))])
-            found = _mapped(path, width, count) if count else np.empty(0, kind)
-            if found is None and table.writable: found = _written(table, path, kind, count, width)
+            about = table.about()
+            generation, uid = about.get("generation"), str(about.get("uid"))
+            if type(generation) is not int: raise PliError(f"{shown(table.path)}: its description is damaged; remove its folder, and the pictures are indexed again")
+            path, kind = folder / f"features-{uid if re.fullmatch('[0-9a-f]{16}', uid) else 'none'}-{generation}.npy", np.dtype([("id", "<i8"), ("feature", "<f4", (width,))])
+            found = _mapped(path, width)
+            if found is None:                                     # counting rows reads the whole table, so only now
+                count = table.connection.execute("SELECT count(*) FROM picture WHERE feature IS NOT NULL").fetchone()[0]
+                found = _written(table, path, kind, count, width) if table.writable and count else None
             if found is None:
                 found = np.empty(count, kind)
                 _fill(table, found, width)
         finally: table.connection.execute("ROLLBACK")
-    ids = np.ascontiguousarray(found["id"])
-    return Vectors(ids, _as_tensor(found["feature"]), generation)
+    return Vectors(found["id"], _as_tensor(found["feature"]), generation)
 
 def _written(table: PictureTable, path: Path, kind: np.dtype, count: int, width: int) -> np.ndarray | None:
     "Make the matrix's file and map it; None where the folder takes no file."
@@ -285,7 +307,7 @@ def _written(table: PictureTable, path: Path, kind: np.dtype, count: int, width:
     for old in path.parent.glob("features-*.npy"):
         if old != path:
             with suppress(OSError): old.unlink()                  # Windows keeps what somebody has open
-    return _mapped(path, width, count)
+    return _mapped(path, width)
 
 def _as_tensor(features: np.ndarray) -> Tensor:
     "The same memory as a tensor. It is read only, and torch has no such thing: nobody may write into it."
