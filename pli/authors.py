@@ -17,7 +17,8 @@ MARKS = {".": "dotmark", "?": "questionmark", "&": "andmark", "*": "starmark"}  
 def spell_marks(
     text: str,   # a caption, or two joined
 ) -> str:        # without blanks at both ends; those between captions stay
-    "The words as the released code hands them to the model."
+    """The words as the released code hands them to the model. Whether it strips each of FashionIQ's two captions, or the text that they
+    are joined to, is not settled by what is known of it; here it is the joined text, so that blanks between the captions stay."""
     text = text.strip()
     for mark, word in MARKS.items(): text = text.replace(mark, word)
     return text

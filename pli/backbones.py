@@ -6,12 +6,13 @@
 __all__ = ['MOST_PADDED', 'PREPROCESS', 'register_tiny', 'PatchGate', 'find_gate', 'patch_grid', 'pixel_transform', 'TargetPad',
            'model_transform', 'target_pad_transform', 'Backbone', 'check_mask', 'encode_visible', 'encode_image',
            'CutTextWarning', 'cut_texts', 'tell_cut', 'tokens_of', 'check_words', 'encode_text', 'read_config',
-           'random_weights_wanted', 'downloads_blocked', 'weights_for', 'choose', 'build', 'make_tokenizer',
+           'random_weights_wanted', 'downloads_blocked', 'weights_for', 'against', 'choose', 'build', 'make_tokenizer',
            'made_tokenizer', 'load_backbone', 'save_backbone']
 
 # %% ../nbs/02_backbones.ipynb #0a004108
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ from torchvision.transforms import Compose, Normalize, PILToTensor
 from .core import PliError, read_json, save_tensors, tensors_digest, write_json
 from .data import shown
 from pli.weights import (
-    DIGEST, Choices, Notice, Weights, WeightsNotice, check_beside, check_config, check_tag, choose_for_file, choose_for_model, in_whole_words,
+    DIGEST, Choices, Notice, Weights, WeightsNotice, check_beside, check_config, check_tag, choose_for_file, choose_for_model, from_config, in_whole_words,
     named_activation, no_network, offline_for, put_weights, read_weights, similar, tuned_from_a_file, weights_names,
 )
 
@@ -343,9 +344,19 @@ def weights_for(
         weights = read_weights(path)
         check_beside(weights, folder / "open_clip_config.json")
         return weights
-    if pretrained and not open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained) and Path(pretrained).is_file():
+    if pretrained and not open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained) and os.path.isfile(pretrained):
         return read_weights(pretrained)
     return None
+
+def against(
+    weights: Weights, model_cfg: dict,
+    quick: bool,           # what is built
+) -> tuple[str, ...]:      # a notice, or none
+    "What the weights of a folder say against the configuration beside them."
+    said = next((piece for piece in from_config(weights.said.get("open_clip_config", ""), "the metadata of its weights", model_cfg) if piece.quick_gelu != quick), None)
+    if said is None: return ()
+    return (f"{shown(weights.path.parent)}: {named_activation(quick)} is built, as its configuration says, but {said.source} says {named_activation(said.quick_gelu)}; "
+            "--quick-gelu or --no-quick-gelu (quick_gelu=) decides",)
 
 def choose(
     name: str, pretrained: str | None, config: dict, weights: Weights | None,
@@ -356,6 +367,7 @@ def choose(
     note, open_end = note if isinstance(note, dict) else {}, "quick_gelu" not in model_cfg
     if name.startswith("local-dir:"):
         chosen = choose_for_model(name, model_cfg, "as its configuration says", asked)
+        if asked is None and weights is not None: chosen = replace(chosen, notices=chosen.notices + against(weights, model_cfg, chosen.quick_gelu))
         source = tuned_from_a_file(weights.path.parent) if open_end and asked is None else None
         if source:
             line = f"was tuned by an older pli from {shown(source)}, which did not say its activation; gelu was assumed, and is"
@@ -426,7 +438,7 @@ def load_backbone(
     "Load an open_clip model as a `Backbone`. Raises `PliError` naming the model, tag, file or preprocessing that cannot be used."
     if preprocess not in PREPROCESS: raise PliError(f"unknown preprocessing {preprocess!r}; known are {', '.join(PREPROCESS)}")
     register_tiny()
-    name = f"local-dir:{name}" if Path(name).is_dir() else str(name)
+    name = f"local-dir:{name}" if os.path.isdir(name) else str(name)
     if ":" in name and pretrained:
         raise PliError(f"{name} brings its own weights: leave out {pretrained!r}, or name a model of open_clip to put them in")
     try:
@@ -434,7 +446,8 @@ def load_backbone(
         with no_network(offline): config = read_config(name, pretrained, cache_dir)
         weights = weights_for(name, pretrained)
         chosen = choose(name, pretrained, config, weights, quick_gelu)
-        quiet = weights is not None or name.startswith("pli-tiny")
+        tags = [] if ":" in name or pretrained or name.startswith("pli-tiny") else open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))
+        quiet = weights is not None or name.startswith("pli-tiny") or bool(tags)          # what is told below is told once
         with no_network(offline), torch.random.fork_rng(devices=[]), random_weights_wanted(quiet):
             torch.manual_seed(seed)
             model = build(name, pretrained, weights, chosen, cache_dir)
@@ -444,6 +457,7 @@ def load_backbone(
     except Exception as error:
         raise PliError(f"model {shown(name)!r} with weights {shown(pretrained)!r} cannot be loaded: {type(error).__name__}: "
                        f"{in_whole_words(error)}") from error
+    if tags: warnings.warn(f"{name}: no weights are named, so they are random, and answers mean nothing; name them with --pretrained / pretrained=, such as {tags[-1]}", WeightsNotice, stacklevel=2)
     for line in chosen.notices: warnings.warn(line, WeightsNotice, stacklevel=2)
     config["model_cfg"].pop("quick_gelu", None)
     if chosen.quick_gelu: config["model_cfg"]["quick_gelu"] = True

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['TUNE_OPTIONS', 'BENCHMARKS', 'Parser', 'workers', 'natural', 'model_options', 'make_parser', 'add_demo', 'run_demo',
-           'add_tune', 'tune_settings', 'aside', 'check_prolonged', 'run_tune', 'write_problems', 'command_line',
-           'add_average', 'run_average', 'begun_by', 'benchmark_options', 'picture_options', 'composer_options',
-           'add_evaluate', 'asked', 'features_for', 'broken_bodies', 'list_missing', 'with_weight', 'wanted_composers',
-           'usual_composer', 'check_choices', 'run_evaluate', 'ranking_composer', 'rank_to', 'made_by', 'named',
-           'draw_curve', 'add_compare', 'read_report', 'about_both', 'run_compare', 'add_submit', 'run_submit',
-           'add_score', 'run_score', 'add_cache', 'run_cache', 'add_mask', 'run_mask', 'fitted', 'add_study',
-           'without_folders', 'run_study', 'plain_notices', 'main']
+           'add_tune', 'tune_settings', 'aside', 'measured', 'check_prolonged', 'run_tune', 'write_problems',
+           'command_line', 'add_average', 'run_average', 'begun_by', 'benchmark_options', 'picture_options',
+           'composer_options', 'add_evaluate', 'asked', 'features_for', 'broken_bodies', 'list_missing', 'with_weight',
+           'wanted_composers', 'usual_composer', 'check_choices', 'run_evaluate', 'ranking_composer', 'rank_to',
+           'made_by', 'named', 'draw_curve', 'add_compare', 'read_report', 'about_both', 'run_compare', 'add_submit',
+           'run_submit', 'add_score', 'run_score', 'add_cache', 'run_cache', 'add_mask', 'run_mask', 'fitted',
+           'add_study', 'without_folders', 'run_study', 'plain_notices', 'check_given', 'main']
 
 # %% ../nbs/14_cli.ipynb #97f1f5ba
 import argparse
@@ -21,6 +21,8 @@ import warnings
 from pathlib import Path
 
 from .cli_gallery import add_index, add_search
+from .cli_manage import add_gallery, add_model
+from .cli_studio import add_studio
 
 # %% ../nbs/14_cli.ipynb #1e1091be
 TUNE_OPTIONS = {   # field of TuneSettings: (type, default, help)
@@ -84,7 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="pli", description="Composed image retrieval without labelled triplets: search with a picture and words.")
     parser.add_argument("--version", action="store_true", help="print the version and stop")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for add in (add_demo, add_search, add_index, add_tune, add_average, add_evaluate, add_compare, add_submit, add_score, add_cache, add_mask, add_study): add(commands)
+    for add in (add_demo, add_search, add_studio, add_index, add_gallery, add_model, add_tune, add_average, add_evaluate, add_compare, add_submit, add_score, add_cache, add_mask, add_study): add(commands)
     return parser
 
 # %% ../nbs/14_cli.ipynb #f33521c1
@@ -145,6 +147,12 @@ def aside(pairs, share: float, seed: int):
     if pictures < 4: raise PliError(f"{pictures} pictures are too few: validation holds out 2, and a batch needs 2 more. Give more pictures, or validate on --queries and --gallery")
     return split_pairs(pairs, max(share, 2 / pictures), seed)
 
+def measured(settings, pairs: int) -> str:
+    "What a validation counts, in words; with no held-out pairs it asks queries."
+    if not pairs: return "the share of the queries that find a right answer among their first ten (composer sum:1)"
+    asks = "caption alone finds" if settings.objective in ("clip", "flip") else "caption and hidden picture find"
+    return f"the share of {pairs:,} held-out pairs whose {asks} the whole picture first, among those of all of them"
+
 def check_prolonged(args, settings) -> None:
     "Raise a `PliError` for a run that cannot be prolonged like this, before anything is loaded."
     from pli.core import PliError, read_sealed
@@ -175,9 +183,12 @@ def run_tune(args) -> None:
     if len(learn) < settings.batch_size: raise PliError(f"--batch-size {settings.batch_size} is more than the {len(learn)} pairs to learn from")
     backbone = load_backbone(args.model or Path(args.prolong) / "last", args.pretrained, device, settings.seed, quick_gelu=args.quick_gelu)
     if validate is None: validate = pair_validator(PairSet(held_out, backbone.pixels), settings.hide, 0.0 if settings.objective in ("clip", "flip") else settings.weight)   # these find pictures by their captions
+    print(f"validation: {measured(settings, min(len(held_out or ()), 1000))}")
     result = tune(backbone, PairSet(learn, backbone.pixels), settings, args.out, validate, args.workers, prolong=args.prolong)
     write_problems(Path(args.out) / "problems.jsonl", pairs, result.problems)
-    write_json(Path(args.out) / "provenance.json", provenance(args.typed, settings.seed, device) | {"model": args.model, "pretrained": args.pretrained, "cut texts": len(backbone.cut_texts)} | backbone.choices | {"scores": result.scores} | ({"prolongs": args.prolong} if args.prolong else {}))
+    made = Path(args.out) / "provenance.json"
+    if not (result.continued_from == settings.steps and made.exists()):               # a finished run keeps the record of the process that made it
+        write_json(made, provenance(args.typed, settings.seed, device) | {"model": args.model, "pretrained": args.pretrained, "cut texts": len(backbone.cut_texts)} | backbone.choices | {"scores": result.scores} | ({"prolongs": args.prolong} if args.prolong else {}))
     scores = [f"{name} {score:.4f}" for name, score in (("start", result.start), ("best", result.best)) if score is not None]
     print(f"tuned model: {Path(args.out) / 'last'}   best validation ({', '.join(scores) or 'none that is a number'}): {Path(args.out) / 'best'}")
 
@@ -250,6 +261,7 @@ def composer_options(parser: argparse.ArgumentParser) -> None:
     "Options for composing."
     parser.add_argument("--composer", action="append", metavar="SPEC", help="sum, slerp, product, harris, raw-sum, image, text; with a weight as in sum:0.25; may be repeated (default: on a benchmark sum:0.25, or what belongs to the protocol; all on your own queries)")
     parser.add_argument("--weight", type=float, metavar="X", help="how much the picture counts, for the --composer named without one")
+    parser.add_argument("--word-mean", choices=("queries", "everyday"), default="queries", help="what late fusion (product, harris) takes away from the words as common to all: the mean over the queries, or over everyday captions, as pli search does (default: queries)")
 
 # %% ../nbs/14_cli.ipynb #4d83440d
 def add_evaluate(commands) -> None:
@@ -304,12 +316,12 @@ def features_for(args, benchmark, device, composers=()):
         benchmark = without_files(benchmark, gone)
     backbone = load_backbone(args.model, args.pretrained, device, preprocess=args.preprocess, quick_gelu=args.quick_gelu)
     cache, lengths = None if args.no_cache else FeatureCache(args.cache), any(parse_composer(spec).raw for spec in composers)
-    try: return backbone, benchmark, encode(backbone, benchmark, workers=args.workers, cache=cache, check=False, lengths=lengths)
+    try: return backbone, benchmark, encode(backbone, benchmark, workers=args.workers, cache=cache, check=False, lengths=lengths, word_mean=args.word_mean)
     except BrokenPictures as error:                                  # their headers are whole, the rest is not
         list_missing(args.list_missing, gone | error.errors)
         if not args.allow_missing: raise PliError(f"{error}. {advice}") from None
         benchmark = without_files(benchmark, error.errors)
-    return backbone, benchmark, encode(backbone, benchmark, workers=args.workers, cache=cache, check=False, lengths=lengths)
+    return backbone, benchmark, encode(backbone, benchmark, workers=args.workers, cache=cache, check=False, lengths=lengths, word_mean=args.word_mean)
 
 # %% ../nbs/14_cli.ipynb #9e657838
 def broken_bodies(benchmark, known) -> dict:   # file -> `PictureError`
@@ -423,7 +435,7 @@ def made_by(args, device, backbone) -> dict:
     "Where a report comes from."
     from pli.core import provenance
     from pli.gallery.encode import weights_digest
-    return provenance(args.typed, 0, device) | {"model": args.model, "pretrained": args.pretrained or ("none, random weights" if named(args.model) else None), "weights": weights_digest(backbone), "preprocess": backbone.preprocess, "cut texts": len(backbone.cut_texts)} | backbone.choices
+    return provenance(args.typed, 0, device) | {"model": args.model, "pretrained": args.pretrained or ("none, random weights" if named(args.model) else None), "weights": weights_digest(backbone), "preprocess": backbone.preprocess, "cut texts": len(backbone.cut_texts), "word mean": args.word_mean} | backbone.choices
 
 
 def named(model: str) -> bool:
@@ -648,11 +660,17 @@ def plain_notices(
     return show
 
 # %% ../nbs/14_cli.ipynb #c080078b
+def check_given(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    "End with a line for an option without a value, as `--pretrained \"$WEIGHTS\"` is where the variable is not set: it would count as not given."
+    for name, value in vars(args).items() if args.command not in ("search", "index") else ():       # there, none is the usual value of some
+        if name not in ("caption", "typed") and (value == "" or isinstance(value, list) and "" in value): parser.error(f"{args.command}: argument {name.replace('_', '-')}: is empty; name it, or leave it out")
+
 def main(argv: list[str] | None = None) -> int:   # exit status
     "Run the command line; the console script `pli` is this function."
     parser = make_parser()
     args = parser.parse_args(argv)
     args.typed = command_line(argv)
+    check_given(parser, args)
     if args.version:
         from pli import __version__
         print(f"pli {__version__}")

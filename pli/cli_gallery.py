@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'gallery_options', 'add_index', 'run_index', 'add_search', 'check_search', 'run_search', 'print_hits',
-           'explain_hit', 'copy_hits', 'read_searches']
+           'explain_hit', 'copy_hits', 'viewer', 'show_hits', 'read_searches']
 
 # %% ../nbs/14a_cli_gallery.ipynb #fd0cdcd4
 import argparse
 import contextlib
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -51,7 +53,7 @@ def run_index(args) -> None:
     places = [None] * args.approximate + [args.publish] * bool(args.publish)
     _check_copies(args, bool(places))
     with _opened(args) as gallery:
-        _updated(gallery, args)
+        _updated(gallery, args, wait=True)
         for place in places: _published(gallery, place)
         if args.problems:
             broken = [f"{shown(picture.path, 1000)}\t{shown(picture.broken)}" for picture in gallery.table.select("broken IS NOT NULL")]
@@ -78,12 +80,15 @@ def _published(gallery, place) -> None:
     with contextlib.redirect_stdout(sys.stderr): changes = gallery.publish(place)
     _tell(changes.line())
 
-def _updated(gallery, args) -> None:
-    "Bring the gallery up to date, with progress and news on standard error; where it cannot be written to, say so and go on with what is there."
+def _updated(gallery, args, wait: bool = False) -> None:
+    "Bring the gallery up to date, with progress and news on standard error; where it cannot be written to, or another process does it and this one does not wait, say so and go on with what is there."
     from pli.core import shown
+    from pli.gallery.index import Indexing
     if gallery.root is None: return _tell(f"{shown(gallery.table.place)}: {len(gallery):,} pictures, a copy of {shown(gallery.table.facts.get('made'))}")
     if not gallery.table.writable: return _tell(f"{shown(gallery.table.path)}: cannot be written to, so it is searched as it is; --gallery names another place")
-    with contextlib.redirect_stdout(sys.stderr): changes = gallery.update(args.forget_missing, _tell)
+    try:
+        with contextlib.redirect_stdout(sys.stderr): changes = gallery.update(args.forget_missing, _tell, wait)
+    except Indexing as error: return _tell(f"{error}. Meanwhile the {len(gallery):,} pictures that are there are searched")
     for line in changes.lines(): _tell(line)
 
 # %% ../nbs/14a_cli_gallery.ipynb #f62377df
@@ -110,6 +115,8 @@ def add_search(commands) -> None:
     parser.add_argument("--figure", metavar="FILE", help="save the hits as a contact sheet (.png, .jpg), or as .json or .csv")
     parser.add_argument("--explain", type=int, metavar="N", help="say why the N-th hit is a hit, from 1; with --figure FILE.png as a figure")
     parser.add_argument("--copy-to", metavar="DIR", help="copy the hits into a folder, numbered in their order")
+    parser.add_argument("--link-to", metavar="DIR", help="the same with links instead of copies")
+    parser.add_argument("--open", action="store_true", help="show the hits as a contact sheet in the system's picture viewer")
     parser.add_argument("--queries", metavar="FILE", help="many searches: a file with one JSON object a line, such as {\"image\": \"ref.jpg\", \"text\": \"in red\"}; answers are one line of JSON each")
     parser.set_defaults(run=run_search)
 
@@ -119,7 +126,7 @@ def check_search(args) -> None:
     from pli.core import PliError, shown
     from pli.gallery.search import Where, chosen_composer
     asked = bool(args.words or args.image)
-    if args.queries and (asked or args.without or args.figure or args.copy_to or args.csv): raise PliError("--queries brings its own pictures and words, and answers in JSON: leave out words, --image, --without, --csv, --figure and --copy-to")
+    if args.queries and (asked or args.without or args.figure or args.copy_to or args.link_to or args.open or args.csv): raise PliError("--queries brings its own pictures and words, and answers in JSON: leave out words, --image, --without, --csv, --figure, --open, --copy-to and --link-to")
     if not args.queries and not asked: raise PliError("a search needs words, --image FILE, or both" + "; --without alone finds nothing" * bool(args.without))
     if args.json and args.csv: raise PliError("--json and --csv exclude each other")
     if args.explain is not None and not 1 <= args.explain <= args.k: raise PliError(f"--explain {args.explain}: name one of the {args.k} hits, from 1")
@@ -131,7 +138,10 @@ def check_search(args) -> None:
     if not args.queries: chosen_composer(bool(args.image), bool(args.words), args.composer, args.weight)
     Where(args.below, args.name, args.since, args.until)
     if args.figure and args.explain is None and Path(args.figure).suffix.lower() not in (".png", ".jpg", ".jpeg", ".json", ".csv"): raise PliError(f"--figure {shown(args.figure)}: hits are written as .png, .jpg, .json or .csv; the end of the name says which")
-    if args.copy_to and Path(args.copy_to).exists() and not Path(args.copy_to).is_dir(): raise PliError(f"--copy-to {shown(args.copy_to)}: is not a folder")
+    for option, folder in (("--copy-to", args.copy_to), ("--link-to", args.link_to)):
+        if folder and Path(folder).exists() and not Path(folder).is_dir(): raise PliError(f"{option} {shown(folder)}: is not a folder")
+    if args.open and args.explain is not None: raise PliError("--open shows the list of hits; leave out --explain, or draw it with --figure")
+    if args.open: viewer()
 
 def run_search(args) -> None:
     from pli.core import shown
@@ -153,23 +163,21 @@ def run_search(args) -> None:
         if args.figure:
             hits.save(args.figure)
             _tell(f"saved: {shown(args.figure)}")
+        if args.open: show_hits(hits)
         if args.copy_to: copy_hits(hits, Path(args.copy_to))
+        if args.link_to: copy_hits(hits, Path(args.link_to), links=True)
 
 # %% ../nbs/14a_cli_gallery.ipynb #c7973607
 def print_hits(hits, args) -> None:
     "Hits on standard output."
-    import csv
-
     from pli.core import shown
+    from pli.gallery.search import write_csv
     if args.json: return print(json.dumps(hits.records(), indent=1))
     if args.csv:
         plain = (lambda cell: shown(cell, 1000)) if sys.stdout.isatty() else (lambda cell: cell)
         if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="surrogateescape")
-        writer = csv.DictWriter(sys.stdout, ["rank", "score", "path", "date", "width", "height", "file"], lineterminator="\n")
-        writer.writeheader()
-        for record in hits.records(): writer.writerow({name: plain(cell) if isinstance(cell, str) else cell for name, cell in record.items()})
-        return
-    for hit in hits: print(f"{hit.rank:>4}  {hit.score:7.4f}  {hit.picture.date[:10]}  {shown(hit.path)}")
+        return write_csv(hits.records(), sys.stdout, plain)
+    for hit in hits: print(f"{hit.rank:>4}  {hit.score:7.4f}  {shown(hit.picture.date[:10]):10}  {shown(hit.path)}")
 
 def explain_hit(hits, args) -> None:
     "Why a hit is a hit, in words or as JSON, and as a figure where one is asked for."
@@ -182,18 +190,42 @@ def explain_hit(hits, args) -> None:
         with atomic(args.figure) as temporary: found.figure().savefig(temporary, format=Path(args.figure).suffix[1:].lower(), dpi=110)
         _tell(f"saved: {shown(args.figure)}")
 
-def copy_hits(hits, folder: Path) -> None:
-    "Copy hits into a folder under their rank and name; nothing that is there is overwritten. Raises `PliError` for a folder or file that cannot be written."
+def copy_hits(hits, folder: Path, links: bool = False) -> None:
+    "Copy hits into a folder, or link them there, under their rank and name; nothing that is there is overwritten. Raises `PliError` for a folder or file that cannot be written."
     from pli.core import PliError, shown
     width = len(str(len(hits)))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for hit in hits:
-            target = folder / f"{hit.rank:0{width}}-{hit.file.name}"
+            target = folder / _short_name(f"{hit.rank:0{width}}-", hit.file.name)
             if target.exists() or target.is_symlink(): raise PliError(f"{shown(target)}: is there already; name an empty folder")
-            shutil.copy2(hit.file, target)
-    except OSError as error: raise PliError(f"{shown(folder)}: the hits cannot be copied ({shown(error.strerror or error)})") from None
-    _tell(f"{len(hits)} pictures copied to {shown(folder)}")
+            if links: target.symlink_to(hit.file.absolute())
+            else: shutil.copy2(hit.file, target)
+    except OSError as error: raise PliError(f"{shown(folder)}: the hits cannot be {'linked' if links else 'copied'} ({shown(error.strerror or error)})") from None
+    _tell(f"{len(hits)} pictures {'linked in' if links else 'copied to'} {shown(folder)}")
+
+def _short_name(number: str, name: str) -> str:
+    "A number before a file's name; a name that becomes too long for a file system, more than 255 bytes, loses the end of its stem."
+    stem, suffix = os.path.splitext(name)
+    while stem and len(os.fsencode(number + stem + suffix)) > 255: stem = stem[:-1]
+    return number + stem + suffix
+
+def viewer() -> list[str]:
+    "The command that opens a file in the system's viewer; empty on Windows, which does it itself. Raises `PliError` where there is none."
+    from pli.core import PliError
+    if os.name == "nt": return []
+    found = shutil.which("open" if sys.platform == "darwin" else "xdg-open")
+    if found is None: raise PliError("--open: this system has no xdg-open, which starts the picture viewer; --figure hits.png writes the same picture to a file")
+    return [found]
+
+def show_hits(hits) -> None:
+    "Open a contact sheet in the system's viewer. The file is our own and has our name: nothing that a picture is called reaches another program."
+    from pli.core import atomic
+    from pli.gallery.encode import cache_folder
+    sheet = (cache_folder() / "galleries" / "last-hits.png").absolute()
+    with atomic(sheet) as temporary: hits.sheet().save(temporary, "PNG")
+    if os.name == "nt": return os.startfile(sheet)
+    subprocess.Popen([*viewer(), str(sheet)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 # %% ../nbs/14a_cli_gallery.ipynb #3ea4e75c
 FIELDS = {"image": (str, list), "text": (str, list), "without": (str, list), "weight": (int, float), "composer": (str,), "k": (int,), "id": (str, int)}

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['BLANK', 'MOST_BYTES', 'KINDS', 'FULL', 'PART', 'NUMBERS', 'SEAL', 'LOCK', 'unit', 'generator', 'PliError', 'shown',
            'first_line', 'MissingFile', 'open_regular', 'read_regular', 'NoRoom', 'full', 'same_file', 'begun', 'tidy',
-           'to_disk', 'atomic', 'write_json', 'read_json', 'tensors_digest', 'save_tensors', 'sealed', 'read_sealed',
-           'locked', 'held', 'claim', 'holder', 'alone_in', 'still_alone_in', 'told_of_workers', 'pick_device',
-           'check_workers', 'Unseen', 'bar', 'versions', 'processor', 'provenance']
+           'to_disk', 'atomic', 'write_json', 'once', 'read_json', 'tensors_digest', 'save_tensors', 'sealed',
+           'read_sealed', 'locked', 'held', 'claim', 'holder', 'alone_in', 'still_alone_in', 'told_of_workers',
+           'end_with_parent', 'pick_device', 'check_workers', 'in_words', 'Unseen', 'bar', 'versions', 'processor',
+           'provenance']
 
 # %% ../nbs/00_core.ipynb #286ce25a
 import datetime
@@ -20,6 +21,7 @@ import re
 import shutil
 import stat
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from contextlib import contextmanager, suppress
@@ -183,6 +185,9 @@ def atomic(
 ):                            # yields a temporary path in the same folder to write to
     "Write a file so that it is either complete or not there at all, also after a power cut. Raises `NoRoom` where the disk takes no more; then the old file is still there."
     path = Path(path)
+    try: kind = stat.S_IFMT(path.stat().st_mode)
+    except (OSError, ValueError): kind = stat.S_IFREG      # not there yet; what else is wrong will be told below
+    if kind != stat.S_IFREG or os.path.realpath(path.parent) == "/dev": raise PliError(f"{shown(path)}: is {KINDS.get(kind, 'no place for files')} and would be replaced; name a regular file")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, file = path.with_name(f".{path.name}.{os.getpid()}.part"), None
     try:
@@ -219,6 +224,16 @@ def write_json(
         temporary.write_text(text + "\n", encoding="utf-8")
 
 # %% ../nbs/00_core.ipynb #45d79de0
+def once(
+    pairs: list[tuple],   # names and values of a JSON object
+) -> dict:
+    "An object of a JSON file. Raises `PliError` for a name that is there twice, of which json itself would silently take the last."
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise PliError(f"the entry {shown(next(name for name in names if names.count(name) > 1))!r} is there twice")
+    return record
+
 def read_json(
     path: str | Path,        # a JSON file
     most: int = MOST_BYTES,  # bytes that it may hold
@@ -226,7 +241,8 @@ def read_json(
     "Read a JSON file; a `PliError` names the file and the place where it breaks, and refuses what is no regular file."
     held = read_regular(path, most)
     try:
-        return json.loads(held.decode("utf-8-sig"))   # some editors begin a file with a mark
+        return json.loads(held.decode("utf-8-sig"), object_pairs_hook=once)   # some editors begin a file with a mark
+    except PliError as error: raise PliError(f"{shown(path)}: {error}; which one is meant? Leave the other out") from None
     except (ValueError, RecursionError) as error:     # broken text, broken JSON, numbers or nesting without end
         raise PliError(f"{shown(path)}: not valid JSON ({first_line(error)}); is the file complete? Bring back a whole copy, or make it again") from None
 
@@ -295,7 +311,8 @@ def locked(path: Path) -> int | None:
         except FileExistsError: raise PliError(f"{shown(path)}: several processes at once need a POSIX system; if no other process works here, remove the file") from None
     for again in range(3):                                                             # somebody may have looked whether it is held
         while True:
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            if path.is_symlink(): raise PliError(f"{shown(path)}: is a link, not a lock; remove it")            # a stranger's folder: what it leads to would be written to
+            file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
             try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError: break
             if same_file(path, file): return file                                      # not one that its last owner has just removed
@@ -315,6 +332,15 @@ def held(path: Path) -> bool:
     finally: os.close(file)
 
 # %% ../nbs/00_core.ipynb #f46b93d2
+_LOCKS: set[int] = set()   # open files that hold a claim
+
+def _let_go() -> None:
+    "In a forked process: a lock belongs to its parent alone, and must end with it."
+    for file in _LOCKS: os.close(file)
+    _LOCKS.clear()
+
+if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_let_go)
+
 @contextmanager
 def claim(path: Path):   # yields whether it is ours
     "Try to lock a file that names this process; afterwards it is gone. A lock ends with the process that holds it."
@@ -323,11 +349,13 @@ def claim(path: Path):   # yields whether it is ours
     if file is None:
         yield False
         return
+    _LOCKS.add(file)
     try:
         os.ftruncate(file, 0)
         os.write(file, str(os.getpid()).encode())
         yield True
     finally:
+        _LOCKS.discard(file)
         ours = fcntl is None or same_file(path, file)     # the folder may have been removed, and another process may have begun there
         if fcntl is None: os.close(file)                  # an open file cannot be removed there
         if ours: path.unlink(missing_ok=True)
@@ -366,6 +394,17 @@ def told_of_workers():
             raise PliError(shown(text.strip().splitlines()[-1].partition("Error: ")[2], 1000)) from None
         raise
 
+# %% ../nbs/00_core.ipynb #e797b98e
+def end_with_parent(
+    worker: int = 0,   # its number, which `DataLoader` says; give this function to it as `worker_init_fn`
+) -> None:
+    "Let this process end when its parent has ended, however that ended."
+    parent = os.getppid()
+    def watch():
+        while os.getppid() == parent: time.sleep(1)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
 # %% ../nbs/00_core.ipynb #62cf3c1e
 def pick_device(
     name: str = "auto",  # `auto`, `cpu`, `cuda`, `cuda:1`, `mps`
@@ -390,6 +429,14 @@ def check_workers(workers: int) -> int:
     cores = os.cpu_count() or 1
     if 0 <= workers <= max(16, 4 * cores): return workers
     raise PliError(f"workers must be 0 to {max(16, 4 * cores)} on a machine with {cores} cores, got {workers}")
+
+# %% ../nbs/00_core.ipynb #5fd92c9f
+def in_words(
+    seconds: float,
+) -> str:
+    "A time as people say it."
+    if seconds < 90: return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 # %% ../nbs/00_core.ipynb #d2ee4f13
 class Unseen:

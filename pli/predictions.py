@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SERVERS', 'NUMBER', 'FORMAT', 'MOST_UNPACKED', 'FEATURE_FILES', 'Rankings', 'padded', 'among', 'rankings_of', 'Form',
-           'named', 'submission', 'seen', 'misspelt', 'list_faults', 'first_few', 'faults', 'once', 'load_record',
+           'named', 'submission', 'seen', 'misspelt', 'list_faults', 'first_few', 'faults', 'load_record',
            'server_forms', 'form_of', 'check_submission', 'write_submission', 'write_rankings', 'as_choices',
            'check_protocol', 'parts_of', 'form_for_reading', 'read_rankings', 'place_in', 'outcomes_of',
            'from_safetensors', 'from_npz', 'to_safetensors', 'to_npz', 'check_features', 'suffix_of', 'read_features',
@@ -26,7 +26,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from .benchmarks import READERS, Benchmark, as_listed, check_answered, check_complete, parse_protocol, with_gallery
-from .core import PliError, atomic, open_regular, save_tensors, unit
+from .core import PliError, atomic, once, open_regular, save_tensors, unit
 from .data import first_line, shown
 from .evaluate import Features, Outcomes, outcomes, scores_of
 from .gallery.encode import top_k
@@ -180,14 +180,6 @@ def faults(
         yield from (f"query {shown(query)!r}: {fault}" for fault in found)
 
 # %% ../nbs/17_predictions.ipynb #c7fae713
-def once(pairs: list[tuple]) -> dict:
-    "An object of a JSON file; a `PliError` for a key that is there twice."
-    record = {}
-    for key, value in pairs:
-        if key in record: raise PliError(f"the entry {shown(key)!r} is there twice")
-        record[key] = value
-    return record
-
 def load_record(
     path: str | Path,
     most_bytes: int = Form.most_bytes,

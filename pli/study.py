@@ -9,7 +9,7 @@ __all__ = ['COMPOSERS', 'MOST_STEPS', 'FIGURES', 'FIGURE_KEYS', 'TOP', 'MOST_DRA
            'SomePairs', 'hold_out', 'fewer', 'Material', 'gather', 'with_pictures', 'first_ranks', 'measure',
            'code_digest', 'precisions', 'precision_here', 'result_path', 'said_of', 'flat', 'check_same', 'read_result',
            'Job', 'Stops', 'step_of', 'finished', 'without_checkpoint', 'model_in', 'train', 'model_of',
-           'member_precision', 'left', 'Place', 'make', 'in_words', 'Clock', 'jobs_of', 'check_stored', 'check_left',
+           'member_precision', 'left', 'Place', 'make', 'Clock', 'jobs_of', 'check_stored', 'check_left',
            'ready_starts', 'about_queries', 'check_kind', 'write_about', 'teller', 'ready', 'threads_of', 'unlike',
            'run', 'listed']
 
@@ -43,7 +43,7 @@ from . import tuning, world
 from .backbones import Backbone, load_backbone, register_tiny
 from .benchmarks import Benchmark, read_queries
 from .composition import parse_composer
-from .core import PliError, claim, generator, held, holder, open_regular, provenance, read_regular, read_sealed, sealed, tidy, write_json
+from .core import PliError, claim, generator, held, holder, in_words, open_regular, provenance, read_regular, read_sealed, sealed, tidy, write_json
 from .data import PairSet, digest_of, fence, first_line, numbered, open_picture, read_pairs, shown
 from .demo import DemoSettings, set_stage
 from . import evaluate
@@ -695,11 +695,6 @@ def make(plan: Plan, job: Job, material: Material, place: Place, say: Callable[[
     for spare in [folder / "best", *folder.glob("at-*")]: shutil.rmtree(spare, ignore_errors=True)
 
 # %% ../nbs/15_study.ipynb #a1053213
-def in_words(seconds: float) -> str:
-    "A time as people say it."
-    if seconds < 90: return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
 @dataclass
 class Clock:
     "Says how long the rest of a study takes, from what was measured so far."

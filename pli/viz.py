@@ -181,7 +181,9 @@ def mask_figure(
     high, gap, left = cell * pixels.shape[-2] / pixels.shape[-1], 0.07, 0.1 + (1.15 if captions else 0)
     top, step = 0.14 * max(title.count("\n") + 1 for title in titles) + 0.16, high + under + gap
     notes = ["Hatched: hidden. The model sees nothing there, not even grey."] * any(view.hidden is not None for view in views) + ["Words under a picture: what is left of its caption."] * bool(under)
-    figure = Drawing(figsize=(left + len(views) * (cell + gap) + 0.03, top + len(pixels) * step + max(0.1, 0.14 * len(notes) + 0.16)))
+    wide = left + len(views) * (cell + gap) + 0.03
+    notes = [line for note in notes for line in textwrap.wrap(note, int((wide - left) / 0.06))]       # a letter is 0.06 inches at most, in the mean
+    figure = Drawing(figsize=(wide, top + len(pixels) * step + max(0.1, 0.14 * len(notes) + 0.16)))
     for row in range(len(pixels)):
         y = top + row * step
         if captions: text_at(figure, left - 0.1, y + high / 2, folded(captions[row], 17), va="center", ha="right", size=8)

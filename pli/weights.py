@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['CONVERT', 'NO_WEIGHTS', 'WRAPPERS', 'PREFIXES', 'OPENAI', 'DIGEST', 'TOKENIZER', 'MOST', 'PICTURES', 'Notice',
-           'WeightsNotice', 'zip_kind', 'kind_of', 'check_kind', 'Weights', 'unwrap', 'described', 'in_whole_words',
-           'check_digest', 'check_beside', 'read_weights', 'few', 'check_fit', 'put_weights', 'check_tokenizer',
-           'check_towers', 'check_sizes', 'bytes_needed', 'memory_free', 'numbers', 'one_or_two', 'check_pictures',
-           'check_config', 'Evidence', 'small_text', 'from_config', 'from_params', 'from_name', 'evidence_of',
-           'Choices', 'named_activation', 'choose_for_file', 'choose_for_model', 'tuned_from_a_file', 'similar',
-           'check_tag', 'out_of_reach', 'offline_for', 'weights_names', 'no_network']
+           'WeightsNotice', 'zip_kind', 'beginning', 'kind_of', 'check_kind', 'Weights', 'unwrap', 'described',
+           'in_whole_words', 'check_digest', 'check_beside', 'memory_free', 'unpacked', 'read_weights', 'few',
+           'no_weights', 'check_fit', 'put_weights', 'check_tokenizer', 'check_towers', 'check_sizes', 'bytes_needed',
+           'numbers', 'one_or_two', 'check_pictures', 'check_config', 'Evidence', 'small_text', 'from_config',
+           'from_params', 'from_name', 'evidence_of', 'Choices', 'named_activation', 'choose_for_file',
+           'choose_for_model', 'tuned_from_a_file', 'similar', 'check_tag', 'out_of_reach', 'offline_for',
+           'weights_names', 'no_network']
 
 # %% ../nbs/02a_weights.ipynb #1371c060
 import difflib
 import hashlib
 import json
+import os
 import re
+import sys
 import urllib.error
 import urllib.request
 import zipfile
@@ -32,7 +35,7 @@ from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed,
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .core import PliError, read_json, tensors_digest
+from .core import PliError, open_regular, read_json, read_regular, tensors_digest
 from .data import shown
 
 # %% ../nbs/02a_weights.ipynb #8a6c7ab1
@@ -56,15 +59,17 @@ def zip_kind(
     if "data.pkl" not in names: return "other zip"
     return "torch" if all(entry.compress_type == zipfile.ZIP_STORED for entry in entries) else "packed torch"
 
+def beginning(path: Path, most: int) -> bytes:
+    "The first bytes of a file. Raises `PliError` for what is no regular file or cannot be read; a pipe or a device is not waited for."
+    try:
+        with open_regular(path, sys.maxsize) as file: return file.read(most) or b""
+    except OSError as error: raise PliError(f"{shown(path)}: cannot be read ({error.strerror})") from None
+
 def kind_of(
     path: str | Path,
 ) -> str:   # a key of `NO_WEIGHTS`, or `safetensors`, `torch`, `pickle`, `numpy`
     "What a file of weights really is. Raises `PliError` where there is no such file."
-    path = Path(path)
-    if not path.is_file(): raise PliError(f"{shown(path)}: no such file")     # nor a pipe or a device, which would be waited for
-    try:
-        with open(path, "rb") as file: head = file.read(1024)
-    except OSError as error: raise PliError(f"{shown(path)}: cannot be read ({error.strerror})") from None
+    head = beginning(path := Path(path), 1024)
     if not head: return "empty"
     if head.startswith(b"PK"): return zip_kind(path)
     if head.startswith(b"version https://git-lfs"): return "pointer"
@@ -104,7 +109,7 @@ def check_kind(
     "What a file of weights is. Raises `PliError` saying what else it is, and what to do."
     path, kind = Path(path), kind_of(path)
     if kind not in NO_WEIGHTS: return kind
-    begin = shown(path.read_bytes()[:40].decode("utf-8", "replace"), 40) if kind == "text" else ""
+    begin = shown(beginning(path, 40).decode("utf-8", "replace"), 40) if kind == "text" else ""
     name = shown(path.name)
     convert = CONVERT.format(name=name, stem=Path(name).stem)
     raise PliError(f"{shown(path)}: {NO_WEIGHTS[kind].format(begin=begin, stem=Path(name).stem, convert=convert)}")
@@ -127,7 +132,9 @@ def unwrap(
     said: dict[str, str],
 ) -> Weights:
     "Take off wrappers and prefixes. Raises `PliError` for what holds no weights of one model."
-    while isinstance(content, dict):
+    seen = []                        # a file may hold a table that lies in itself
+    while isinstance(content, dict) and not any(content is table for table in seen):
+        seen.append(content)
         if isinstance(content.get("image_encoder"), dict) and isinstance(content.get("text_encoder"), dict):
             raise PliError(f"{shown(path)}: it is a checkpoint of masked tuning's authors (image_encoder and text_encoder beside each "
                            f"other), whose names are others than open_clip's; it has to be renamed first: "
@@ -178,11 +185,27 @@ def check_beside(
     odd = [f"{shown(key, 80)} was {shown(saved.get(key), 80)}, is {shown(have.get(key), 80)}" for key in sorted(have.keys() | saved.keys()) if have.get(key) != saved.get(key)]
     if odd: raise PliError(f"{shown(config)}: is not what was saved with the weights beside it ({'; '.join(odd[:3])}); bring back a copy or, if you changed it on purpose, write the weights again without what they say: save_file(load_file(FILE), FILE) of safetensors.torch")
 
+def memory_free() -> int:
+    "Bytes of memory that can still be had, swap included; 64 GiB where the system does not tell."
+    try: table = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    except (OSError, ValueError): return 2**36
+    return sum(int(table[name].split()[0]) * 1024 for name in ("MemAvailable", "SwapFree") if name in table) or 2**36
+
+def unpacked(path: Path) -> int:
+    "Bytes that a file of weights holds, once it is unpacked."
+    size = path.stat().st_size
+    if beginning(path, 2) != b"PK": return size
+    try:
+        with zipfile.ZipFile(path) as archive: return max(size, sum(entry.file_size for entry in archive.infolist()))
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError): return size
+
 def read_weights(
     path: str | Path,
 ) -> Weights:
     "Read a file of weights; no code in it is run. Raises `PliError` naming the file and what is wrong with it."
     path, kind = Path(path), check_kind(path)
+    needed, free = unpacked(path), memory_free()
+    if needed > free: raise PliError(f"{shown(path)}: its weights need {needed / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} GiB are free")
     if kind == "numpy": return Weights(path, {})     # of big_vision; open_clip alone knows its names
     try:
         if kind == "safetensors":
@@ -197,7 +220,7 @@ def read_weights(
         if "weights_only" in str(error) and names:
             raise PliError(f"{shown(path)}: it is a pickle that asks for {shown(names[1])}, which is no part of weights; such a file "
                            f"can run any code and is not read. Ask its owner for safetensors") from None
-        broken = f"it cannot be read ({in_whole_words(error)})"
+        broken = f"it cannot be read ({in_whole_words(error) or type(error).__name__})"
         if "weights_only" in str(error): broken = "it is a pickle that cannot be read without running it"
         raise PliError(f"{shown(path)}: {broken}; copy or download it again, or ask its owner for safetensors") from None
     return unwrap(path, content, said)
@@ -209,6 +232,16 @@ def few(
 ) -> str:
     "The first of some names, and how many more there are."
     return ", ".join(shown(name, 80) for name in names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+def no_weights(
+    value: Tensor,    # of the file
+    wanted: Tensor,   # of the model, of the same shape
+) -> str | None:      # words before the names of such tensors
+    "Why the values of a tensor cannot be weights; None where they can."
+    if value.is_meta or value.is_quantized or value.layout != torch.strided: return "without plain numbers (sparse, quantised or empty) are"
+    if wanted.is_floating_point() and not value.is_floating_point(): return "of whole or complex numbers, where others are wanted, are"
+    if value.is_floating_point() and not value.isfinite().all(): return "with numbers that are not finite are"
+    return None
 
 def check_fit(
     path: Path,
@@ -224,8 +257,12 @@ def check_fit(
     differ = [key for key in wanted if key in tensors and tensors[key].shape != wanted[key].shape]
     other = [f"{key} ({shape(tensors[key])} in the file, {shape(wanted[key])} in the model)" for key in differ]
     faults = {"it lacks": lacks, "it holds what the model has no place for:": strange, "of another shape are": other}
+    for key in [key for key in wanted if key in tensors and key not in differ]:
+        if fault := no_weights(tensors[key], wanted[key]): faults.setdefault(fault, []).append(key)
     parts = [f"{words} {few(names)}" for words, names in faults.items() if names]
-    if parts: raise PliError(f"{shown(path)}: these are weights of another model: {'; '.join(parts)}")
+    if not parts: return
+    another = "these are weights of another model" if lacks or strange or differ else "these weights are damaged, or made for something else"
+    raise PliError(f"{shown(path)}: {another}: {'; '.join(parts)}")
 
 def put_weights(
     model: nn.Module,
@@ -346,12 +383,6 @@ def bytes_needed(
         weights += more["width"] * text["vocab_size"] + more["context_length"] ** 2
     return 4 * (2 * weights + 3 * high * wide)
 
-def memory_free() -> int:
-    "Bytes of memory that can still be had, swap included; 64 GiB where the system does not tell."
-    try: table = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    except (OSError, ValueError): return 2**36
-    return sum(int(table[name].split()[0]) * 1024 for name in ("MemAvailable", "SwapFree") if name in table) or 2**36
-
 # %% ../nbs/02a_weights.ipynb #9dc7502a
 def numbers(value) -> bool:
     "Is it a list of three numbers?"
@@ -425,8 +456,8 @@ def small_text(
     path: Path,
 ) -> str:   # empty where there is none
     "A small text file that may or may not lie beside weights."
-    try: return path.read_text("utf-8", "replace") if path.is_file() and path.stat().st_size < 2**20 else ""
-    except OSError: return ""
+    try: return read_regular(path, 2**20).decode("utf-8", "replace")
+    except PliError: return ""
 
 def from_config(
     text: str, source: str,
@@ -434,7 +465,7 @@ def from_config(
 ) -> list[Evidence]:
     "What a configuration of open_clip says, if it describes a model of the same shape."
     try: record = json.loads(text)
-    except ValueError: return []
+    except (ValueError, RecursionError): return []
     shape = lambda config: {key: value for key, value in config.items() if key not in ("quick_gelu", "custom_text")}
     if not isinstance(record, dict) or not isinstance(record.get("model_cfg"), dict) or shape(record["model_cfg"]) != shape(model_cfg):
         return []
@@ -471,7 +502,7 @@ def from_name(
         if address[-1] != path.name: continue
         digest = address[-2] if "openaipublic" in known["url"] else path.stem.rpartition("-")[2]
         if not re.fullmatch("[0-9a-f]{8,64}", digest): continue
-        with open(path, "rb") as file: mine = hashlib.file_digest(file, "sha256").hexdigest()
+        with open_regular(path, sys.maxsize) as file: mine = hashlib.file_digest(file, "sha256").hexdigest()
         if mine.startswith(digest):
             pictures = {key: known[key] for key in PICTURES if key in known}
             return [Evidence(f"open_clip's record of {path.name}", bool(known.get("quick_gelu")), pictures)]
@@ -519,6 +550,8 @@ def choose_for_file(
     elif says:
         quick, why = says.quick_gelu, f"as {says.source} says"
         if quick: notices.append(f"{place}: quick gelu is built, {why}")
+        other = next((piece for piece in found if piece.quick_gelu == (not quick)), None)
+        if other: notices.append(f"{place}: {named_activation(quick)} is built, {why}, but {other.source} says {named_activation(other.quick_gelu)}; --quick-gelu or --no-quick-gelu (quick_gelu=) decides")
     elif any(tag.get("quick_gelu") for tag in tags):
         quick, why = False, "assumed"
         notices.append(f"{place}: does not say its activation, gelu is assumed; weights from OpenAI, or tuned from them, need "
@@ -551,7 +584,7 @@ def tuned_from_a_file(
     "Was it tuned by an older `pli` from a file of weights whose activation was not asked for?"
     for place in (folder, folder.parent):
         try: record = json.loads(small_text(place / "provenance.json") or "{}")
-        except ValueError: continue
+        except (ValueError, RecursionError): continue
         name, tag = (record.get(key) for key in ("model", "pretrained")) if isinstance(record, dict) else (None, None)
         if not isinstance(name, str) or not isinstance(tag, str) or "activation" in record: continue
         name = name.replace("/", "-")
@@ -579,7 +612,8 @@ def check_tag(
     name: str, pretrained: str,
 ) -> None:
     "Raise a `PliError` for weights that are neither a tag of a model nor a file."
-    if open_clip.get_pretrained_cfg(name, pretrained) or Path(pretrained).exists(): return
+    if open_clip.get_pretrained_cfg(name, pretrained) or os.path.isfile(pretrained): return
+    if os.path.exists(pretrained): raise PliError(f"--pretrained {shown(pretrained)}: {'a folder' if os.path.isdir(pretrained) else 'a device or a pipe'}, not a file of weights; a folder with a model in it is given as --model")
     tags = open_clip.list_pretrained_tags_by_model(name)
     near = similar(pretrained, tags) or tags[:8]
     raise PliError(f"there is no such file, and no such tag of {shown(name)}" + (f"; did you mean {', '.join(near)}?" if near else "; open_clip has no weights for it"))
@@ -608,7 +642,7 @@ def offline_for(
     if here: return True
     place = Path(cache_dir or huggingface_hub.constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
     raise PliError(f"{shown(repository)} ({names[0]}) is not on this machine, and {reason}. It would be put into {shown(place)}: "
-                   f"download it where there is a network and copy that folder here, or name a file or folder of weights. "
+                   f"download it where there is a network and copy that folder here (or a folder that pli model fetch has written there), or name a file or folder of weights. "
                    "With HF_HUB_OFFLINE=1 only what is here is used, and nothing is tried")
 
 def weights_names(filename: str = "") -> list[str]:

@@ -26,3 +26,10 @@ def shared() -> Path:
     folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared"
     if not folder.is_dir(): pytest.skip("no folder of real data: set PLI_SHARED")
     return folder
+
+
+def pytest_terminal_summary(terminalreporter):
+    "How many tests drove a browser: a machine without one skips them, and that should not go unseen."
+    ran = sum("browser" in report.keywords for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, []))
+    skipped = sum("browser" in report.keywords for report in terminalreporter.stats.get("skipped", []))
+    if ran or skipped: terminalreporter.write_line(f"browser tests: {ran} ran, {skipped} were skipped")

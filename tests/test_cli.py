@@ -300,6 +300,12 @@ def test_a_stopped_run_goes_on_and_ends_bit_equal(drawn, tmp_path):
     for (status, _, err), says in ((seeded, "pli tune: whole: holds another run ("), (other, "pli tune: other: the folder is not empty")):
         assert status == 1 and err.startswith(says) and err.count("\n") == 1
     assert list(files(tmp_path / "other")) == ["diary.txt"]
+    # a finished run keeps the record of the process that made it, and one that has none gets one
+    record = tmp_path / "whole" / "provenance.json"
+    record.write_text(record.read_text().replace('"cut texts": 0', '"cut texts": 7'))
+    (tmp_path / "killed" / "provenance.json").unlink()
+    assert [status for status, _, _ in many([(tmp_path, command("whole")), (tmp_path, command("killed"))])] == [0, 0]
+    assert json.loads(record.read_text())["cut texts"] == 7 and json.loads((tmp_path / "killed" / "provenance.json").read_text())["cut texts"] == 0
 
 
 ALONE = """
@@ -315,6 +321,7 @@ def test_tuning_on_queries_keeps_the_best_and_open_clip_loads_it_alone(drawn, tm
     queries = ["--queries", drawn / "queries.json", "--gallery", drawn / "gallery.json"]
     status, out, err = many([(tmp_path, ["tune", drawn / "pairs.csv", "--out", "run", *FEW, "--steps", "6", "--validate-every", "2", *queries])])[0]
     assert (status, err) == (0, "") and "60 pairs" in out                              # with queries no pair is held out
+    assert "validation: the share of the queries that find a right answer among their first ten" in out
     made = json.loads((tmp_path / "run" / "provenance.json").read_text())
     scores = {record["step"]: record["score"] for record in made["scores"]}
     assert list(scores) == [0, 2, 4, 6] and made["model"] == "pli-tiny-48" and f"best validation (start {scores[0]:.4f}, best {max(scores.values()):.4f})" in out
@@ -336,6 +343,7 @@ def test_a_finished_run_is_prolonged_and_few_pictures_are_enough(drawn, tmp_path
     first, more, no_rate, seed, half = many([tune("--out", "one", "--model", "pli-tiny-48"), tune("--out", "two", "--prolong", "one", "--learning-rate", "1e-4", "--keep-false-negatives"),
                                              tune("--out", "three", "--prolong", "one"), tune("--out", "three", "--prolong", "one", "--learning-rate", "1e-4", "--seed", "1"), tune("--out", "one", "--prolong", "one", "--learning-rate", "1e-4")])
     assert first[0] == more[0] == 0 and first[2] == more[2] == ""
+    assert "validation: the share of 2 held-out pairs whose caption and hidden picture find the whole picture first" in first[1]
     assert "validation on 2 held-out pairs: each is 50.0 points" in first[1] and "step 0: validation" in first[1]
     record, made = json.loads((tmp_path / "two" / "run.json").read_text()), json.loads((tmp_path / "two" / "provenance.json").read_text())
     assert record["pairs"] == 8 and record["steps before"] == 2 and record["settings"]["ignore_same_picture"] is False and made["prolongs"] == "one" and "model" in made
@@ -372,6 +380,17 @@ def test_broken_and_missing_pictures_are_counted_and_listed(drawn, tmp_path):
 
 
 # --- evaluate
+
+def test_words_centred_as_a_search_centres_them(drawn, tmp_path):
+    "The option reaches late fusion and nothing else, and stands in the report."
+    asked = ["evaluate", "--queries", drawn / "queries.json", "--gallery", drawn / "gallery.json", *TINY, "--composer", "sum:1", "--composer", "product:1"]
+    done = many([(tmp_path, [*asked, "--word-mean", mean, "--out", f"{mean}.json", "--out", f"{mean}.md"]) for mean in ("queries", "everyday")])
+    assert [each[0] for each in done] == [0, 0], done
+    one, other = (json.loads((tmp_path / f"{mean}.json").read_text()) for mean in ("queries", "everyday"))
+    assert (one["word mean"], other["word mean"]) == ("queries", "everyday")
+    assert one["outcomes"]["sum"] == other["outcomes"]["sum"] and one["outcomes"]["product"] != other["outcomes"]["product"]
+    assert "words centred on everyday captions" in (tmp_path / "everyday.md").read_text() and "centred" not in (tmp_path / "queries.md").read_text()
+
 
 def test_an_evaluation_can_be_read_back(drawn, tmp_path):
     asked = ["evaluate", "--queries", drawn / "queries.json", "--gallery", drawn / "gallery.json", *TINY]
@@ -491,3 +510,16 @@ def test_two_real_processes_and_a_folder_that_is_removed(drawn, tmp_path):
         assert first.returncode == 1 and re.fullmatch("pli tune: run(/.*)?: (the|its) folder .*was removed or replaced while it .*; nothing more is written there\n", said), said
         assert not (tmp_path / "run").exists()
     finally: first.kill()
+
+
+@pytest.mark.parametrize("words, option", [
+    (["tune", "pairs.csv", "--model=", "--out=run"], "model"), (["tune", "pairs.csv", "--model=pli-tiny-48", "--out="], "out"), (["tune", "pairs.csv", "--model=ViT-B-32", "--pretrained=", "--out=run"], "pretrained"),
+    (["tune", "pairs.csv", "--model=pli-tiny-48", "--out=run", "--queries=", "--gallery="], "queries"), (["tune", "", "--model=pli-tiny-48", "--out=run"], "pairs"),
+    (["evaluate", "--queries=q.json", "--gallery=g.json", "--model=pli-tiny-48", "--rankings="], "rankings"), (["evaluate", "--queries=q.json", "--gallery=g.json", "--model=pli-tiny-48", "--composer=sum", "--composer="], "composer"),
+    (["compare", "a.json", "b.json", "--out", ""], "out"), (["average", "a", "", "--out=b"], "models"), (["cache", "--cache="], "cache"), (["study", "plan.toml", "--runs="], "runs"), (["demo", "--out="], "out"),
+])
+def test_a_variable_that_is_not_set_is_no_option_left_out(words, option, capsys, tmp_path, monkeypatch):
+    "`--pretrained \"$WEIGHTS\"` would take random weights, `--out \"$RUN\"` would train and store nothing."
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended: main(words)
+    assert ended.value.code == 2 and f"argument {option}: is empty" in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,35 @@ def test_hits_are_copied_and_nothing_is_overwritten(pictures, capfd, tmp_path):
     assert pli(capfd, *base)[0] == 0 and len(list((tmp_path / "found").iterdir())) == 12
     status, _, err = pli(capfd, *base)
     assert status == 1 and "is there already" in err
+
+
+def test_hits_are_linked(pictures, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = ("search", "pictures", "a star", "--model", "pli-tiny-48", "--k", 3, "--link-to", "found")
+    assert "3 pictures linked in found" in pli(capfd, *base)[2]
+    links = sorted((tmp_path / "found").iterdir())
+    assert len(links) == 3 and all(link.is_symlink() and link.resolve().parent == pictures and Image.open(link).size for link in links)
+    status, _, err = pli(capfd, *base)
+    assert status == 1 and "is there already" in err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the viewer is started by xdg-open on Linux")
+def test_hits_are_opened_in_the_systems_viewer(pictures, capfd, tmp_path, monkeypatch):
+    (pictures / "pair_000000.png").rename(pictures / "--help; touch x; $(touch y).png")
+    base = ("search", pictures, "a star", "--model", "pli-tiny-48", "--k", 70, "--open")
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    status, _, err = pli(capfd, *base)
+    assert status == 1 and "no xdg-open" in err and not (pictures / ".pli").exists()         # before any work
+    viewer = tmp_path / "bin" / "xdg-open"
+    viewer.parent.mkdir()
+    viewer.write_text(f'#!/bin/sh\necho "$# $1" > {tmp_path}/opened.tmp\n/bin/mv {tmp_path}/opened.tmp {tmp_path}/opened\n')
+    viewer.chmod(0o755)
+    monkeypatch.setenv("PATH", str(viewer.parent))
+    assert pli(capfd, *base)[0] == 0
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "opened").exists() and time.monotonic() < deadline: time.sleep(0.1)
+    count, _, sheet = (tmp_path / "opened").read_text().strip().partition(" ")
+    assert count == "1" and Path(sheet).name == "last-hits.png" and Image.open(sheet).width > 300
 
 
 def test_problems_are_listed(pictures, capfd, tmp_path):

@@ -215,3 +215,23 @@ def test_a_folder_that_is_removed_during_a_write_is_named(tmp_path):
         with atomic(tmp_path / "new" / "a.json") as temporary:
             temporary.write_text("1")
             (tmp_path / "new").rename(tmp_path / "old")
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "b": 2, "a": 1}', '[{"deep": {"a\\u001b": 1, "a\\u001b": 2}}]'])
+def test_an_entry_that_is_there_twice_is_told(tmp_path, text):
+    "Python's own json takes the last of them without a word."
+    (tmp_path / "record.json").write_text(text)
+    with pytest.raises(PliError, match=r"record.json: the entry 'a.*' is there twice; which one is meant") as caught: read_json(tmp_path / "record.json")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("make, words", [(lambda path: os.mkfifo(path), "a pipe"), (lambda path: path.symlink_to("/dev/null"), "a device"), (lambda path: path.mkdir(), "a folder")])
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path, make, words):
+    "A process with the rights to do so would put a file in the place of /dev/null."
+    path = tmp_path / "out.txt"
+    make(path)
+    before = os.lstat(path)
+    with pytest.raises(PliError, match=f"out.txt: is {words} and would be replaced"), atomic(path): raise AssertionError("begun")
+    with pytest.raises(PliError, match="would be replaced"), atomic("/dev/pli-test"): raise AssertionError("begun")
+    after = os.lstat(path)
+    assert (before.st_ino, before.st_mode) == (after.st_ino, after.st_mode) and os.listdir(tmp_path) == ["out.txt"]

@@ -291,7 +291,8 @@ def test_damaged_bytes_give_a_picture_or_a_pli_error(tmp_path_factory, suffix, c
     ("a.tif", tiff(np.zeros((2, 2, 3), np.uint8), subfile=1), "begins with a thumbnail"),
     ("a.nef", tiff(np.zeros((2, 2, 3), np.uint8)), "a camera's raw file"),
 ])
-def test_files_of_other_kinds_are_called_what_they_are(tmp_path, name, head, words):
+def test_files_of_other_kinds_are_called_what_they_are(tmp_path, monkeypatch, name, head, words):
+    monkeypatch.setattr("pli.decoders.has_extra", lambda name: False)           # what test_decoders.py looks at
     (tmp_path / name).write_bytes(head)
     with pytest.raises(PictureError) as caught: open_picture(tmp_path / name)
     assert words in str(caught.value) and caught.value.cause in ("unsupported picture", "broken picture")
@@ -666,7 +667,8 @@ def test_names_in_other_spellings_are_found_and_counted(tmp_path):
     assert open_picture(found[1]).getpixel((0, 0))[0] > 150 and open_picture(found[5]).getpixel((0, 0))[2] > 150
 
 
-def test_a_raw_file_with_a_caption_is_told_what_it_is(tmp_path):
+def test_a_raw_file_with_a_caption_is_told_what_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("pli.decoders.has_extra", lambda name: False)
     save(tmp_path / "a.png"), (tmp_path / "a.txt").write_text("red")
     for name in ("b.nef", "c.heic", "d.pdf", "e.pdf"): (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" if name == "c.heic" else b"%PDF-1.4")
     for name in "bcd": (tmp_path / f"{name}.txt").write_text("meant to be read")
@@ -869,3 +871,43 @@ def test_real_emoji_are_on_white(shared):
 def test_real_folder_without_captions(shared):
     with pytest.raises(PliError, match="no caption file: 713"): read_pairs(shared / "data" / "clothing")
     for path in sorted((shared / "data" / "clothing").rglob("*.jpg"))[:10]: assert open_picture(path).mode == "RGB"
+
+
+# ---- what only looks like words, and files that only look small
+
+@pytest.mark.parametrize("caption", ["\u200b\u200b", "\u3164", "\ufeff", "\u2800", "\u00ad\u2063", "\u202e\u202c", "\x00"])
+def test_a_caption_that_nobody_sees_is_empty(tmp_path, caption):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    lines = [{"filepath": "a.png", "title": said} for said in (caption, f"x{caption}", "\U0001f468\u200d\U0001f469", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "?")]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pairs = read_pairs(tmp_path / "pairs.jsonl")
+    assert list(pairs.captions) == [line["title"] for line in lines[1:]] and [problem.cause for problem in pairs.problems] == ["empty caption"]
+
+
+def test_a_second_caption_file_is_told(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for name in ("a.TXT", "a.txt"): (tmp_path / name).write_text(name)
+    if len(list(tmp_path.iterdir())) < 3: pytest.skip("this file system knows no difference between A and a")
+    pairs = read_pairs(tmp_path)
+    assert pairs.captions == ("a.TXT",) and [(problem.cause, Path(problem.file).name) for problem in pairs.problems] == [("second caption file", "a.txt")]
+
+
+def test_an_entry_that_is_there_twice_in_a_line_is_a_problem(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "pairs.jsonl").write_text('{"filepath": "a.png", "title": "one", "title": "two"}\n{"filepath": "a.png", "title": "three"}\n')
+    pairs = read_pairs(tmp_path / "pairs.jsonl")
+    assert pairs.captions == ("three",) and "the entry 'title' is there twice" in str(pairs.problems[0])
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_lines_without_end_and_without_number_are_bounded(tmp_path, monkeypatch, packed):
+    "A packed megabyte can hold a thousand million lines, each of which is an object in memory."
+    monkeypatch.setattr("pli.tables.MOST_LINES", 1000)
+    monkeypatch.setattr("pli.tables.LINE_CHARACTERS", 500)
+    path = tmp_path / ("pairs.csv.gz" if packed else "pairs.csv")
+    for body, words in (("\n" * 999, None), ("\n" * 1000, "more than 1,000 lines"), ("x" * 499 + "\n", None), ("x" * 501, "line 2 has more than 500 characters")):
+        raw = b"filepath,title\n" + body.encode()
+        path.write_bytes(gzip.compress(raw) if packed else raw)
+        if words is None: assert "".join(text_lines(path)).encode() == raw
+        else:
+            with pytest.raises(PliError, match=words): text_lines(path)

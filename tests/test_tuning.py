@@ -886,6 +886,14 @@ def test_what_is_said(fresh, tmp_path):
     assert lines[10:] == ["continuing at step 8 of 8"]
 
 
+def test_a_warm_up_that_outlasts_the_run_is_told(fresh):
+    lines = []
+    run(fresh(), steps=4, warmup=9, learning_rate=1e-3, say=lines.append)
+    assert lines[0] == "the warm-up of 9 steps is as long as the run or longer: of the learning rate 0.001 it reaches 0.0004; choose a shorter warm-up"
+    run(fresh(), steps=4, warmup=3, say=lines.append)
+    assert sum("warm-up" in line for line in lines) == 1
+
+
 def test_the_record_beside_the_weights_is_complete(fresh, tmp_path):
     run(fresh(), tmp_path)
     record = json.loads((tmp_path / "run.json").read_text())
@@ -1507,3 +1515,21 @@ def test_a_record_of_a_run_that_changed_is_told(fresh, tmp_path):
         with pytest.raises(PliError, match="run.json: .*choose another folder, or remove this one to start again$"): run(fresh(), tmp_path)
     (tmp_path / "run.json").write_text(good)
     assert run(fresh(), tmp_path).continued_from == 3
+
+
+def test_a_run_whose_checkpoint_is_gone_says_that_it_begins_again(fresh, tmp_path):
+    run(fresh(), tmp_path / "run")
+    (tmp_path / "run" / "checkpoint.safetensors").unlink()
+    told = []
+    tuning.claim_folder(tmp_path / "run", core.read_sealed(tmp_path / "run" / "run.json", ""), PAIRS, told.append)
+    assert len(told) == 1 and "its checkpoint is gone; it begins again at step 0" in told[0]
+
+
+def test_a_log_nested_without_end_is_told(tmp_path):
+    (tmp_path / "log.jsonl").write_text("[" * 100_000 + "\n")
+    with pytest.raises(PliError, match="does not hold the 1 steps"): tuning.read_log(tmp_path / "log.jsonl", 1)
+
+
+@pytest.mark.parametrize("name", ["steps", "batch_size", "warmup", "checkpoint_every", "validate_every"])
+def test_counts_beyond_all_measure_are_told(name):
+    with pytest.raises(PliError, match=f"{name} must be at most 1,000,000,000,000"): tuning.check_settings(tuning.TuneSettings(**{name: 10**20}))

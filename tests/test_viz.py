@@ -24,6 +24,17 @@ def squares(axis): return sum(int((patch.get_path().codes == Outline.MOVETO).sum
 def retrieval(text="in red", right=(False, True, False), **more): return Retrieval(noise(3, 24, 24), text, noise(len(right), 3, 24, 24), right, **more)
 
 
+@pytest.mark.parametrize("hides, captions", [(["random"], None), (["random"], ["a cat", "a dog"]), (["random", "only:colour"], ["a red cat", "a dog"]), (["random", "block", "mix", "crop"], None)])
+def test_notes_under_masked_pictures_stay_inside_the_figure(hides, captions):
+    figure = mask_figure(noise(2, 3, 24, 24), hides, (4, 4), captions=captions)
+    to_png(figure)
+    notes = [text for text in figure.texts if text.get_style() == "italic"]
+    assert notes and "Hatched" in notes[0].get_text()
+    for note in notes:
+        place = note.get_window_extent()
+        assert place.x0 >= 0 and place.y0 >= 0 and place.x1 <= figure.bbox.width
+
+
 FIGURES = {
     "masks": lambda: mask_figure(noise(2, 3, 24, 24), ["random:0.5", "mix:0.5"], (4, 4), captions=["a cat", "$5 or $10"]),
     "retrievals": lambda: retrieval_figure([retrieval(label="before", note="rank 2"), retrieval(right=(False, False))]),

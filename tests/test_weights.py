@@ -135,8 +135,47 @@ def test_other_files_are_told_by_name(small, tmp_path, make, words):
 
 def test_no_file_and_no_pipe_is_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", tmp_path / "nothing.pt", tmp_path):
-        with pytest.raises(PliError, match="no such file"): read_weights(path)
+    for path, words in ((tmp_path / "pipe", "a pipe, not a file"), (tmp_path / "nothing.pt", "no such file"), (tmp_path, "a folder, not a file"), (Path("/dev/zero"), "a device, not a file")):
+        with pytest.raises(PliError, match=words): read_weights(path)
+        if words != "no such file":
+            with pytest.raises(PliError, match=f"--pretrained {re.escape(str(path))}: .*not a file of weights"): load_backbone("pliweights", str(path))
+
+
+@pytest.mark.parametrize("beginning, words", [(b"text, and then nothing for ever", "it is text"), (None, "need .* GiB of memory"), (b"\x80\x02", "need .* GiB of memory")])
+def test_a_file_that_says_it_is_huge_costs_nothing(small, tmp_path, beginning, words):
+    path = tmp_path / "weights.safetensors"
+    header = json.dumps({"a": {"dtype": "F32", "shape": [2**36], "data_offsets": [0, 2**38]}}).encode()
+    path.write_bytes(beginning.ljust(1024, b" ") if beginning else len(header).to_bytes(8, "little") + header)
+    os.truncate(path, path.stat().st_size + 2**38)          # of holes: no byte of it lies on the disk
+    with pytest.raises(PliError, match=words): load_backbone("pliweights", str(path))
+
+
+def test_an_archive_that_unpacks_to_more_than_there_is(small, tmp_path, monkeypatch):
+    path = tmp_path / "weights.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive: archive.writestr("params/x.npy", bytes(2**24))
+    monkeypatch.setattr("pli.weights.memory_free", lambda: 2**23)
+    with pytest.raises(PliError, match="need 0.0 GiB of memory"): read_weights(path)
+
+
+def test_a_table_that_lies_in_itself_ends(small, tmp_path):
+    table = {}
+    table["model"] = table
+    torch.save(table, tmp_path / "weights.pt")
+    with pytest.raises(PliError, match="it holds no weights"): load_backbone("pliweights", str(tmp_path / "weights.pt"))
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda value: value * float("nan"), "numbers that are not finite are"), (lambda value: value.float() + float("inf"), "numbers that are not finite are"),
+    (lambda value: value.to(torch.int32), "of whole or complex numbers"), (lambda value: value.to(torch.complex64), "of whole or complex numbers"),
+    (lambda value: value.to_sparse(), "without plain numbers"), (lambda value: value.to("meta"), "without plain numbers"),
+])
+def test_values_that_are_no_weights_are_told_by_name(small, tmp_path, change, words):
+    weights = state(small)
+    weights["visual.proj"] = change(weights["visual.proj"])
+    torch.save(weights, tmp_path / "weights.pt")
+    with pytest.raises(PliError, match=f"damaged, or made for something else: .*{words}.* visual.proj"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")                     # torch's own, about sparse tensors
+        load_backbone("pliweights", str(tmp_path / "weights.pt"))
 
 
 @pytest.mark.parametrize("cut", [1, 100, 5000, 0.5, 0.999])
@@ -452,6 +491,29 @@ def test_evidence_decides(small, tmp_path, doubtful, make, wanted, source):
     assert backbone.choices["activation"] == (f"{'quick gelu' if wanted == QUICK else 'gelu'}, as {source} says" if source else "gelu, assumed")
     backbone.save(tmp_path / "run")
     assert activation(load_backbone(tmp_path / "run")) == wanted
+
+
+@pytest.mark.parametrize("metadata, config", [(True, False), (False, True)])
+def test_evidence_against_evidence_is_told(small, tmp_path, doubtful, metadata, config):
+    "Metadata of a file against the configuration beside it, as a file by its name and as a folder."
+    said = lambda quick: json.dumps({"model_cfg": SMALL | {"quick_gelu": quick}})
+    save_file(state(small), tmp_path / "open_clip_model.safetensors", {"open_clip_config": said(metadata)})
+    (tmp_path / "open_clip_config.json").write_text(said(config))
+    words = ["gelu", "quick gelu"]
+    with pytest.warns(Notice, match=f"{words[metadata]} is built, as its metadata says, but open_clip_config.json beside it says {words[config]}; --quick-gelu or"):
+        assert activation(load_backbone("pliweights", str(tmp_path / "open_clip_model.safetensors"))) == (QUICK if metadata else GELU)
+    with pytest.warns(Notice, match=f"{words[config]} is built, as its configuration says, but the metadata of its weights says {words[metadata]}; --quick-gelu or"):
+        assert activation(load_backbone(tmp_path)) == (QUICK if config else GELU)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Notice)
+        load_backbone(tmp_path, quick_gelu=config)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000 + "]" * 100_000, '{"model_cfg": ' + "9" * 5000 + "}", "{", ""])
+def test_what_lies_beside_weights_and_is_nothing_stops_nothing(small, tmp_path, text):
+    save_file(state(small), tmp_path / "w.safetensors", {"open_clip_config": text})
+    for name in ("open_clip_config.json", "params.txt", "provenance.json"): (tmp_path / name).write_text(text)
+    assert activation(load_backbone("pliweights", str(tmp_path / "w.safetensors"))) == GELU
 
 
 def test_a_known_file_is_known_by_its_digest(small, tmp_path, doubtful, monkeypatch):

@@ -135,10 +135,9 @@ class Copy:
     def picture(self, id: int) -> Picture: return self.several([id])[0]
 
     def several(self, ids: Sequence[int]) -> list[Picture]:
-        "Pictures in the order of the ids, in one question. Raises `PliError` if one is not there."
+        "Pictures in the order of the ids, in one question; those that are not there are passed over."
         rows = {row["id"]: row for row in self.rows(f"id IN ({', '.join(str(int(id)) for id in ids)})", META)} if len(ids) else {}
-        if missing := set(ids) - set(rows): raise PliError(f"{shown(self.place)}: picture {min(missing)} is not in the copy")
-        return [Picture(id, path_inside(rows[id]["path"]), *(rows[id][name] for name in META[1:])) for id in ids]
+        return [Picture(id, path_inside(rows[id]["path"]), *(rows[id][name] for name in META[1:])) for id in ids if id in rows]
 
     def thumbnail(self, id: int) -> bytes | None:
         "A picture's small JPEG."

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import PliError, shown
+from ..core import KINDS, PliError, shown
 
 # %% ../../nbs/gallery/09a_store.ipynb #c3283908
 VERSION = 1   # of the tables; raised when they change, so that an older gallery is named instead of misread
@@ -44,18 +44,26 @@ def _connect(
 ) -> sqlite3.Connection:
     "A connection that waits half a minute for others, writes only in transactions and trusts nothing in the file."
     try:
-        if path.exists() and not stat.S_ISREG(path.stat().st_mode): raise PliError(f"{shown(path)}: is not a file, so it is no gallery")
-        mode = "rwc" if writable else "ro"
+        if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode): raise PliError(f"{shown(path)}: is not a file but {KINDS.get(stat.S_IFMT(path.lstat().st_mode), 'something else')}, so it is no gallery")
+        repairs = os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)     # a reader, too, takes back what a killed writer had begun
+        mode = "rwc" if writable else "rw" if repairs else "ro"
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=30, isolation_level=None, check_same_thread=False)
-        for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "temp_store = FILE"): connection.execute(f"PRAGMA {pragma}")
+        for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "temp_store = FILE", f"query_only = {'OFF' if writable else 'ON'}"): connection.execute(f"PRAGMA {pragma}")
         if hasattr(connection, "setlimit"): connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_ROW)   # Python 3.11
     except (sqlite3.Error, OSError) as error: raise PliError(f"{shown(path)}: cannot be opened as a gallery ({error})") from None
     return connection
+
+def _check_version(path: Path, connection: sqlite3.Connection) -> None:
+    "Raise a `PliError` that names the version of a gallery that is older or newer than this pli."
+    said = connection.execute("SELECT value FROM about WHERE name = 'version'").fetchone()
+    version = said[0] if said else None
+    if version != str(VERSION): raise PliError(f"{shown(path)}: was made by version {shown(version)} of the gallery's format, this pli reads {VERSION}; remove its folder, and the pictures are indexed again")
 
 def _check_schema(path: Path, connection: sqlite3.Connection) -> None:
     "Raise a `PliError` unless the file holds the tables of a gallery and nothing else."
     there = dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'"))
     if there != SCHEMA:
+        if there.get("about") == SCHEMA["about"]: _check_version(path, connection)
         odd = sorted(name for name in there.keys() | SCHEMA.keys() if there.get(name) != SCHEMA.get(name))
         raise PliError(f"{shown(path)}: is no gallery of this version of pli ({shown(', '.join(map(str, odd)))} differ); remove its folder, and the pictures are indexed again")
 
@@ -86,8 +94,9 @@ class Picture:
 
     @property
     def date(self) -> str:
-        "When it was taken or, where no camera says, when the file was last changed; ISO 8601, local time."
-        return self.taken or datetime.datetime.fromtimestamp(self.changed / 1e9).isoformat(timespec="seconds")
+        "When it was taken or, where no camera says, when the file was last changed; ISO 8601, local time. Empty where that is no time that there can be."
+        try: return self.taken or datetime.datetime.fromtimestamp(self.changed / 1e9).isoformat(timespec="seconds")
+        except (ValueError, OverflowError, OSError, TypeError): return ""
 
 @dataclass(frozen=True)
 class Row:
@@ -123,8 +132,7 @@ class PictureTable:
             with self.telling():
                 if create and not self.connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]: self._create()
                 _check_schema(self.path, self.connection)
-                version = self.about().get("version")
-            if version != VERSION: raise PliError(f"{shown(self.path)}: was made by version {shown(version)} of the gallery's format, this pli reads {VERSION}; remove its folder to index again")
+                _check_version(self.path, self.connection)
         except BaseException:
             self.close()
             raise
@@ -188,8 +196,8 @@ class PictureTable:
         return found
 
     def several(self, ids: Iterable[int]) -> list[Picture]:
-        "Pictures in the order of the ids. Raises `PliError` if one is gone."
-        return [self.picture(id) for id in ids]
+        "Pictures in the order of the ids; those that are gone are passed over: another process may just have removed them."
+        return [found for id in ids for found in self.select("id = ?", int(id))]
 
     def thumbnail(self, id: int) -> bytes | None:
         "A picture's small JPEG."
@@ -292,12 +300,19 @@ def read_vectors(
         finally: table.connection.execute("ROLLBACK")
     return Vectors(found["id"], _as_tensor(found["feature"]), generation)
 
+def _reserve(path: Path) -> None:
+    "Take the room that a file will need: where a disk is full, writing to a mapped file ends the process without a word. Raises `OSError`."
+    if not hasattr(os, "posix_fallocate"): return
+    with open(path, "r+b") as file: os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+
 def _written(table: PictureTable, path: Path, kind: np.dtype, count: int, width: int) -> np.ndarray | None:
     "Make the matrix's file and map it; None where the folder takes no file."
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         try:
+            temporary.unlink(missing_ok=True)
             found = np.lib.format.open_memmap(temporary, "w+", kind, (count,))
+            _reserve(temporary)
             _fill(table, found, width)
             found.flush()
             del found

@@ -1,0 +1,388 @@
+"A gallery when things go wrong: real processes, real files, real small disks."
+import contextlib
+import csv
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pli.backbones import load_backbone
+from pli.cli import main
+from pli.core import PliError
+from pli.gallery.index import Indexing, alone_with, update
+from pli.gallery.store import SCHEMA, PictureTable, Row, read_vectors
+
+FORK = multiprocessing.get_context("fork")   # a real process, without the seconds that importing torch takes
+
+
+def picture(path: Path, number: int, size=(40, 30)) -> Path:
+    "A picture unlike any other of its number."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(number)
+    Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize(size).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def backbone(): return load_backbone("pli-tiny-48")
+
+
+@pytest.fixture()
+def folder(tmp_path) -> Path:
+    for number in range(10): picture(tmp_path / "photos" / f"{'ab'[number % 2]}" / f"{number}.png", number)
+    return tmp_path / "photos"
+
+
+def pli(capfd, *words) -> tuple[int, str, str]:
+    status = main([str(word) for word in words])
+    return status, *capfd.readouterr()
+
+
+def paths(table: PictureTable) -> list[str]: return sorted(found.path for found in table.select("feature IS NOT NULL"))
+
+
+# two at once
+
+class Child:
+    "A forked process that runs a function, which says what it has to say into a pipe; it is killed at the end of the `with`, if it still lives."
+    def __init__(self, work, *values):
+        self.pipe, other = FORK.Pipe()
+        self.process = FORK.Process(target=work, args=(other, *values))
+        self.process.start()
+        other.close()
+
+    def __enter__(self): return self
+
+    def __exit__(self, *_): self.kill()
+
+    @property
+    def pid(self) -> int: return self.process.pid
+
+    def hear(self, seconds: float = 120):
+        assert self.pipe.poll(seconds), "nothing was said"
+        return self.pipe.recv()
+
+    def kill(self) -> None:
+        if self.process.is_alive(): os.kill(self.pid, signal.SIGKILL)
+        self.process.join()
+
+
+def write(pipe, table: Path, folder: Path, workers: int = 0) -> None:
+    "Index, and tell how many pictures the model saw."
+    backbone = load_backbone("pli-tiny-48")
+    with PictureTable(table, create=True) as table:
+        pipe.send("ready")
+        pipe.recv()
+        pipe.send(update(table, folder, backbone, workers=workers, wait=True).encoded)
+
+
+def hold(pipe, table: Path) -> None:
+    "Hold a gallery's lock until something is heard."
+    with PictureTable(table) as table, alone_with(table):
+        pipe.send("ready")
+        pipe.recv()
+
+
+def holding(folder: Path) -> Child:
+    other = Child(hold, next((folder / ".pli").glob("*/gallery.sqlite")))
+    assert other.hear() == "ready"
+    return other
+
+
+def test_two_indexers_at_once_share_no_work(tmp_path):
+    for number in range(150): picture(tmp_path / "photos" / f"{number}.png", number)
+    with Child(write, tmp_path / "gallery.sqlite", tmp_path / "photos") as one, Child(write, tmp_path / "gallery.sqlite", tmp_path / "photos") as other:
+        for each in (one, other): assert each.hear() == "ready"
+        for each in (one, other): each.pipe.send("go")
+        assert sorted([one.hear(), other.hear()]) == [0, 150]
+
+
+def test_the_second_indexer_waits_with_a_word(folder, backbone, capfd):
+    assert pli(capfd, "index", folder, "--model", "pli-tiny-48")[0] == 0
+    picture(folder / "new.png", 50)
+    said = []
+    with holding(folder) as other, PictureTable(next((folder / ".pli").glob("*/gallery.sqlite"))) as table:
+        assert update(table, folder, backbone, wait=True, say=lambda line: (said.append(line), other.pipe.send("go on"))).added == 1
+    assert said == [f"process {other.pid} is indexing this folder: waiting until it is done"]
+
+
+def test_a_search_goes_on_while_another_process_indexes(folder, capfd):
+    assert pli(capfd, "index", folder, "--model", "pli-tiny-48")[0] == 0
+    picture(folder / "new.png", 50)
+    with holding(folder) as other: status, out, err = pli(capfd, "search", folder, "a cat", "--json")
+    assert status == 0 and f"process {other.pid} is indexing this folder" in err and "the 10 pictures that are there are searched" in err
+    assert len(json.loads(out)) == 10
+    assert len(json.loads(pli(capfd, "search", folder, "a cat", "--json")[1])) == 11
+
+
+def test_a_killed_indexer_leaves_no_lock(folder, backbone, capfd):
+    assert pli(capfd, "index", folder, "--model", "pli-tiny-48")[0] == 0
+    with PictureTable(next((folder / ".pli").glob("*/gallery.sqlite"))) as table:
+        with holding(folder) as other:
+            with pytest.raises(Indexing, match=f"process {other.pid} is indexing"): update(table, folder, backbone)
+            other.kill()
+            assert table.path.with_name(".gallery.sqlite.lock").exists()         # the file is left, nobody holds it
+            assert update(table, folder, backbone).pictures == 10
+        assert not table.path.with_name(".gallery.sqlite.lock").exists()
+
+
+def children(process: int) -> list[int]: return [int(each) for each in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux to find a process's children")
+def test_an_indexer_that_is_killed_takes_its_reading_processes_with_it(tmp_path, backbone):
+    "Forked processes inherit what is open; seen: two of them held the lock, and waited to hand over a batch, for ever."
+    for number in range(1000): picture(tmp_path / "photos" / f"{number}.png", number)
+    with Child(write, tmp_path / "gallery.sqlite", tmp_path / "photos", 2) as other, PictureTable(tmp_path / "gallery.sqlite", create=True) as table:
+        assert other.hear() == "ready"
+        other.pipe.send("go")
+        while not len(table): time.sleep(0.02)
+        readers = children(other.pid)
+        other.kill()
+        count = len(table)
+        assert len(readers) == 2 and 0 < count < 1000
+        assert update(table, tmp_path / "photos", backbone).encoded == 1000 - count          # no lock is left, at once
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{each}").exists() for each in readers):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+TORN = """
+import os, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA cache_size = 1")
+connection.execute("BEGIN IMMEDIATE")
+for i in range(2000): connection.execute("INSERT INTO picture (path, size, changed, content, thumbnail) VALUES (?, 1, 1, ?, ?)", (b"p%d" % i, b"c" * 32, b"z" * 3000))
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_reader_takes_back_what_a_killed_writer_had_begun(tmp_path, folder, backbone):
+    with PictureTable(tmp_path / "gallery.sqlite", create=True) as table: update(table, folder, backbone)
+    subprocess.run([sys.executable, "-c", TORN, str(table.path)])
+    assert (tmp_path / "gallery.sqlite-journal").stat().st_size > 0
+    with PictureTable(table.path, writable=False) as table:
+        assert len(table) == 10
+        with pytest.raises(PliError, match="cannot be written to"): table.say(x=1)
+
+
+# places that cannot be written to, and disks that end
+
+class mounted:
+    "A small disk of its own (tmpfs) at a place; skipped where this system lets nobody mount one."
+    def __init__(self, place: Path, size: str): self.place, self.size = place, size
+
+    def __enter__(self) -> Path:
+        self.place.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={self.size}", "tmpfs", str(self.place)], capture_output=True, text=True) if shutil.which("mount") else None
+        if done is None or done.returncode: pytest.skip(f"no disk can be mounted here: {done.stderr.strip() if done else 'no mount'}")
+        return self.place
+
+    def grow(self, size: str) -> None: subprocess.run(["mount", "-o", f"remount,size={size}", str(self.place)], check=True)
+
+    def __exit__(self, *_): subprocess.run(["umount", "--lazy", str(self.place)], check=True)
+
+
+def test_a_full_disk_loses_nothing_and_the_same_command_goes_on(tmp_path, backbone):
+    for number in range(150): picture(tmp_path / "photos" / f"{number}.png", number)
+    with mounted(tmp_path / "disk", "224k") as disk:
+        small = disk / "gallery.sqlite"
+        with PictureTable(small, create=True) as table:
+            with pytest.raises(PliError, match="the disk is full; make room and start again, nothing is lost"): update(table, tmp_path / "photos", backbone)
+        with PictureTable(small) as table:
+            count = len(paths(table))
+            assert 0 < count < 150
+            subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+            assert update(table, tmp_path / "photos", backbone).encoded == 150 - count
+
+
+def test_a_disk_without_room_for_the_matrix_is_searched_all_the_same(tmp_path):
+    "Writing to a mapped file on a full disk would end the process with a signal."
+    with mounted(tmp_path / "disk", "1m") as disk, PictureTable(disk / "gallery.sqlite", create=True) as table:
+        table.put([Row(f"{i}.png".encode(), 1, 1, bytes([i]) * 32, feature=torch.nn.functional.normalize(torch.randn(512), dim=0)) for i in range(200)])
+        (disk / "rest").write_bytes(b"x" * (shutil.disk_usage(disk).free - 40_000))
+        assert len(read_vectors(table, 512)) == 200
+        assert not list(disk.glob("*.npy")) and not list(disk.glob(".*.part"))
+
+
+def test_a_drive_that_is_away_loses_nothing(tmp_path, backbone):
+    folder = tmp_path / "photos"
+    for number in range(3): picture(folder / f"{number}.png", number)
+    with PictureTable(tmp_path / "gallery.sqlite", create=True) as table:
+        with mounted(folder / "drive", "2m"):
+            for number in range(3, 6): picture(folder / "drive" / f"{number}.png", number)
+            assert update(table, folder, backbone).encoded == 6
+        changes = update(table, folder, backbone)
+        assert len(table) == 6 and "was a drive of its own" in "\n".join(changes.lines())
+        assert update(table, folder, backbone, forget=True).removed == 3
+
+
+def as_nobody(pipe, *words) -> None:
+    "Run a command as a user who owns nothing."
+    if os.geteuid() == 0: os.setgroups([]), os.setgid(65534), os.setuid(65534)
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(io.StringIO()) as told: status = main(list(words))
+    pipe.send((status, told.getvalue()))
+
+
+@pytest.fixture()
+def open_place():
+    "A folder that every user may enter, and one of its own for somebody else's cache."
+    place = Path(tempfile.mkdtemp())
+    place.chmod(0o755)
+    (place / "cache").mkdir()
+    (place / "cache").chmod(0o777)
+    yield place
+    for path in place.rglob("*"):
+        if path.is_dir() and not path.is_symlink(): path.chmod(0o755)
+    shutil.rmtree(place)
+
+
+def test_a_folder_that_cannot_be_written_to_has_its_gallery_in_the_cache(open_place, monkeypatch):
+    for number in range(4): picture(open_place / "photos" / f"{number}.png", number)
+    (open_place / "photos" / "shut").mkdir()
+    shutil.copy(open_place / "photos" / "0.png", open_place / "photos" / "shut" / "x.png")
+    (open_place / "photos" / "shut").chmod(0)
+    (open_place / "photos").chmod(0o555)
+    monkeypatch.setenv("PLI_CACHE", str(open_place / "cache"))
+    for told in ("4 added", "nothing new"):
+        with Child(as_nobody, "index", str(open_place / "photos"), "--model", "pli-tiny-48") as other: status, err = other.hear()
+        assert status == 0 and told in err and "1 folders cannot be read: shut" in err, err
+    assert not (open_place / "photos" / ".pli").exists()
+    home, = (path for path in (open_place / "cache" / "galleries").iterdir() if path.name != "known")
+    with PictureTable(next(home.glob("*/gallery.sqlite"))) as table: assert len(table) == 4
+
+
+def test_a_named_place_that_cannot_be_written_to_is_said_before_the_model_has_worked(open_place, monkeypatch):
+    for number in range(4): picture(open_place / "photos" / f"{number}.png", number)
+    (open_place / "place").mkdir()
+    (open_place / "place").chmod(0o555)
+    monkeypatch.setenv("PLI_CACHE", str(open_place / "cache"))
+    with Child(as_nobody, "index", str(open_place / "photos"), "--model", "pli-tiny-48", "--gallery", str(open_place / "place")) as other: status, err = other.hear()
+    assert status == 1 and str(open_place / "place") in err and "--gallery names another place" in err and err.count("\n") == 1, err
+
+
+# names and times
+
+def test_names_of_every_kind_come_out_as_they_are(tmp_path, capfd):
+    folder = tmp_path / "photos"
+    names = ["with space.png", "quote'\".png", "comma, \"and\".png", unicodedata.normalize("NFC", "é.png"), unicodedata.normalize("NFD", "é.png"), "x" * 251 + ".png", "ü" * 125 + "a.png", "new\nline.png", "\x1b[31m.png", "-rf.png", "=1+1.png"]
+    for number, name in enumerate(names): picture(folder / name, number)
+    os.rename(picture(folder / "odd.png", 50), os.fsencode(folder) + b"/\xff\xfe.png")
+    names.append(os.fsdecode(b"\xff\xfe.png"))
+    base = ("search", folder, "a cat", "--model", "pli-tiny-48", "--k", 99)
+    assert sorted(record["path"] for record in json.loads(pli(capfd, *base, "--json")[1])) == sorted(names)
+    assert pli(capfd, *base, "--figure", tmp_path / "hits.csv", "--copy-to", tmp_path / "copies", "--link-to", tmp_path / "links")[0] == 0
+    with open(tmp_path / "hits.csv", newline="", encoding="utf-8", errors="surrogateescape") as file: assert sorted(row["path"] for row in csv.DictReader(file)) == sorted(names)
+    for place in ("copies", "links"):
+        made = sorted((tmp_path / place).iterdir())
+        assert len(made) == len(names) and len({path.read_bytes() for path in made}) == len(names)
+    status, out, err = pli(capfd, *base)
+    assert status == 0 and len(out.splitlines()) == len(names) and "\x1b" not in out + err
+
+
+def test_a_rename_of_case_only_is_a_move(folder, tmp_path, backbone):
+    with PictureTable(tmp_path / "gallery.sqlite", create=True) as table:
+        update(table, folder, backbone)
+        ids = {found.path: found.id for found in table.select()}
+        (folder / "a" / "0.png").rename(folder / "a" / "0.PNG")
+        (folder / "b").rename(folder / "B")
+        changes = update(table, folder, backbone)
+        assert (changes.encoded, changes.moved, changes.removed) == (0, 6, 0)
+        assert {found.path.lower(): found.id for found in table.select()} == ids
+
+
+def test_a_clock_that_runs_backwards_hides_no_change(folder, tmp_path, backbone):
+    with PictureTable(tmp_path / "gallery.sqlite", create=True) as table:
+        update(table, folder, backbone)
+        for number, nanoseconds in ((0, 0), (2, -10**18), (4, 10**18), (6, 9 * 10**18)):
+            picture(folder / "a" / f"{number}.png", 100 + number)
+            os.utime(folder / "a" / f"{number}.png", ns=(nanoseconds, nanoseconds))
+        assert update(table, folder, backbone).changed == 4 and update(table, folder, backbone).encoded == 0
+        assert all(found.date[:2] in ("19", "20", "21", "22") for found in table.select())
+
+
+def test_a_time_that_cannot_be_is_no_date(tmp_path):
+    with PictureTable(tmp_path / "gallery.sqlite", create=True) as table:
+        table.put([Row(b"a.png", 1, 2**62, b"c" * 32), Row(b"b.png", 1, -2**62, b"c" * 32)])
+        table.connection.execute("INSERT INTO picture (path, size, changed, content) VALUES ('c.png', 1, 'soon', x'00')")
+        assert [found.date[:4] for found in table.select()][2] == ""
+
+
+# memory
+
+def measure(pipe, table: Path, folder: Path) -> None:
+    import resource
+    with PictureTable(table, create=True) as opened:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        update(opened, folder, load_backbone("pli-tiny-48"))
+        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_while_indexing(tmp_path):
+    "The peak of 2,000 pictures is that of 500, but for a few bytes a name; kept pixels would be 500 kB each."
+    grown = {}
+    for count in (500, 2000):
+        for number in range(count): picture(tmp_path / str(count) / f"{number}.jpg", number, (480, 360))
+        with Child(measure, tmp_path / f"{count}.sqlite", tmp_path / str(count)) as other: grown[count] = other.hear(1200)
+    assert grown[2000] < grown[500] + 30_000, grown                              # kilobytes
+
+
+# a stranger's gallery
+
+def test_a_table_that_is_a_link_is_refused(tmp_path):
+    PictureTable(tmp_path / "real.sqlite", create=True).close()
+    (tmp_path / "gallery.sqlite").symlink_to(tmp_path / "real.sqlite")
+    for writable in (True, False):
+        with pytest.raises(PliError, match="is not a file but a link"): PictureTable(tmp_path / "gallery.sqlite", writable=writable)
+    (tmp_path / "gallery.sqlite").unlink()
+    (tmp_path / "gallery.sqlite").symlink_to(tmp_path / "nowhere.sqlite")
+    with pytest.raises(PliError, match="is not a file but a link"): PictureTable(tmp_path / "gallery.sqlite", create=True)
+    assert not (tmp_path / "nowhere.sqlite").exists()
+
+
+@pytest.mark.parametrize("name", [".gallery.sqlite.lock", "gallery.sqlite-journal", "gallery.sqlite-wal", "features-1.npy", ".features-1.npy.{pid}.part"])
+def test_links_in_a_strangers_gallery_lead_to_no_file_of_ours(folder, tmp_path, backbone, name):
+    victim = tmp_path / "victim.txt"
+    victim.write_text("precious")
+    place = tmp_path / "theirs"
+    PictureTable(place / "gallery.sqlite", create=True).close()
+    (place / name.format(pid=os.getpid())).symlink_to(victim)
+    with contextlib.suppress(PliError), PictureTable(place / "gallery.sqlite") as table:
+        update(table, folder, backbone)
+        read_vectors(table, 128)
+    assert victim.read_text() == "precious"
+
+
+def test_an_older_gallery_is_named(tmp_path):
+    path = tmp_path / "gallery.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute(SCHEMA["about"])
+        connection.execute("CREATE TABLE picture (id INTEGER PRIMARY KEY, path TEXT, feature BLOB)")
+        connection.execute("INSERT INTO about VALUES ('version', '0')")
+    connection.close()
+    with pytest.raises(PliError, match="was made by version 0 of the gallery's format, this pli reads 1; remove its folder"): PictureTable(path)
+
+
+def test_what_a_stranger_calls_a_date_does_not_reach_the_terminal(folder, capfd):
+    assert pli(capfd, "index", folder, "--model", "pli-tiny-48")[0] == 0
+    with PictureTable(next((folder / ".pli").glob("*/gallery.sqlite"))) as table:
+        table.connection.execute("UPDATE picture SET taken = ?", ("\x1b[31m2024",))
+    for way in ((), ("--json",), ("--since", "2020"), ("--by-date",)):
+        status, out, err = pli(capfd, "search", folder, "a cat", "--no-index", *way)
+        assert "\x1b" not in out + err

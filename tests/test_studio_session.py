@@ -1,0 +1,197 @@
+"What the page decides, without a page: the command gives the same hits, marks can be measured, uploads find themselves, errors are sentences."
+import json
+import os
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from pli.backbones import load_backbone
+from pli.benchmarks import read_queries
+from pli.cli import main
+from pli.core import PliError
+from pli.studio.session import HIDING, PAUSE, Query, cells_of, change_query, gallery_cells, gallery_of, hidden_picture, large, open_session, read_marks
+from pli.world import save_world
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn")
+    save_world(folder, pairs=30, queries=6, gallery_size=20)
+    (folder / "images" / "below").mkdir()
+    for number in range(6): (folder / "images" / f"pair_{number:06d}.png").rename(folder / "images" / "below" / f"it's {number}.png")
+    open_session(folder / "images", model="pli-tiny-48", device="cpu").close()
+    return folder
+
+
+@pytest.fixture()
+def pictures(drawn, tmp_path) -> Path:
+    shutil.copytree(drawn / "images", tmp_path / "my pictures")
+    return tmp_path / "my pictures"
+
+
+@pytest.fixture()
+def session(pictures):
+    opened = open_session(pictures, model="pli-tiny-48", device="cpu")
+    yield opened
+    opened.close()
+
+
+def tuned(folder: Path, towers: str) -> Path:
+    "The tiny model with other weights in its text tower, or in both."
+    model = load_backbone("pli-tiny-48")
+    with torch.no_grad():
+        for name, weight in model.model.named_parameters():
+            if towers == "both" or not name.startswith("visual.") and name != "logit_scale": weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+    model.save(folder)
+    return folder
+
+
+def paths(session, side: int = 0, count: int = 7) -> list[str]: return [hit.path for hit in session.ranking(side, count).hits[:count]]
+
+
+CHANGES = [{"words": "a red star"}, {"words": "-rf 'quoted' $HOME `x` \"y\""}, {"words": "in blue", "picture": True, "weight": 0.35}, {"picture": True}, {"words": "a star", "without": "dots, red stripes"},
+           {"words": "in red", "picture": True, "folder": "below"}, {"words": "in red", "name": "pair_*1*.png", "since": "2020", "until": "2100-01"}]
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=range(len(CHANGES)))
+def test_command_and_python_give_the_same_hits(session, capsys, changes):
+    if changes.get("picture"): session.choose(next(cell["id"] for cell in gallery_cells(session, "it's 3")[0]))
+    session.change(**{name: value for name, value in changes.items() if name != "picture"})
+    shown = paths(session)
+    words = shlex.split(session.command(k=7))
+    assert words[:2] == ["pli", "search"] and main([words[1], "--json", *words[2:]]) == 0
+    records = json.loads(capsys.readouterr()[0])
+    assert [record["path"] for record in records] == shown and len(shown) >= 3
+    names = {}
+    exec(session.python(k=7), names)
+    assert [hit.path for hit in names["hits"]] == shown
+    names["gallery"].close()
+
+
+@pytest.mark.parametrize("towers", ["text", "both"])
+def test_a_second_model_beside_the_first(pictures, tmp_path, capsys, towers):
+    session = open_session(pictures, tuned(tmp_path / "tuned", towers), model="pli-tiny-48", device="cpu")
+    session.choose(gallery_cells(session, "it's 2")[0][0]["id"])
+    session.change(words="in red")
+    assert (session.galleries[1].backbone is session.galleries[1].reader) == (towers == "both")    # its own features only where it needs them
+    assert session.names == ["pli-tiny-48", "tuned"] and paths(session, 0, 30) != paths(session, 1, 30)
+    for side in (0, 1):
+        assert main([*shlex.split(session.command(side, 7))[1:], "--json", "--no-index"]) == 0
+        assert [record["path"] for record in json.loads(capsys.readouterr()[0])] == paths(session, side)
+    session.close()
+    with pytest.raises(PliError, match="no such folder"): open_session(pictures, tmp_path / "nowhere", model="pli-tiny-48", device="cpu")
+
+
+def test_moves_are_counted_from_before_a_drag(session):
+    session.choose(gallery_cells(session, "it's 1")[0][0]["id"])
+    session.change(words="a red star")
+    start = {cell["id"]: cell["rank"] for cell in cells_of(session, count=60)[0]}
+    for step in range(10):
+        change_query(session, {"weight": 1 - 0.09 * step}, now=100 + 0.1 * step)
+        cells, total = cells_of(session, count=60)
+    assert total == len(start) == len(session.gallery) - 1
+    moved = {cell["id"]: start[cell["id"]] - cell["rank"] for cell in cells}
+    assert any(moved.values())
+    for cell in cells: assert cell["moved"] == ("" if not moved[cell["id"]] else f"up {moved[cell['id']]}" if moved[cell["id"]] > 0 else f"down {-moved[cell['id']]}")
+    change_query(session, {"weight": 0.15}, now=100 + PAUSE + 5)                  # another drag begins from what is on the screen
+    rest = {cell["id"]: cell["rank"] for cell in cells}
+    assert all(cell["moved"] in ("", f"up {rest[cell['id']] - cell['rank']}", f"down {cell['rank'] - rest[cell['id']]}") for cell in cells_of(session, count=60)[0])
+    session.choose(cells[0]["id"])
+    assert not any(cell["moved"] for cell in cells_of(session, count=60)[0])       # another question, nothing to compare
+
+
+def test_pages_have_no_cap_and_nothing_twice(session):
+    session.change(words="a star")
+    seen, first = [], 0
+    while True:
+        cells, total = cells_of(session, first=first, count=7)
+        seen += [cell["id"] for cell in cells]
+        first += 7
+        if first >= total: break
+    assert len(seen) == len(set(seen)) == total == len(session.gallery)
+
+
+def test_marks_become_queries_that_evaluate_reads(session, pictures, tmp_path, capsys):
+    with pytest.raises(PliError, match="nothing to save"): session.save_marks()
+    session.change(words="a star")
+    session.mark(cells_of(session)[0][0]["id"], True)                              # words alone: cannot be measured
+    session.choose(gallery_cells(session, "it's 4")[0][0]["id"])
+    cells, _ = cells_of(session)
+    session.mark(cells[0]["id"], True)
+    session.mark(cells[1]["id"], False)
+    session.mark(cells[2]["id"], True)
+    session.mark(cells[2]["id"], None)
+    assert [cell["mark"] for cell in cells_of(session)[0][:4]] == ["right", "wrong", "", ""]
+    said = session.save_marks()
+    assert "because they cannot be measured: 1 marked search without a picture." in said
+    benchmark = read_queries(session.marks_file, gallery_of(session.marks_file), pictures)
+    assert len(benchmark) == 1 and benchmark.texts[0][0] == "a star" and benchmark.pictures[benchmark.references[0]] == "below/it's 4.png"
+    words = shlex.split(said.partition("To measure on them: ")[2])
+    assert main([*words[1:], "--composer", "sum:1", "--no-cache"]) == 0
+    again = read_marks(session.marks_file)
+    assert again.of(session.query) == session.marks.of(session.query)
+    (tmp_path / "other.json").write_text('[{"reference_img_id": "a", "relative_caption": "b", "gt_img_ids": ["c"]}]')
+    with pytest.raises(PliError, match="holds something else than marks"): open_session(pictures, marks=tmp_path / "other.json", model="pli-tiny-48", device="cpu")
+    assert "wrong_img_ids" not in (tmp_path / "other.json").read_text()
+
+
+def test_an_upload_finds_itself_in_the_gallery(session, pictures, tmp_path):
+    session.upload("C:\\fakepath\\x.png", (pictures / "below" / "it's 5.png").read_bytes())
+    assert session.query.picture.path == "below/it's 5.png" and session.uploads == 1
+    Image.new("RGB", (50, 40), "red").save(tmp_path / "new.png")
+    session.upload("../../evil\x1b[2J<b>.png", (tmp_path / "new.png").read_bytes())
+    assert session.query.picture.path == "" and session.query.picture.name == "evil\\x1b[2J<b>.png" and len(paths(session)) == 7
+    assert Path(session.folder.name) in session.query.picture.file.parents
+    for data in (b"", b"no picture", (tmp_path / "new.png").read_bytes()[:60]):
+        with pytest.raises(PliError, match="x.png"): session.upload("x.png", data)
+    place = Path(session.folder.name)
+    session.close()
+    assert not place.exists()
+
+
+def test_a_picture_that_vanished_is_a_sentence(session, pictures):
+    id = gallery_cells(session, "it's 0")[0][0]["id"]
+    (pictures / "below" / "it's 0.png").unlink()
+    for call in (session.choose, lambda id: large(session, id)):
+        with pytest.raises(PliError, match="is no longer there"): call(id)
+    assert session.query == Query()
+
+
+def test_every_way_of_hiding_can_be_seen(session):
+    with pytest.raises(PliError, match="choose a picture"): hidden_picture(session, "no colours")
+    session.choose(gallery_cells(session, "it's 0")[0][0]["id"])
+    whole = hidden_picture(session, "nothing is hidden")[0]
+    for way in HIDING:
+        picture, teaches = hidden_picture(session, way, 0.6, 3)
+        assert picture.size == whole.size and teaches and (picture.tobytes() != whole.tobytes()) == (way != "nothing is hidden")
+    with pytest.raises(PliError, match="no way of hiding"): hidden_picture(session, "random:0.5")
+
+
+def test_wrong_fields_change_nothing(session):
+    session.change(words="a star")
+    with pytest.raises(PliError, match="is no date"): session.change(since="soon", words="other")
+    assert session.query == Query(words="a star")
+    session.change(folder="nowhere")
+    with pytest.raises(PliError, match="no picture is left"): session.ranking()
+
+
+def test_names_of_every_kind_are_shown_safely(tmp_path):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    names = ["new\nline.png", "<script>.png", "ü.png", "x" * 251 + ".png", "\x1b[31m.png"]
+    for number, name in enumerate(names): Image.new("RGB", (40, 40), (40 * number, 0, 99)).save(folder / name)
+    shutil.copy(folder / names[0], os.fsencode(folder) + b"/\xff\xfe.png")
+    session = open_session(folder, model="pli-tiny-48", device="cpu")
+    cells, total = gallery_cells(session)
+    assert total == 6 and all(text.isprintable() for cell in cells for text in (cell["name"], cell["path"], cell["alt"]))
+    json.dumps(cells).encode()
+    session.change(words="a star")
+    for cell in cells_of(session)[0]: session.choose(cell["id"])
+    session.change(words="a circle")
+    for cell in cells_of(session)[0]: session.mark(cell["id"], True)
+    assert session.command() and session.python()
+    session.close()
