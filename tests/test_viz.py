@@ -129,7 +129,7 @@ def test_a_column_does_not_depend_on_the_others():
 
 def test_words_are_shown_where_some_are_hidden_and_only_there():
     captions = ["a red shirt", "a shirt"]
-    written = lambda hides: [text.get_text() for text in mask_figure(noise(2, 3, 24, 24), hides, (4, 4), captions=captions).texts]
+    written = lambda hides: [" ".join(text.get_text().split()) for text in mask_figure(noise(2, 3, 24, 24), hides, (4, 4), captions=captions).texts]
     assert "\N{LEFT DOUBLE QUOTATION MARK}red\N{RIGHT DOUBLE QUOTATION MARK}" in written(["only:colour"])
     assert sum(text.startswith("\N{LEFT DOUBLE QUOTATION MARK}") for text in written(["only:colour", "random", "without:colour"])) == 2   # the second caption stays as it is
     assert any("left of its caption" in text for text in written(["only:colour"])) and not any("left of its caption" in text for text in written(["random"]))
