@@ -45,7 +45,8 @@ class Server:
     def __init__(self, *words):
         command = [sys.executable, "-c", "import sys; from pli.cli import main; sys.exit(main())", "studio", *map(str, words), "--no-browser"]
         self.said = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=self.said, text=True, start_new_session=True)
+        self.process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=self.said, text=True, start_new_session=True,
+                                        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))   # tests that run in the background ignore it
         self.address = self.process.stdout.readline().strip()
         if not self.address: raise AssertionError(self.errors())
         self.port, self.token = int(re.search(r":(\d+)/", self.address)[1]), self.address.partition("token=")[2]
