@@ -1,13 +1,12 @@
 """How fast is a gallery? Indexing beside the bare model, a search beside the bare product and faiss, an approximate search beside the exact one, opening, memory.
 
-    python tools/gallery_speed.py [--only index|search|kinds] [--sizes 10000 100000 1000000] [--pictures 256] [--repeat 5] [--out results/gallery-speed.json]
+    python tools/gallery_speed.py [--only index|search] [--sizes 10000 100000 1000000] [--pictures 256] [--repeat 5] [--out results/gallery-speed.json]
 
 index    drawn JPEGs of about 500 pixels, ViT-B-32 with random weights: `update` into an empty gallery against the same model on the same pictures, already decoded, in turns; and the share
          that reading takes for pictures of 12 megapixels
 search   galleries of made-up features, 512 wide, written straight into the table: opening in a new process, one query with its 50 best, exact (`Ranker.rank`) in turns with the bare product
          `torch.mv` and `topk`, and with faiss's flat index; late fusion; approximate through LanceDB, with its recall@10; memory of a process that searches once. Needs faiss-cpu and pli[lance];
          a million pictures need 12 GB of disk in the folder for temporary files
-kinds    the kinds of index that LanceDB offers, on the same features: processor time to make one, size, and recall@10 by the share of cells that is looked into, 200 candidates scored exactly
 
 Times are only worth something on a quiet machine; the load before and after the run is part of the record. What is compared is measured in turns.
 """
@@ -35,7 +34,7 @@ from pli.gallery.approximate import Copy, candidates
 from pli.gallery.encode import ALIKE, encode_pixels
 from pli.gallery.index import NewPictures, list_pictures, update
 from pli.gallery.search import Gallery, Ranker
-from pli.gallery.store import PictureTable, Row, Vectors, read_vectors
+from pli.gallery.store import PictureTable, Row, read_vectors
 
 WIDTH, BEST, QUERIES = 512, 50, 40
 
@@ -217,32 +216,7 @@ def measure_search(args, place: Path) -> dict:
     return found
 
 
-# kinds of index
-
-def measure_kinds(args, place: Path, count: int = 50_000, cell: int = 2000) -> dict:
-    "Every kind of index over the same features, with as many cells."
-    import lancedb
-    import pyarrow as pa
-    from lancedb.index import HnswSq, IvfPq, IvfRq, IvfSq
-    features = torch.cat(list(made_features(count)))
-    queries = [parse_composer("sum:1").parts(a[None], b[None])[0][0] for a, b in queries_of(Ranker(Vectors(np.arange(count), features, 0)))]
-    exact = [set(row) for row in (torch.stack(queries) @ features.T).topk(10).indices.tolist()]
-    rows = pa.table({"id": list(range(count)), "feature": pa.FixedSizeListArray.from_arrays(pa.array(features.numpy().reshape(-1)), WIDTH)})
-    kinds, found = {"IVF_RQ": IvfRq, "IVF_SQ": IvfSq, "IVF_PQ": IvfPq, "IVF_HNSW_SQ": HnswSq}, {"what": f"{count:,} features, {count // cell} cells, the 10 best of 200 candidates, {QUERIES} queries"}
-    for name, kind in kinds.items():
-        table, began = lancedb.connect(place / name).create_table("pictures", rows), time.process_time()
-        table.create_index("feature", config=kind(distance_type="cosine", num_partitions=count // cell))
-        record = {"made in, s of the processor": round(time.process_time() - began, 1), "MB": round(sum(file.stat().st_size for file in (place / name).rglob("_indices/**/*") if file.is_file()) / 1e6, 1)}
-        for share in (0.1, 0.2, 0.4, 1.0):
-            ask = lambda query: table.search(query.numpy(), vector_column_name="feature").distance_type("cosine").nprobes(round(share * count / cell)).limit(200).select(["id", "feature", "_distance"]).to_arrow()["id"].to_pylist()
-            began = time.process_time()
-            recall = statistics.mean(len(best & set(ask(query))) / 10 for best, query in zip(exact, queries))
-            record[f"{share:.0%} of the cells"] = {"recall@10": round(recall, 3), "ms of the processor a query": round(1000 * (time.process_time() - began) / QUERIES, 1)}
-        found[name] = record
-    return found
-
-
-PARTS = {"index": measure_index, "search": measure_search, "kinds": measure_kinds}
+PARTS = {"index": measure_index, "search": measure_search}
 
 
 def main() -> None:
