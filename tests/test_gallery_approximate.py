@@ -425,3 +425,9 @@ def test_what_is_wrong_with_an_object_store_is_told_in_one_line(bucket, monkeypa
     for name, value in environment.items(): monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
     status, out, err = pli(capfd, "search", place, "a star")
     assert (status, out) == (1, "") and words in err and err.count("\n") == 1
+
+
+def test_a_picture_that_a_copy_does_not_hold_is_told(both):
+    copy = both[1]
+    with pytest.raises(PliError, match="picture 10000000 is not in the copy"): copy.table.picture(10_000_000)
+    assert copy.table.several([10_000_000]) == []

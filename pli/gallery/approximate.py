@@ -132,7 +132,10 @@ class Copy:
         with telling(self.place): found = self.pictures.search().where(sql).select(["id", *columns]).limit(limit).to_arrow().to_pylist()
         return sorted(found, key=lambda row: row["id"])
 
-    def picture(self, id: int) -> Picture: return self.several([id])[0]
+    def picture(self, id: int) -> Picture:
+        "One picture. Raises `PliError` if it is not there."
+        for found in self.several([id]): return found
+        raise PliError(f"{shown(self.place)}: picture {id} is not in the copy")
 
     def several(self, ids: Sequence[int]) -> list[Picture]:
         "Pictures in the order of the ids, in one question; those that are not there are passed over."
