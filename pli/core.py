@@ -23,6 +23,7 @@ import stat
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -230,8 +231,8 @@ def once(
     "An object of a JSON file. Raises `PliError` for a name that is there twice, of which json itself would silently take the last."
     record = dict(pairs)
     if len(record) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise PliError(f"the entry {shown(next(name for name in names if names.count(name) > 1))!r} is there twice")
+        counts = Counter(name for name, _ in pairs)
+        raise PliError(f"the entry {shown(next(name for name in counts if counts[name] > 1))!r} is there twice")
     return record
 
 def read_json(

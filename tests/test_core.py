@@ -235,3 +235,9 @@ def test_what_is_no_file_is_not_replaced_by_one(tmp_path, make, words):
     with pytest.raises(PliError, match="would be replaced"), atomic("/dev/pli-test"): raise AssertionError("begun")
     after = os.lstat(path)
     assert (before.st_ino, before.st_mode) == (after.st_ino, after.st_mode) and os.listdir(tmp_path) == ["out.txt"]
+
+
+def test_a_large_object_with_one_name_twice_is_told_soon():
+    "Looking every name up among all others would take hours here."
+    from pli.core import once
+    with pytest.raises(PliError, match="the entry '199999' is there twice"): once([(str(number), 0) for number in range(200_000)] + [("199999", 1)])
