@@ -15,10 +15,9 @@ import time
 import unicodedata
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from galleries import backbone, folder, picture  # noqa: F401: fixtures
 
 from pli.backbones import load_backbone
 from pli.cli import main
@@ -27,24 +26,6 @@ from pli.gallery.index import Indexing, alone_with, update
 from pli.gallery.store import SCHEMA, PictureTable, Row, read_vectors
 
 FORK = multiprocessing.get_context("fork")   # a real process, without the seconds that importing torch takes
-
-
-def picture(path: Path, number: int, size=(40, 30)) -> Path:
-    "A picture unlike any other of its number."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(number)
-    Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize(size).save(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def backbone(): return load_backbone("pli-tiny-48")
-
-
-@pytest.fixture()
-def folder(tmp_path) -> Path:
-    for number in range(10): picture(tmp_path / "photos" / f"{'ab'[number % 2]}" / f"{number}.png", number)
-    return tmp_path / "photos"
 
 
 def pli(capfd, *words) -> tuple[int, str, str]:
@@ -338,7 +319,7 @@ def test_memory_stays_flat_while_indexing(tmp_path):
     "The peak of 2,000 pictures is that of 500, but for a few bytes a name; kept pixels would be 500 kB each."
     grown = {}
     for count in (500, 2000):
-        for number in range(count): picture(tmp_path / str(count) / f"{number}.jpg", number, (480, 360))
+        for number in range(count): picture(tmp_path / str(count) / f"{number}.jpg", number, (480, 360), "JPEG")
         with Child(measure, tmp_path / f"{count}.sqlite", tmp_path / str(count)) as other: grown[count] = other.hear(1200)
     assert grown[2000] < grown[500] + 30_000, grown                              # kilobytes
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from galleries import backbone, folder, picture  # noqa: F401: fixtures
 from PIL import Image
 
 from pli.backbones import load_backbone
@@ -30,24 +31,6 @@ from pli.gallery.store import PictureTable, Row, path_inside, read_vectors
 from pli.world import save_world
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-
-
-def picture(path: Path, number: int, size=(40, 30)) -> Path:
-    "A picture unlike any other of its number."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(number)
-    Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize(size).save(path, "PNG")
-    return path
-
-
-@pytest.fixture(scope="module")
-def backbone(): return load_backbone("pli-tiny-48")
-
-
-@pytest.fixture()
-def folder(tmp_path) -> Path:
-    for number in range(10): picture(tmp_path / "photos" / f"{'ab'[number % 2]}" / f"{number}.png", number)
-    return tmp_path / "photos"
 
 
 @pytest.fixture()
