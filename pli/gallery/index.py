@@ -119,11 +119,15 @@ def date_taken(
         return datetime.datetime.strptime(str(said).strip("\0 ")[:19], "%Y:%m:%d %H:%M:%S").isoformat()
     except Exception: return None
 
-def thumbnail_of(picture: Image.Image) -> bytes:
+def thumbnail_of(
+    picture: Image.Image,    # RGB
+    side: int = THUMBNAIL,   # pixels of the longer side, at most
+    quality: int = 82,       # of the JPEG, to 100
+) -> bytes:
     "A small JPEG without any metadata."
     small, data = picture.copy(), io.BytesIO()
-    small.thumbnail((THUMBNAIL, THUMBNAIL), reducing_gap=2.0)
-    Image.frombytes("RGB", small.size, small.tobytes()).save(data, "JPEG", quality=82)
+    small.thumbnail((side, side), reducing_gap=2.0)
+    Image.frombytes("RGB", small.size, small.tobytes()).save(data, "JPEG", quality=quality)
     return data.getvalue()
 
 # %% ../../nbs/gallery/09b_index.ipynb #aedc7b49

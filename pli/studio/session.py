@@ -23,7 +23,7 @@ from PIL import Image
 
 from ..core import MissingFile, PliError, generator, read_json, shown, write_json
 from ..data import open_picture
-from ..gallery.index import content_of
+from ..gallery.index import content_of, thumbnail_of
 from ..gallery.search import Gallery, Hit, Hits, Where, gallery_home, open_gallery
 from ..masking import HIDERS, View, parse_hide, to_pixels
 
@@ -313,7 +313,7 @@ def uploaded(
     except PliError as error:
         file.unlink()
         raise PliError(f"{label} cannot be read as a picture ({shown(getattr(error, 'detail', error))})") from None
-    same = session.gallery.table.connection.execute("SELECT id FROM picture WHERE content = ? AND feature IS NOT NULL ORDER BY id", (content_of(file),)).fetchone()
+    same = session.gallery.table.copies_of(content_of(file))
     if same and (session.gallery.root / session.gallery.table.picture(same[0]).path).is_file(): return chosen_picture(session, same[0])
     return Chosen(label, file)
 
@@ -359,11 +359,7 @@ def large(
     picture = open_picture(chosen_picture(session, id).file)
     return as_jpeg(picture, side)
 
-def as_jpeg(picture: Image.Image, side: int) -> bytes:
-    picture, data = picture.convert("RGB"), io.BytesIO()
-    picture.thumbnail((side, side), reducing_gap=2.0)
-    Image.frombytes("RGB", picture.size, picture.tobytes()).save(data, "JPEG", quality=88)
-    return data.getvalue()
+def as_jpeg(picture: Image.Image, side: int) -> bytes: return thumbnail_of(picture.convert("RGB"), side, quality=88)
 
 # %% ../../nbs/studio/13_session.ipynb #74bad61a
 def hidden_picture(
