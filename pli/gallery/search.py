@@ -6,8 +6,8 @@
 __all__ = ['SLACK', 'FEW', 'AVOID', 'MODEL', 'DEFAULT_COMPOSER', 'READS', 'features_key', 'gallery_home', 'cached_home',
            'galleries_in', 'everyday_captions', 'everyday_mean', 'Where', 'Ranker', 'fit_of', 'check_at_least', 'Hit',
            'Hits', 'title_of_query', 'sheet_of', 'save_hits', 'write_csv', 'Gallery', 'open_gallery', 'with_weights',
-           'check_reader', 'features_read', 'write_features_read', 'notes_folder', 'note_of', 'remember',
-           'search_gallery', 'chosen_composer', 'Reference']
+           'OtherFeatures', 'check_reader', 'features_read', 'write_features_read', 'notes_folder', 'note_of',
+           'remember', 'search_gallery', 'chosen_composer', 'Reference']
 
 # %% ../../nbs/gallery/09c_search.ipynb #3fa31c04
 import csv
@@ -446,10 +446,13 @@ def _as_options(model: str, pretrained: str | None, preprocess: str, quick_gelu:
     said = [f"--model {shown(model)}"] + [f"--pretrained {shown(pretrained)}"] * bool(pretrained) + [f"--preprocess {shown(preprocess)}"] * (preprocess != "model")
     return " ".join(said + ([] if quick_gelu is None else ["--quick-gelu" if quick_gelu else "--no-quick-gelu"]))
 
+class OtherFeatures(PliError):
+    "A model of queries that reads other features than a gallery's."
+
 def check_reader(reader: Backbone, query_model: str | Path, key: str, model: str) -> None:
-    "Raise a `PliError` for a model of queries that does not read the features of another model."
+    "Raise `OtherFeatures` for a model of queries that does not read the features of another model."
     if key not in features_read(reader):
-        raise PliError(f"{shown(query_model)} reads features {', '.join(features_read(reader))}, and {shown(model)} makes {key}: only a model that was tuned with this picture tower left as it was fits; --model {shown(query_model)} indexes the folder for it")
+        raise OtherFeatures(f"{shown(query_model)} reads features {', '.join(features_read(reader))}, and {shown(model)} makes {key}: only a model that was tuned with this picture tower left as it was fits; --model {shown(query_model)} indexes the folder for it")
 
 READS = "features.json"   # in a tuned model's folder: which features it reads
 

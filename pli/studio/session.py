@@ -24,7 +24,7 @@ from PIL import Image
 from ..core import MissingFile, PliError, generator, read_json, shown, write_json
 from ..data import open_picture
 from ..gallery.index import content_of, thumbnail_of
-from ..gallery.search import Gallery, Hit, Hits, Where, gallery_home, open_gallery
+from ..gallery.search import Gallery, Hit, Hits, OtherFeatures, Where, gallery_home, open_gallery
 from ..masking import HIDERS, View, parse_hide, to_pixels
 
 # %% ../../nbs/studio/13_session.ipynb #47500478
@@ -462,6 +462,4 @@ def open_second(folder: str | Path, model: str | Path, opening: dict) -> Gallery
     others = {name: value for name, value in opening.items() if name not in ("model", "pretrained", "quick_gelu")}
     if not Path(model).is_dir(): raise PliError(f"{shown(model)}: no such folder; the second model is a folder, such as the one that pli tune has written")
     try: return open_gallery(folder, query_model=str(model), **opening)
-    except PliError as error:
-        if "only a model that was tuned" not in str(error): raise
-        return open_gallery(folder, model=str(model), **others)
+    except OtherFeatures: return open_gallery(folder, model=str(model), **others)
