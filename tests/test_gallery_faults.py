@@ -25,7 +25,10 @@ from pli.core import PliError
 from pli.gallery.index import Indexing, alone_with, update
 from pli.gallery.store import SCHEMA, PictureTable, Row, read_vectors
 
-FORK = multiprocessing.get_context("fork")   # a real process, without the seconds that importing torch takes
+# Real processes, without the seconds that importing torch takes, forked from a server that has never computed: a process that has keeps
+# threads (OpenMP's), and what is forked from it waits for them for ever.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["pli.cli", "pli.gallery.index"])
 
 
 def pli(capfd, *words) -> tuple[int, str, str]:
@@ -38,11 +41,18 @@ def paths(table: PictureTable) -> list[str]: return sorted(found.path for found 
 
 # two at once
 
+def begin(work, environment: dict, *values) -> None:
+    "The server has the environment of its start, not of the test; what is begun by the function begins as it does elsewhere."
+    os.environ.update(environment)
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+    work(*values)
+
+
 class Child:
-    "A forked process that runs a function, which says what it has to say into a pipe; it is killed at the end of the `with`, if it still lives."
+    "A process that runs a function, which says what it has to say into a pipe; it is killed at the end of the `with`, if it still lives."
     def __init__(self, work, *values):
-        self.pipe, other = FORK.Pipe()
-        self.process = FORK.Process(target=work, args=(other, *values))
+        self.pipe, other = PROCESSES.Pipe()
+        self.process = PROCESSES.Process(target=begin, args=(work, dict(os.environ), other, *values))
         self.process.start()
         other.close()
 
@@ -214,7 +224,12 @@ def test_a_drive_that_is_away_loses_nothing(tmp_path, backbone):
 
 
 def as_nobody(pipe, *words) -> None:
-    "Run a command as a user who owns nothing."
+    "Run a command as a user who owns nothing. It runs once before, as who we are: what it imports may lie where nobody may read."
+    with tempfile.TemporaryDirectory() as place, open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+        cache, os.environ["PLI_CACHE"] = os.environ["PLI_CACHE"], place
+        picture(Path(place) / "photos" / "0.png", 0)
+        main(["index", str(Path(place) / "photos"), "--model", "pli-tiny-48"])
+        os.environ["PLI_CACHE"] = cache
     if os.geteuid() == 0: os.setgroups([]), os.setgid(65534), os.setuid(65534)
     with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(io.StringIO()) as told: status = main(list(words))
     pipe.send((status, told.getvalue()))
