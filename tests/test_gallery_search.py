@@ -363,6 +363,23 @@ def test_words_to_avoid_cost_what_the_formula_says(folder):
         assert hits[-1].score == 0 and len(hits) == 9 and 1.0 in (avoided[hit.path] for hit in hits if hit.score == 0)
 
 
+@pytest.mark.parametrize("image", [False, True])
+@pytest.mark.parametrize("composer", ["sum:1", "slerp:0.6", "product:1", "harris:2"])
+def test_a_hit_of_a_search_with_words_to_avoid_is_explained(folder, image, composer):
+    "Score of what was wanted, stretched, times what the words to avoid leave of it; every hit, and each half as without them."
+    with Gallery.open(folder, "pli-tiny-48") as gallery:
+        gallery.update()
+        asked = {"image": folder / "a" / "0.png", "text": "a cat", "composer": composer} if image else {"text": "a cat"}
+        plain, hits = gallery.search(**asked, k=10), gallery.search(**asked, without=["red", "a dog"], k=10)
+        for hit in (hits[0], hits[3]):
+            why = hit.explain()
+            assert why.score == pytest.approx(hit.score, abs=1e-3) and why.score == pytest.approx(why.avoid["stretched"] * why.avoid["kept"], abs=1e-6)
+            before, = (one for one in plain if one.path == hit.path)
+            assert why.avoid["wanted"] == pytest.approx(before.score, abs=1e-3) and why.halves == pytest.approx(before.explain().halves, abs=1e-4)
+            assert "left by what was to be avoided" in why.lines()[0] and why.record()["avoid"]["words"] == ["red", "a dog"]
+        assert plain[0].explain().avoid is None and "avoid" not in plain[0].explain().record()
+
+
 def test_hits_that_fit_hardly_better_than_everyday_captions_are_left_out(folder, tmp_path):
     with Gallery.open(folder, "pli-tiny-48") as gallery:
         gallery.update()

@@ -8,7 +8,7 @@ __all__ = ['Scoring', 'scoring_of', 'halves_of', 'words_of', 'blocks', 'block_ma
 
 # %% ../../nbs/gallery/09d_explain.ipynb #a9a62e4c
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..composition import Composer, parse_composer
-from ..core import PliError, generator, shown, unit
+from ..core import generator, shown, unit
 from .encode import encode_texts
-from .search import Hit, Hits
+from .search import AVOID, Hit, Hits, direction_of_avoided
 
 # %% ../../nbs/gallery/09d_explain.ipynb #292db0ce
 @dataclass(frozen=True)
@@ -29,28 +29,46 @@ class Scoring:
     image_mean: Tensor | None = None      # `(width,)`, for late fusion
     text_mean: Tensor | None = None
     ends: tuple[tuple[float, float], ...] = ()   # lowest and highest of each list of scores, for late fusion
+    against: Tensor | None = None         # `(width,)`, where words to avoid point
+    outer: tuple[tuple[float, float], ...] = ()  # with words to avoid: the ends of what was wanted, and of what was to be avoided
 
     def lists(self, reference: Tensor, words: Tensor, hit: Tensor) -> list[Tensor]:
         "The score of each part, before they are fused: `(batch,)` each, from `(batch, width)` features."
         reference, words, hit = unit(reference), unit(words), unit(hit)
         if self.composer.centred: reference, words, hit = unit(reference - self.image_mean), unit(words - self.text_mean), unit(hit - self.image_mean)
         found = [(part * hit).sum(-1) for part in self.composer.parts(reference, words)]
-        return [((each - low) / max(high - low, 1e-6)).clamp(0, 1) for each, (low, high) in zip(found, self.ends)] if self.ends else found
+        return [_stretch(each, ends) for each, ends in zip(found, self.ends)] if self.ends else found
 
-    def __call__(self, reference: Tensor, words: Tensor, hit: Tensor) -> Tensor: return self.composer.fuse(*self.lists(reference, words, hit))   # `(batch,)`
+    def wanted(self, reference: Tensor, words: Tensor, hit: Tensor) -> Tensor: return self.composer.fuse(*self.lists(reference, words, hit))   # `(batch,)`, words to avoid left aside
+
+    def kept(self, hit: Tensor) -> Tensor:   # `(batch,)`
+        "The factor that the words to avoid leave of a score: 1 for the picture that they fit least."
+        return (1 - _stretch(unit(unit(hit) - self.image_mean) @ self.against, self.outer[1])) ** AVOID
+
+    def __call__(self, reference: Tensor, words: Tensor, hit: Tensor) -> Tensor:   # `(batch,)`
+        found = self.wanted(reference, words, hit)
+        return found if self.against is None else _stretch(found, self.outer[0]) * self.kept(hit)
+
+def _stretch(each: Tensor, ends: tuple[float, float]) -> Tensor: return ((each - ends[0]) / max(ends[1] - ends[0], 1e-6)).clamp(0, 1)
 
 def scoring_of(
     hits: Hits,
 ) -> Scoring:
-    "How a search scored its hits. Raises `PliError` for a search with words to avoid, whose score is not of this kind."
-    if hits.asked["without"]: raise PliError("a hit of a search with words to avoid cannot be explained yet: search without them")
-    composer, gallery = parse_composer(hits.asked["composer"]), hits.gallery
-    if not composer.centred: return Scoring(composer)
+    "How a search scored its hits."
+    composer, gallery, avoid = parse_composer(hits.asked["composer"]), hits.gallery, hits.asked["without"]
+    if not (composer.centred or avoid): return Scoring(composer)
     words, picture = _features(hits)
     mean = gallery.text_mean if hits.text_mean is None else hits.text_mean
-    _, lists = hits.ranker.fast(composer, picture, words, mean, hits.allowed)
+    scores, lists = hits.ranker.fast(composer, picture, words, mean, hits.allowed)
+    found = Scoring(composer, hits.ranker.image_mean, mean, _ends(hits, *lists) if composer.centred else ())
+    if not avoid: return found
+    against = direction_of_avoided(gallery, avoid, mean)
+    return replace(found, against=against, outer=_ends(hits, scores, hits.ranker.product(against, centred=True)))
+
+def _ends(hits: Hits, *lists: Tensor) -> tuple[tuple[float, float], ...]:
+    "Lowest and highest score of each list, among the pictures that took part."
     inside = [each if hits.allowed is None else each[hits.allowed] for each in lists]
-    return Scoring(composer, hits.ranker.image_mean, mean, tuple((each.min().item(), each.max().item()) for each in inside))
+    return tuple((each.min().item(), each.max().item()) for each in inside)
 
 def _features(hits: Hits) -> tuple[Tensor, Tensor]:
     "The features of the words and of the picture that were asked; a half that was not asked is the other one."
@@ -72,7 +90,7 @@ def halves_of(
     scoring: Scoring,
     picture: Tensor, words: Tensor, hit: Tensor,   # `(width,)`
 ) -> dict[str, float]:   # `{"picture": ..., "words": ...}`
-    "What picture and words gave to a score: two summands, or for late fusion the two factors between 0 and 1."
+    "What picture and words gave to the score of what was wanted: two summands, or for late fusion the two factors between 0 and 1."
     if scoring.composer.centred: return dict(zip(("picture", "words"), (each.item() for each in scoring.lists(picture[None], words[None], hit[None]))))
     query = scoring.composer.parts(picture[None], words[None])[0][0]
     pair = torch.stack([unit(words), unit(picture)]).double()
@@ -183,13 +201,14 @@ class Explanation:
     pictures: dict[str, Image.Image]           # `reference` and `hit`, as the model sees them
     maps: dict[str, dict[str, Tensor]]         # `reference` and `hit` -> `blocks` and `gradient` -> `(rows, columns)`
     curves: dict[str, dict[str, Curves]]       # the same keys
+    avoid: dict | None = None                  # with words to avoid: `words`, the score of what was `wanted`, what it is `stretched` to, and the factor `kept` of that
 
     @property
     def how(self) -> str: return "factors" if parse_composer(self.composer).centred else "summands"
 
     def record(self) -> dict:
         "Plain values; maps as rows of numbers."
-        return {"path": self.hit.path, "rank": self.hit.rank, "composer": self.composer, "score": self.score, self.how: self.halves, "words": [list(pair) for pair in self.words],
+        return {"path": self.hit.path, "rank": self.hit.rank, "composer": self.composer, "score": self.score, self.how: self.halves, **({"avoid": self.avoid} if self.avoid else {}), "words": [list(pair) for pair in self.words],
                 "maps": {what: {name: [[round(v, 6) for v in row] for row in found.tolist()] for name, found in maps.items()} for what, maps in self.maps.items()},
                 "trust": {what: {name: curves.trust for name, curves in found.items()} for what, found in self.curves.items()}}
 
@@ -202,7 +221,7 @@ class Explanation:
 def explain(
     hit: Hit,                # of a search
 ) -> Explanation:
-    "Take the score of a hit apart. Raises `PliError` for a search whose scores cannot be taken apart, and for a picture that is gone."
+    "Take the score of a hit apart. Raises `PliError` for a picture that is gone."
     hits = hit.of
     gallery, scoring = hits.gallery, scoring_of(hits)
     words, picture = _features(hits)
@@ -217,14 +236,17 @@ def explain(
         pictures[what] = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
         maps[what] = {"blocks": block_map(backbone, pixels, score), "gradient": gradient_map(backbone, pixels, score)}
         curves[what] = {name: curves_of(backbone, pixels, score, found) for name, found in maps[what].items()}
-    value = scoring(picture[None], words[None], target[None]).item()
-    return Explanation(hit, hits.asked["composer"], value, halves_of(scoring, picture, words, target), words_of(hits, hit, scoring), pictures, maps, curves)
+    value, wanted = scoring(picture[None], words[None], target[None]).item(), scoring.wanted(picture[None], words[None], target[None])
+    avoid = scoring.against is not None and {"words": hits.asked["without"], "wanted": wanted.item(), "stretched": _stretch(wanted, scoring.outer[0]).item(), "kept": scoring.kept(target[None]).item()}
+    return Explanation(hit, hits.asked["composer"], value, halves_of(scoring, picture, words, target), words_of(hits, hit, scoring), pictures, maps, curves, avoid or None)
 
 # %% ../../nbs/gallery/09d_explain.ipynb #13c206da
 def explanation_lines(found: Explanation) -> list[str]:
     "An explanation in a few lines."
     sign = " + " if found.how == "summands" else " and factor "
-    lines = [f"{found.hit.rank}. {shown(found.hit.path)}: {found.score:.4f} with {found.composer}; " + sign.join(f"{name} {value:.4f}" for name, value in found.halves.items())]
+    halves = sign.join(f"{name} {value:.4f}" for name, value in found.halves.items())
+    lines = [f"{found.hit.rank}. {shown(found.hit.path)}: {found.score:.4f} with {found.composer}; " + (f"= {found.avoid['stretched']:.4f} for what was wanted x {found.avoid['kept']:.4f} left by what was to be avoided" if found.avoid else halves)]
+    if found.avoid: lines.append(f"what was wanted: {found.avoid['wanted']:.4f} ({halves}), which is {found.avoid['stretched']:.4f} of the way from the worst picture's to the best one's")
     if found.words: lines.append("what each word gave (the score loses it without the word): " + ", ".join(f"{shown(word, 40)} {value:+.4f}" for word, value in found.words))
     for what, curves in found.curves.items(): lines.append(f"how far the map over the {what} can be trusted: {curves['blocks'].trust:.2f} made by hiding blocks, {curves['gradient'].trust:.2f} by gradient; 0 or less is no better than chance, 1 is perfect")
     return lines
@@ -245,7 +267,7 @@ def explanation_figure(found: Explanation):
     values = [*found.halves.values(), *(value for _, value in found.words)]
     colours = ["#0072b2"] * len(found.halves) + ["#8a8a8a"] * len(found.words)
     axes[-2].barh(range(len(names)), values, color=colours)
-    axes[-2].set(yticks=range(len(names)), yticklabels=names, title=f"what gave {found.score:.3f}", xlabel=f"{found.how} (blue)" + ("\nlost without the word (grey)" if found.words else ""))
+    axes[-2].set(yticks=range(len(names)), yticklabels=names, title=f"what gave {found.avoid['wanted'] if found.avoid else found.score:.3f}", xlabel=f"{found.how} (blue)" + (f"\nx {found.avoid['kept']:.2f} for words to avoid" if found.avoid else "") + ("\nlost without the word (grey)" if found.words else ""))
     axes[-2].invert_yaxis()
     axes[-2].axvline(0, color="#2b2b2b", linewidth=0.8)
     last = sides[-1]

@@ -7,7 +7,7 @@ __all__ = ['SLACK', 'FEW', 'AVOID', 'MODEL', 'DEFAULT_COMPOSER', 'READS', 'featu
            'galleries_in', 'everyday_captions', 'everyday_mean', 'Where', 'Ranker', 'fit_of', 'check_at_least', 'Hit',
            'Hits', 'title_of_query', 'sheet_of', 'save_hits', 'write_csv', 'Gallery', 'open_gallery', 'with_weights',
            'OtherFeatures', 'check_reader', 'features_read', 'write_features_read', 'notes_folder', 'note_of',
-           'remember', 'search_gallery', 'chosen_composer', 'Reference']
+           'remember', 'search_gallery', 'direction_of_avoided', 'chosen_composer', 'Reference']
 
 # %% ../../nbs/gallery/09c_search.ipynb #3fa31c04
 import csv
@@ -522,7 +522,7 @@ def search_gallery(
     words = _direction(encode_texts(gallery.reader, texts)) if texts else None
     picture = _direction(torch.stack([found.feature for found in references])) if references else words
     mean = gallery.text_mean if text_mean is None and (chosen.centred or avoid) else text_mean
-    against = _direction(unit(encode_texts(gallery.reader, avoid) - mean)) if avoid else None
+    against = direction_of_avoided(gallery, avoid, mean) if avoid else None
     own, asked_words = [id for one in references if one.content for id in table.copies_of(one.content)], picture if words is None else words
     if approximate:
         from pli.gallery.approximate import candidates
@@ -554,6 +554,10 @@ def _texts(said, what: str) -> list[str]:
     return texts
 
 def _direction(features: Tensor) -> Tensor: return features[0] if len(features) == 1 else unit(features.mean(0))
+
+def direction_of_avoided(gallery: Gallery, avoid: list[str], text_mean: Tensor) -> Tensor:   # `(width,)`
+    "Where the words to avoid point, from the mean of words."
+    return _direction(unit(encode_texts(gallery.reader, avoid) - text_mean))
 
 def chosen_composer(pictures: bool, words: bool, composer: str | None, weight: float | None) -> Composer:
     "The composer that a query asks for."
