@@ -67,7 +67,8 @@ def _opened(args):
 def _check_copies(args, needed: bool) -> None:
     "Raise a `PliError` before any work where a copy cannot be made, or searched."
     from pli.core import PliError, shown
-    from pli.gallery.approximate import check_place, is_copy, lance
+    from pli.gallery.approximate import check_place, lance
+    from pli.gallery.search import is_copy
     copied = is_copy(args.folder)
     if copied and not hasattr(args, "words"): raise PliError(f"{shown(args.folder)}: is a copy of a gallery; pli index takes the folder of pictures that it was made from")
     if needed or copied: lance()

@@ -24,7 +24,8 @@ from pli.world import save_world
 lancedb = pytest.importorskip("lancedb", reason='needs the extra: pip install "pli[lance]"')
 
 from pli.gallery import approximate                                      # noqa: E402
-from pli.gallery.approximate import Copy, condition_of, is_copy, open_copy, publish, schema_of   # noqa: E402
+from pli.gallery.approximate import Copy, condition_of, open_copy, publish, schema_of   # noqa: E402
+from pli.gallery.search import is_copy                                   # noqa: E402
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
 

@@ -263,6 +263,20 @@ def test_a_folder_that_cannot_be_written_to_has_its_gallery_in_the_cache(open_pl
     with PictureTable(next(home.glob("*/gallery.sqlite"))) as table: assert len(table) == 4
 
 
+def test_a_gallery_beside_pictures_that_may_only_be_read_is_read_and_not_made_again(open_place, monkeypatch, capfd):
+    "As on a shared drive whose owner has indexed it; another model's gallery still goes to the cache."
+    for number in range(4): picture(open_place / "photos" / f"{number}.png", number)
+    assert pli(capfd, "index", open_place / "photos", "--model", "pli-tiny-48")[0] == 0
+    for path in [open_place / "photos", *(open_place / "photos").rglob("*")]: path.chmod(0o555 if path.is_dir() else 0o444)
+    monkeypatch.setenv("PLI_CACHE", str(open_place / "cache"))
+    for words in ([], ["--model", "pli-tiny-48"]):
+        with Child(as_nobody, "search", str(open_place / "photos"), "a cat", *words) as other: status, err = other.hear()
+        assert status == 0 and "cannot be written to, so it is searched as it is" in err and "added" not in err, err
+    assert not list((open_place / "cache").glob("galleries/*/*/gallery.sqlite"))
+    with Child(as_nobody, "index", str(open_place / "photos"), "--model", "pli-tiny-48", "--preprocess", "target-pad") as other: status, err = other.hear()
+    assert status == 0 and "4 added" in err and len(list((open_place / "cache").glob("galleries/*/*/gallery.sqlite"))) == 1, err
+
+
 def test_a_named_place_that_cannot_be_written_to_is_said_before_the_model_has_worked(open_place, monkeypatch):
     for number in range(4): picture(open_place / "photos" / f"{number}.png", number)
     (open_place / "place").mkdir()

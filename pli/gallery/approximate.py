@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ADVICE', 'FORMAT', 'TABLES', 'META', 'LARGEST_FACT', 'LEAST_INDEXED', 'CELL', 'PROBES', 'LEAST_PROBES', 'REFINED',
            'CANDIDATES', 'FEWEST', 'MIXED', 'ENDS', 'CHUNK', 'lance', 'telling', 'check_place', 'schema_of', 'stamp_of',
-           'printable', 'is_copy', 'Copy', 'open_table', 'read_facts', 'check_facts', 'condition_of', 'candidates',
-           'CopyChanges', 'copy_beside', 'publish', 'open_copy', 'current_copy']
+           'printable', 'Copy', 'open_table', 'read_facts', 'check_facts', 'condition_of', 'candidates', 'CopyChanges',
+           'copy_beside', 'publish', 'open_copy', 'current_copy']
 
 # %% ../../nbs/gallery/09e_approximate.ipynb #7ebc0645
 import datetime
@@ -29,7 +29,7 @@ from ..backbones import load_backbone
 from ..composition import Composer
 from ..core import PliError, bar, claim, holder, pick_device, shown, unit
 from .encode import warn
-from .search import AVOID, Gallery, Ranker, Where, check_reader, features_key
+from .search import AVOID, Gallery, Ranker, Where, check_reader, features_key, is_copy, nothing_left
 from .store import LARGEST_ROW, Picture, PictureTable, Vectors, path_inside
 
 # %% ../../nbs/gallery/09e_approximate.ipynb #bdb59ebf
@@ -95,12 +95,6 @@ def stamp_of(
 def printable(path: bytes) -> str:
     "A path as text that every database takes; for filters only, which are checked again."
     return path.decode("utf-8", "backslashreplace")
-
-def is_copy(
-    place: str | Path,
-) -> bool:
-    "Whether a place is a copy and not a folder of pictures: an address such as `s3://bucket/name`, or a folder that holds the tables."
-    return "://" in str(place) or (Path(place) / "about.lance" / "_versions").is_dir()
 
 # %% ../../nbs/gallery/09e_approximate.ipynb #33ca4213
 class Copy:
@@ -251,7 +245,7 @@ def candidates(
     "The pictures that an exact scoring should look at. Raises `PliError` where the filters leave none."
     mean, sql = torch.tensor(copy.facts["image_mean"]), condition_of(where, without)
     with telling(copy.place): passing = copy.pictures.count_rows(sql) if sql else len(copy)
-    if not passing: raise PliError("no picture is left to search: the filters and the reference leave none")
+    if not passing: raise PliError(nothing_left(where, list(without)))
     reference, text = unit(reference), unit(text)
     if composer.centred: reference, text = unit(reference - mean), unit(text - text_mean)
     lists = [part[0] for part in composer.parts(reference[None], text[None])] + ([] if against is None else [against])

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['SLACK', 'FEW', 'AVOID', 'MODEL', 'DEFAULT_COMPOSER', 'READS', 'features_key', 'gallery_home', 'cached_home',
            'galleries_in', 'everyday_captions', 'everyday_mean', 'Where', 'Ranker', 'fit_of', 'check_at_least', 'Hit',
-           'Hits', 'title_of_query', 'sheet_of', 'save_hits', 'write_csv', 'Gallery', 'open_gallery', 'with_weights',
-           'OtherFeatures', 'check_reader', 'features_read', 'write_features_read', 'notes_folder', 'note_of',
-           'remember', 'search_gallery', 'direction_of_avoided', 'chosen_composer', 'Reference']
+           'Hits', 'title_of_query', 'sheet_of', 'save_hits', 'write_csv', 'Gallery', 'open_gallery', 'is_copy',
+           'with_weights', 'OtherFeatures', 'check_reader', 'features_read', 'write_features_read', 'notes_folder',
+           'note_of', 'remember', 'search_gallery', 'nothing_left', 'direction_of_avoided', 'chosen_composer',
+           'Reference']
 
 # %% ../../nbs/gallery/09c_search.ipynb #3fa31c04
 import csv
@@ -56,11 +57,14 @@ def _picture_side(backbone: Backbone) -> dict:
 def gallery_home(
     folder: str | Path,                 # of the pictures
     place: str | Path | None = None,    # what the user says
+    key: str | None = None,             # of the features that are wanted, where they are known
 ) -> Path:
-    "The folder that holds a folder's galleries, one for each picture tower."
+    "The folder that holds a folder's galleries, one for each picture tower: beside the pictures, unless that cannot be written to and does not hold the gallery already."
     if place is not None: return Path(place)
-    beside = Path(folder) / ".pli"
-    return beside if os.access(beside if beside.is_dir() else folder, os.W_OK) else cached_home(folder)
+    beside, cached = Path(folder) / ".pli", cached_home(folder)
+    if os.access(beside if beside.is_dir() else folder, os.W_OK): return beside
+    there, own = galleries_in(beside), galleries_in(cached)
+    return beside if (key in there and key not in own if key else there and not own) else cached
 
 def cached_home(folder: str | Path) -> Path:
     "Where in the user's cache the galleries of a folder live that cannot be written to."
@@ -383,7 +387,7 @@ def open_gallery(
     quick_gelu: bool | None = None,        # whether the weights were trained with QuickGELU, where nothing else says
 ) -> Gallery:
     "Open a folder as a gallery, or begin one. Raises `PliError` for a model that cannot be loaded, or that does not belong to the gallery."
-    if "://" in str(folder) or (Path(folder) / "about.lance").is_dir():
+    if is_copy(folder):
         from pli.gallery.approximate import open_copy
         return open_copy(folder, model, pretrained, query_model, device, preprocess, quick_gelu)
     folder = Path(folder)
@@ -394,6 +398,7 @@ def open_gallery(
     reader = backbone if query_model is None else load_backbone(query_model, None, place, preprocess=preprocess)
     key = features_key(backbone)
     if reader is not backbone: check_reader(reader, query_model, key, model)
+    home = gallery_home(folder, gallery, key)
     path = home / key / "gallery.sqlite"
     writable = os.access(path if path.exists() else _nearest(path), os.W_OK)
     if not writable and not path.exists(): raise PliError(f"{shown(home)}: holds no gallery of this model and cannot be written to; --gallery names another place")
@@ -408,6 +413,12 @@ def open_gallery(
         raise
     remember(table, folder)
     return Gallery(folder, table, backbone, reader, workers)
+
+def is_copy(
+    place: str | Path,
+) -> bool:
+    "Whether a place is a copy of a gallery (chapter 09e) and not a folder of pictures: an address such as `s3://bucket/name`, or a folder with its tables."
+    return "://" in str(place) or (Path(place) / "about.lance").is_dir()
 
 def with_weights(
     model: str | Path,
@@ -528,7 +539,7 @@ def search_gallery(
         from pli.gallery.approximate import candidates
         ranker, allowed = candidates(table, chosen, picture, asked_words, mean, against, k, where, own), None
     else: allowed = _allowed(gallery, ranker, own, where)
-    if allowed is not None and not allowed.any(): raise PliError(_nothing_left(where, own))
+    if allowed is not None and not allowed.any(): raise PliError(nothing_left(where, own))
     if avoid: scores, rows = _rank_without(ranker, chosen, picture, asked_words, mean, allowed, against, k)
     else: scores, rows = ranker.rank(chosen, picture, asked_words, mean, allowed, k)
     ids = ranker.vectors.ids[rows.numpy()].tolist()
@@ -539,7 +550,7 @@ def search_gallery(
     asked = {"image": [one.name for one in references], "text": texts, "without": avoid, "composer": str(chosen), "k": k} | ({"approximate": True} if approximate else {}) | ({} if at_least is None else {"at_least": at_least})
     return Hits(gallery, hits, asked, references, allowed, text_mean, ranker if approximate else None)
 
-def _nothing_left(where: Where | None, own: list[int]) -> str:
+def nothing_left(where: Where | None, own: Sequence[int]) -> str:
     "Why no picture takes part, in words."
     named = {"--in": where.folder, "--name": where.name, "--since": where.since, "--until": where.until} if where else {}
     filters = " ".join(f"{option} {shown(said)}" for option, said in named.items() if said)

@@ -345,7 +345,9 @@ def reasons(found) -> str:
     name = f"Hit {found.hit.rank}, {shown(found.hit.path.rpartition('/')[2], 80)}"
     kinds = {name: value for name, value in found.halves.items() if value or len(found.halves) == 1}
     joined = " and ".join(f"the {what} gave {value:.3f}" for what, value in kinds.items())
-    lines = [f"{name}: of its score of {found.score:.3f}, {joined}." if found.how == "summands" else f"{name}: its score of {found.score:.3f} is a product; {joined}."]
+    value = found.avoid["wanted"] if found.avoid else found.score
+    lines = [f"{name}: of its score of {value:.3f}, {joined}." if found.how == "summands" else f"{name}: its score of {value:.3f} is a product; {joined}."]
+    if found.avoid: lines.append(f"The words to avoid left {found.avoid['kept']:.0%} of it.")
     if found.words:
         word, value = max(found.words, key=lambda pair: pair[1])
         lines.append(f"The word that mattered most is “{shown(word, 40)}”: without it the score would be {value:.3f} lower." if value > 0 else "No single word raised the score.")

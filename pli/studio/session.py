@@ -24,7 +24,7 @@ from PIL import Image
 from ..core import MissingFile, PliError, generator, read_json, shown, write_json
 from ..data import open_picture
 from ..gallery.index import content_of, thumbnail_of
-from ..gallery.search import Gallery, Hit, Hits, OtherFeatures, Where, gallery_home, open_gallery
+from ..gallery.search import Gallery, Hit, Hits, OtherFeatures, Where, features_key, gallery_home, open_gallery
 from ..masking import HIDERS, View, parse_hide, to_pixels
 
 # %% ../../nbs/studio/13_session.ipynb #47500478
@@ -391,7 +391,7 @@ def _opening(session: Session, side: int) -> dict:
     about, home = gallery.table.about(), gallery.table.path.parent.parent
     said = {"model": about["model"], "pretrained": about.get("pretrained"), "query_model": None, "gallery": None, "preprocess": about.get("preprocess", "model")}
     if gallery.reader is not gallery.backbone: said["query_model"] = gallery.reader.name.removeprefix("local-dir:")
-    if os.path.abspath(home) != os.path.abspath(gallery_home(gallery.root)): said["gallery"] = str(home)
+    if os.path.abspath(home) != os.path.abspath(gallery_home(gallery.root, key=features_key(gallery.backbone))): said["gallery"] = str(home)
     return {name: value for name, value in said.items() if value is not None and (name, value) != ("preprocess", "model")}
 
 def _place(picture: Chosen) -> str: return str(picture.file) if picture.path else picture.name
