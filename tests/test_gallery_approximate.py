@@ -85,7 +85,10 @@ def pli(capfd, *words) -> tuple[int, str, str]:
     return status, *capfd.readouterr()
 
 
-def ranks(hits) -> list[tuple]: return [(hit.path, hit.score) for hit in hits]
+def ranks(hits) -> list[str]: return [hit.path for hit in hits]
+
+
+def scores(hits) -> np.ndarray: return np.array([hit.score for hit in hits])
 
 
 def paint(path: Path, colour) -> None: Image.new("RGB", (50, 40), colour).save(path)
@@ -103,7 +106,7 @@ def held(place) -> dict[int, bytes]:
 def test_without_an_index_a_copy_gives_the_exact_hits(drawn, both, composer, more):
     asked = {"image": drawn / "pair_000001.png", "text": "in red", "composer": composer, "k": 7} | more
     exact, hits = (one.search(**asked) for one in both)
-    assert ranks(hits) == ranks(exact) and "pair_000001.png" not in [hit.path for hit in exact]
+    assert ranks(hits) == ranks(exact) and np.allclose(scores(hits), scores(exact), atol=1e-4 if composer in ("product:1", "harris:2") else 1e-5) and "pair_000001.png" not in [hit.path for hit in exact]
     assert hits.records()[0]["file"] is None and hits.sheet().size == exact.sheet().size
 
 
@@ -119,7 +122,7 @@ def test_words_alone_pictures_alone_and_an_earlier_hit(both, copied):
     assert ranks(copy.search(text="a red star")) == ranks(gallery.search(text="a red star"))
     assert ranks(copy.search(image=Image.new("RGB", (60, 60), "red"))) == ranks(gallery.search(image=Image.new("RGB", (60, 60), "red")))
     assert ranks(copy.search(image=copy.search(text="a red star")[2])) == ranks(gallery.search(image=gallery.search(text="a red star")[2]))
-    with pytest.raises(PliError, match="leave none"): copy.search(text="a star", where={"folder": "nowhere"})
+    with pytest.raises(PliError, match="none fits --in nowhere"): copy.search(text="a star", where={"folder": "nowhere"})
     with pytest.raises(PliError, match="small pictures only"): copy.search(text="a star")[0].open()
     with pytest.raises(PliError, match="is a copy"): copy.update()
     with pytest.raises(PliError, match="is a copy itself"): copy.publish(copied)
@@ -128,7 +131,7 @@ def test_words_alone_pictures_alone_and_an_earlier_hit(both, copied):
 def test_an_approximate_hit_is_explained_as_it_was_scored(both, drawn):
     gallery, _ = both
     exact, hits = (gallery.search(image=drawn / "pair_000001.png", text="in red", composer="product:1", k=3, approximate=way) for way in (False, True))
-    assert abs(hits[0].explain().score - hits[0].score) < 1e-4 and hits[0].explain().score == exact[0].explain().score
+    assert abs(hits[0].explain().score - hits[0].score) < 1e-4 and abs(hits[0].explain().score - exact[0].explain().score) < 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +167,7 @@ def test_with_an_index_nearly_all_hits_are_found_in_the_exact_order(crowd, spec,
         else: found = [one.rank(composer, *query, None, 10) for one in (ranker, few)]
         exact, hits = ([int(one.vectors.ids[row]) for row in rows] for one, (_, rows) in zip((ranker, few), found))
         shares.append(len(set(exact) & set(hits)) / 10)
-        if set(exact) == set(hits) and not (composer.centred or avoid): assert exact == hits and torch.equal(found[0][0], found[1][0])       # ties, too
+        if set(exact) == set(hits) and not (composer.centred or avoid): assert exact == hits and torch.allclose(found[0][0], found[1][0], atol=1e-5)       # ties, too
     assert np.mean(shares) >= least
 
 

@@ -135,9 +135,9 @@ def queries_of(ranker: Ranker) -> list[tuple[torch.Tensor, torch.Tensor]]:
 def open_once(path: Path) -> None:
     "In a process of its own: print how long opening takes, and how far the peak of memory rises with the first search."
     torch.mv(torch.ones(8, 8), torch.ones(8))
-    unit_of_memory = 1 if sys.platform == "darwin" else 1024
-    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_of_memory
-    anonymous = lambda: next((int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")), 0) if sys.platform == "linux" else 0
+    said = lambda name: next((int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)), 0) if sys.platform == "linux" else 0
+    peak = lambda: said("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)   # Linux's ru_maxrss begins with the parent's
+    anonymous = lambda: said("RssAnon")
     began, before, owned = time.perf_counter(), peak(), anonymous()
     with PictureTable(path, writable=False) as table:
         gallery = Gallery(path.parent, table, None, None)
