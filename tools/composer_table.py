@@ -18,7 +18,7 @@ from pli.metrics import recall_at
 from pli.study import read_plan
 
 ROOT = Path(__file__).parent.parent
-DATA = {"photographs": ("shop", "shop-longer"), "emoji": ("emoji",), "drawn": ("world", "world-captions-30", "world-captions-70", "world-captions-100")}   # data -> studies
+DATA = {"photographs": ("shop", "shop-longer"), "emoji": ("emoji",), "drawn": ("world", "world-shares", "world-captions-30", "world-captions-70", "world-captions-100")}   # data -> studies
 STATES = ("untuned", "tuned")
 
 
