@@ -3,6 +3,8 @@ import os
 import tempfile
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ: os.environ.setdefault("OMP_NUM_THREADS", "1")   # several processes share the cores; before torch is there
+
 import pytest
 from hypothesis import HealthCheck, settings
 
