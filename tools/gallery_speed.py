@@ -4,7 +4,7 @@
 
 index    drawn JPEGs of about 500 pixels, ViT-B-32 with random weights: `update` into an empty gallery against the same model on the same pictures, already decoded, in turns; and the share
          that reading takes for pictures of 12 megapixels
-search   galleries of made-up features, 512 wide, written straight into the table: opening in a new process, one query with its 50 best, exact (`Ranker.rank`) in turns with the bare product
+search   galleries of made-up features, 512 wide, written straight into the table: opening in a new process, one query vector with its 50 best, exact (`Ranker.rank`) in turns with the bare product
          `torch.mv` and `topk`, and with faiss's flat index; late fusion; approximate through LanceDB, with its recall@10; memory of a process that searches once. Needs faiss-cpu and pli[lance];
          a million pictures need 12 GB of disk in the folder for temporary files
 
@@ -153,14 +153,14 @@ def fresh(path: Path) -> dict: return json.loads(subprocess.run([sys.executable,
 def measure_exact(ranker: Ranker, queries, repeat: int) -> dict:
     "One query at a time: the bare product, faiss, the gallery's ranker, late fusion."
     import faiss
-    sums, product, mean = parse_composer("sum:1"), parse_composer("product:1"), ranker.image_mean
+    sums, alone, product, mean = parse_composer("sum:1"), parse_composer("image"), parse_composer("product:1"), ranker.image_mean
     features = ranker.vectors.features
     packed = features.numpy() if features.is_contiguous() else np.ascontiguousarray(features.numpy())     # as those who have nothing but the features would hold them
     flat, bare = faiss.IndexFlatIP(WIDTH), torch.from_numpy(packed)
     flat.add(packed)
     faiss.omp_set_num_threads(torch.get_num_threads())
     ways = {"bare product": lambda query, _: torch.mv(bare, query).topk(BEST), "faiss flat": lambda query, _: flat.search(query[None].numpy(), BEST),
-            "exact": lambda _, pair: ranker.rank(sums, *pair, None, None, BEST), "exact, late fusion": lambda _, pair: ranker.rank(product, *pair, mean, None, BEST)}
+            "exact": lambda query, _: ranker.rank(alone, query, query, None, None, BEST), "exact, late fusion": lambda _, pair: ranker.rank(product, *pair, mean, None, BEST)}
     spent: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(repeat + 1):
         for number, pair in enumerate(queries):
