@@ -23,6 +23,7 @@ import io
 import itertools
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -669,7 +670,7 @@ MARKUP = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "`": "&#96;", "|": "\\|"}   # 
 
 def in_markdown(text, most: int = 200) -> str:
     "A text that says the same in Markdown and does nothing there: one line, no tags, no code, no new cells."
-    return "".join(MARKUP.get(c, c) for c in shown(text, most))
+    return "".join(MARKUP.get(c, c) for c in re.sub(r"\](?=[(\[:])", "\0", shown(text, most))).replace("\0", "&#93;")      # `](` would make a link, or fetch a picture
 
 def as_markdown(
     heading: list[str], rows: list[list[str]],

@@ -73,6 +73,7 @@ def own(tmp_path_factory) -> Path:
 
 def test_markup():
     assert in_markdown("a <b> & `c` | d") == "a &lt;b&gt; &amp; &#96;c&#96; \\| d" and in_markdown("x\ny\x1b") == "x\\ny\\x1b"
+    assert in_markdown("![t](http://x) [a][b] [c]: d") == "![t&#93;(http://x) [a&#93;[b] [c&#93;: d" and in_markdown("2.9 [2.3, 3.5] (3)") == "2.9 [2.3, 3.5] (3)"
     assert as_markdown(["`a`"], [["<"]], code=True).split("\n")[::2] == ["| `a` |", "| &lt; |"] and as_markdown(["`a`"], []).startswith("| &#96;a&#96; |")
     assert code_span("pli score") == "`pli score`" and code_span("a`b") == "a&#96;b"
 

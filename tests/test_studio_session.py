@@ -139,6 +139,28 @@ def test_marks_become_queries_that_evaluate_reads(session, pictures, tmp_path, c
     assert "wrong_img_ids" not in (tmp_path / "other.json").read_text()
 
 
+def test_two_pages_keep_each_others_marks(pictures, tmp_path):
+    "Each saves what it was told; what one has taken back does not come again from the file."
+    file = tmp_path / "marks.json"
+    pages = [open_session(pictures, marks=file, model="pli-tiny-48", device="cpu") for _ in range(2)]
+    questions = ("in red", "in blue")
+    for page, words in zip(pages, questions):
+        page.choose(gallery_cells(page, "it's 4")[0][0]["id"])
+        page.change(words=words)
+        for cell in cells_of(page)[0][:2]: page.mark(cell["id"], True)
+        page.save_marks()
+    assert [sorted(record["relative_caption"] for record in json.loads(file.read_text()))] == [sorted(questions)]
+    assert [len(page.marks) for page in pages] == [2, 4]
+    pages[0].mark(cells_of(pages[0])[0][1]["id"], None)
+    pages[0].save_marks()
+    assert {record["relative_caption"]: len(record["gt_img_ids"]) for record in json.loads(file.read_text())} == {"in red": 1, "in blue": 2}
+    pages[1].save_marks()                                                          # it has seen both of "in red", and has touched neither
+    gallery_of(file).write_text('"mine"')
+    with pytest.raises(PliError, match="holds something else than names"): pages[0].save_marks()
+    assert gallery_of(file).read_text() == '"mine"'
+    for page in pages: page.close()
+
+
 def test_an_upload_finds_itself_in_the_gallery(session, pictures, tmp_path):
     session.upload("C:\\fakepath\\x.png", (pictures / "below" / "it's 5.png").read_bytes())
     assert session.query.picture.path == "below/it's 5.png" and session.uploads == 1

@@ -89,7 +89,19 @@ class Trail:
 # %% ../../nbs/studio/13_session.ipynb #55d6e805
 class Marks:
     "Which hits were called right or wrong, for which question."
-    def __init__(self): self.kept: dict[tuple[str, str], dict[str, bool]] = {}   # (path of the picture, caption) -> path of the hit -> right?
+    def __init__(self):
+        self.kept: dict[tuple[str, str], dict[str, bool]] = {}   # (path of the picture, caption) -> path of the hit -> right?
+        self.stored: set[tuple[tuple[str, str], str]] = set()    # what the file held when it was last read or written
+
+    def settle(self) -> None:
+        "Remember that all this is in the file."
+        self.stored = {(key, path) for key, hits in self.kept.items() for path in hits}
+
+    def take(self, others: "Marks") -> None:
+        "Take in what another page has written meanwhile; what this one has changed or taken back stays so."
+        for key, hits in others.kept.items():
+            new = {path: good for path, good in hits.items() if (key, path) not in self.stored and path not in self.kept.get(key, {})}
+            if new: self.kept.setdefault(key, {}).update(new)
 
     def of(self, query: Query) -> dict[str, bool]: return self.kept.get(self.key(query), {})
 
@@ -136,6 +148,7 @@ def read_marks(
         if not _is_ours(record): raise PliError(f"{shown(file)}: holds something else than marks, and is left as it is; name another file for the marks")
         right, wrong = ({name: good for name in record[key]} for key, good in (("gt_img_ids", True), ("wrong_img_ids", False)))
         marks.kept[record["reference_img_id"], record["relative_caption"]] = wrong | right
+    marks.settle()
     return marks
 
 def _is_ours(record) -> bool:
@@ -147,11 +160,17 @@ def save_marks(
     marks: Marks, file: str | Path,   # the queries; the gallery is written beside it
     pictures: Sequence[str],          # all that is searched
 ) -> dict[str, int]:                  # why -> how many questions could not be written
-    "Write marks as queries of your own for `pli evaluate`. Raises `PliError` where there is nothing to write."
+    "Write marks as queries of your own for `pli evaluate`, beside what another page has written meanwhile. Raises `PliError` where there is nothing to write, or where a file there is not ours."
+    marks.take(read_marks(file))
     records, left_out = mark_records(marks)
     if not records: raise PliError("there is nothing to save yet: mark a hit as right, for a search with a picture and words" + f" ({_counted(left_out)})" * bool(left_out))
-    write_json(gallery_of(file), sorted(filter(_storable, pictures)))
+    beside = gallery_of(file)
+    try: names = read_json(beside)
+    except MissingFile: names = []
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)): raise PliError(f"{shown(beside)}: holds something else than names of pictures, and is left as it is; name another file for the marks")
+    write_json(beside, sorted(filter(_storable, pictures)))
     write_json(file, records)
+    marks.settle()
     return left_out
 
 def gallery_of(file: str | Path) -> Path: return Path(file).with_suffix(".gallery.json")
