@@ -127,7 +127,7 @@ def test_exported_code_imports_by_name():
 def test_readme_has_exactly_two_commands_of_one_line(readme_tool):
     found = readme_tool["commands"]((ROOT / "README.md").read_text(encoding="utf-8"))
     assert sorted(found) == ["demo", "test"]
-    assert found["demo"].endswith("pli demo") and found["test"].endswith("pytest -q") and "nbdev_test" in found["test"]
+    assert found["demo"].endswith("pli demo") and found["test"].endswith("pytest -q -n 2") and "nbdev_test" in found["test"]
 
 
 def test_readme_is_what_the_index_says():

@@ -325,7 +325,7 @@ def test_marks_are_saved_for_evaluate(page, pictures):
 def test_why_and_what_the_model_sees_and_the_command(page, tmp_path):
     page.locator(".pli-why").first.click()
     page.wait_for_selector(".pli-figure img[src]")
-    assert "of its score of" in page.get_attribute(".pli-figure img", "alt")
+    assert "of its score, " in page.get_attribute(".pli-figure img", "alt")
     page.screenshot(path=Path(os.environ.get("PLI_SCREENSHOTS", tmp_path)) / "studio-why.png")
     page.get_by_role("button", name="Close").click()
     page.get_by_role("button", name="What the model sees").click()
@@ -333,6 +333,42 @@ def test_why_and_what_the_model_sees_and_the_command(page, tmp_path):
     page.wait_for_selector(".pli-hidden img[alt*='squares at random']")
     page.get_by_role("button", name="The same search elsewhere").click()
     assert page.inner_text(".pli-copy pre").startswith("pli search ")
+
+
+@pytest.mark.browser
+def test_what_was_just_typed_counts_when_something_is_clicked(page):
+    "The page waits a moment for the next letter; a click in that moment used to put the old words back."
+    before = ranking(page)
+    words(page).fill("in green")
+    page.locator(".pli-pick").nth(1).click()
+    changed(page, before)
+    assert words(page).input_value() == "in green" and "in green" in page.inner_text(".pli-grid-title")
+    page.get_by_label("Words to avoid (commas part several)").fill("a star")
+    page.locator(".pli-act.pli-yes").nth(1).click()
+    until(page, "() => document.querySelectorAll('.pli-cell')[1].dataset.mark === 'right' || document.querySelector('.pli-grid-title').textContent.includes('a star')")
+    until(page, "() => document.querySelector('.pli-grid-title').textContent.includes('a star')")
+    assert page.get_by_label("Words to avoid (commas part several)").input_value() == "a star"
+    page.locator(".pli-why").first.click()
+    page.wait_for_selector(".pli-figure img[src]")
+    assert "; the words to avoid left" in page.get_attribute(".pli-figure img", "alt")
+    page.screenshot(path=Path(os.environ.get("PLI_SCREENSHOTS", tempfile.gettempdir())) / "studio-avoid.png")
+    page.get_by_label("Words to avoid (commas part several)").fill("")
+    until(page, "() => !document.querySelector('.pli-grid-title').textContent.includes('a star')")
+    assert page.locator(".pli-figure img").count() == 0                        # an explanation goes with its question
+
+
+PASTE = """async () => {
+    const canvas = document.createElement("canvas"), data = new DataTransfer();
+    canvas.width = canvas.height = 40;
+    data.items.add(new File([await new Promise((done) => canvas.toBlob(done))], "pasted.png", { type: "image/png" }));
+    document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true }));
+}"""
+
+
+@pytest.mark.browser
+def test_a_picture_is_pasted_wherever_the_focus_is(page):
+    page.evaluate(PASTE)
+    page.wait_for_selector(".pli-reference figcaption:has-text('pasted.png')")
 
 
 @pytest.mark.browser

@@ -267,7 +267,7 @@ def explanation_figure(found: Explanation):
     values = [*found.halves.values(), *(value for _, value in found.words)]
     colours = ["#0072b2"] * len(found.halves) + ["#8a8a8a"] * len(found.words)
     axes[-2].barh(range(len(names)), values, color=colours)
-    axes[-2].set(yticks=range(len(names)), yticklabels=names, title=f"what gave {found.avoid['wanted'] if found.avoid else found.score:.3f}", xlabel=f"{found.how} (blue)" + (f"\nthen stretched to {found.avoid['stretched']:.2f}, x {found.avoid['kept']:.2f} for words to avoid" if found.avoid else "") + ("\nlost without the word (grey)" if found.words else ""))
+    axes[-2].set(yticks=range(len(names)), yticklabels=names, title=f"what gave {found.avoid['wanted'] if found.avoid else found.score:.3f}", xlabel=f"{found.how} (blue)" + (f"\nstretched to {found.avoid['stretched']:.2f}, then\nx {found.avoid['kept']:.2f} for words to avoid" if found.avoid else "") + ("\nlost without the word (grey)" if found.words else ""))
     axes[-2].invert_yaxis()
     axes[-2].axvline(0, color="#2b2b2b", linewidth=0.8)
     last = sides[-1]

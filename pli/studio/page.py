@@ -187,7 +187,7 @@ class Studio(VBox):
     ):
         self.session = folder if isinstance(folder, Session) else Session(folder, **opening) if isinstance(folder, Gallery) else open_session(folder, **opening)
         self.controls, self.grids = Controls(self.session), [Grid() for _ in self.session.galleries]
-        self.says, self.panel, self.pieces, self.filling, self.drawn, self.reached = HTML(), _box(VBox, [], "pli-panel"), Pieces(), False, 0, {}
+        self.says, self.panel, self.pieces, self.filling, self.filled, self.drawn, self.reached = HTML(), _box(VBox, [], "pli-panel"), Pieces(), False, {}, 0, {}
         self.says.add_class("pli-says")
         self.panel.layout.display = "none"
         self.sides = _box(HBox, self.grids, "pli-sides")
@@ -223,25 +223,37 @@ class Studio(VBox):
     @guarded
     def changed(self) -> None:
         "Fields of the question have other values."
-        if self.filling: return
-        self.session.change(**{name: widget.value for name, widget in self.controls.asked.items()})
+        if self.filling or not self.take(): return
         self.say()
         self.to_results()
+
+    def take(self) -> bool:
+        "Take what was typed into the question; whether that changes it. Raises `PliError` for a date that is none."
+        before = self.session.query
+        self.session.change(**{name: widget.value for name, widget in self.controls.asked.items()})
+        self.filled = {name: getattr(self.session.query, name) for name in self.controls.asked}
+        return self.session.query != before
 
     @guarded
     def turned(self, *_) -> None:
         if self.filling: return
+        self.take()
         self.grids[0].page = 0
+        if self.controls.mode.value == "Results" and not self.session.query.asks:
+            self.to_results()
+            return self.say("Type words or choose a picture first.")
         refresh(self)
 
     @guarded
     def walk(self, by: int) -> None:
+        self.take()
         if not self.session.walk(by): return self.say("This is the first picture of your search." if by < 0 else "This is the last picture of your search.")
         self.say()
         self.to_results()
 
     @guarded
     def drop(self, *_) -> None:
+        self.take()
         self.session.step(None)
         self.to_results()
 
@@ -251,7 +263,9 @@ class Studio(VBox):
         try: self.controls.mode.value = "Results" if self.session.query.asks else "All pictures"
         finally: self.filling = False
         for grid in self.grids: grid.page = 0
+        hide_panel(self)                                    # it spoke of another question
         refresh(self)
+        if self.session.query.avoid and not self.session.query.asks: self.say("Words to avoid need words to look for, or a picture.")
 
     @guarded
     def receive(self, _, message: dict, buffers) -> None:
@@ -265,6 +279,7 @@ class Studio(VBox):
             whole = self.pieces.take(message, bytes(buffers[0]))
         finally: self.controls.upload.send({"kind": "taken"})
         if whole is None: return
+        self.take()
         self.session.upload(*whole)
         self.say()
         self.to_results()
@@ -293,6 +308,7 @@ class Studio(VBox):
 # %% ../../nbs/studio/13a_page.ipynb #f38dbb9f
 def choose(studio: Studio, side: int, id: int, _) -> None:
     "Go on with this picture."
+    studio.take()
     studio.session.step(chosen_picture(studio.session, picture_id(studio, side, id)))
     studio.say()
     studio.to_results()
@@ -307,8 +323,10 @@ def picture_id(studio: Studio, side: int, id: int) -> int:
 
 def mark(studio: Studio, side: int, id: int, value: str) -> None:
     "Call a hit right or wrong."
+    query = studio.session.query
     studio.session.mark(picture_id(studio, side, id), {"right": True, "wrong": False}.get(value))
     refresh(studio)
+    if not (query.words and query.picture and query.picture.path): studio.say("Marked. Only the marks of searches with words and a picture of this folder can be saved as questions.")
 
 def turn(studio: Studio, side: int, _, page: int) -> None:
     studio.grids[side].page = max(0, int(page))
@@ -322,7 +340,7 @@ def look(studio: Studio, side: int, id: int, _) -> None:
     view.show(large(studio.session, id), f"{shown(chosen.name)}, large", shown(chosen.name))
     opened = Button(description="Open on this computer", tooltip="In the program that this computer uses for pictures")
     opened.on_click(lambda _: studio_opens(studio, chosen.file))
-    show_panel(studio, [view, Copy(name="Where it lies", text=str(chosen.file).encode(errors="replace").decode()), _box(HBox, [opened], "pli-row")])
+    show_panel(studio, [view, Copy(name="Where it lies", text=os.path.abspath(chosen.file).encode(errors="replace").decode()), _box(HBox, [opened], "pli-row")])
 
 def studio_opens(studio: Studio, file: Path) -> None: guarded(lambda _: open_in_viewer(file))(studio)
 
@@ -346,8 +364,9 @@ def reasons(found) -> str:
     kinds = {name: value for name, value in found.halves.items() if value or len(found.halves) == 1}
     joined = " and ".join(f"the {what} gave {value:.3f}" for what, value in kinds.items())
     value = found.avoid["wanted"] if found.avoid else found.score
-    lines = [f"{name}: of its score of {value:.3f}, {joined}." if found.how == "summands" else f"{name}: its score of {value:.3f} is a product; {joined}."]
-    if found.avoid: lines.append(f"The words to avoid left {found.avoid['kept']:.0%} of it.")
+    what = "the score of what was wanted" if found.avoid else "its score"
+    lines = [f"{name}: of {what}, {value:.3f}, {joined}." if found.how == "summands" else f"{name}: {what}, {value:.3f}, is a product; {joined}."]
+    if found.avoid: lines.append(f"That is {found.avoid['stretched']:.0%} of the way from the worst picture to the best; the words to avoid left {found.avoid['kept']:.0%} of it: {found.score:.3f}.")
     if found.words:
         word, value = max(found.words, key=lambda pair: pair[1])
         lines.append(f"The word that mattered most is “{shown(word, 40)}”: without it the score would be {value:.3f} lower." if value > 0 else "No single word raised the score.")
@@ -411,7 +430,9 @@ def fill(studio: Studio) -> None:
     studio.filling = True
     try:
         for name, widget in controls.asked.items():
-            if (widget.value.strip() if isinstance(widget.value, str) else widget.value) != getattr(query, name): widget.value = getattr(query, name)
+            wanted = getattr(query, name)
+            if studio.filled.get(name) != wanted and (widget.value.strip() if isinstance(widget.value, str) else widget.value) != wanted: widget.value = wanted
+            studio.filled[name] = wanted                    # where the question stays as it was, what is being typed stays too
     finally: studio.filling = False
     controls.weight.disabled = not (query.picture and query.words)
     controls.back.disabled, controls.forward.disabled, controls.clear.disabled = session.trail.at == 0, session.trail.at == len(session.trail.steps) - 1, query.picture is None

@@ -55,7 +55,9 @@ function render({ model, el }) {
     const last = Math.max(0, model.get("pages") - 1);
     page = Math.min(Math.max(0, Math.trunc(page) || 0), last);
     number.value = page + 1;
-    if (page !== model.get("page")) send("page", null, page);
+    if (page === model.get("page")) return;
+    send("page", null, page);
+    if (root.getBoundingClientRect().top < 0) root.scrollIntoView({ block: "start" });
   }
 
   // small pictures: asked for together, and only those that can be seen

@@ -13,6 +13,7 @@ function render({ model, el }) {
     if (url) URL.revokeObjectURL(url);
     url = there ? URL.createObjectURL(new Blob([data], { type: model.get("type") })) : null;
     img.hidden = !there;
+    if (there) img.onload = () => el.closest(".pli-panel")?.scrollIntoView({ block: "nearest" });
     if (there) img.src = url;
     else img.removeAttribute("src");
     img.alt = model.get("alt");

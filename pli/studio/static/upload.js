@@ -50,7 +50,7 @@ function render({ model, el }) {
   }
 
   input.addEventListener("change", () => input.files.length && send(input.files[0]));
-  // the whole page takes what is dropped, once this is part of it
+  // the whole page takes what is dropped or pasted, once this is part of it; in a notebook, its own widget only
   const over = (event) => { if (event.dataTransfer?.types.includes("Files")) { event.preventDefault(); zone.classList.add("pli-over"); } };
   const leave = () => zone.classList.remove("pli-over");
   const drop = (event) => {
@@ -67,7 +67,7 @@ function render({ model, el }) {
   const heard = [["dragover", over], ["dragleave", leave], ["drop", drop], ["paste", paste]];
   let root = null, tries = 0;
   const attach = () => {
-    root = el.closest(".pli-studio");
+    root = el.closest(".pli-studio") && (document.body?.dataset.voila ? document : el.closest(".pli-studio"));
     if (root) for (const [name, what] of heard) root.addEventListener(name, what);
     else if (tries++ < 200) setTimeout(attach, 50);
   };
