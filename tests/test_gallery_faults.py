@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import struct
 import subprocess
 import sys
 import tempfile
@@ -377,6 +378,43 @@ def test_links_in_a_strangers_gallery_lead_to_no_file_of_ours(folder, tmp_path, 
         update(table, folder, backbone)
         read_vectors(table, 128)
     assert victim.read_text() == "precious"
+
+
+def journal_that_names(victim: Path, pages: int) -> bytes:
+    "A journal as SQLite leaves one after a crash of several databases at once: header, no page, the name of the journal of all."
+    magic, name, page = bytes.fromhex("d9d505f920a163d7"), str(victim).encode(), 4096
+    head = (magic + struct.pack(">IIIII", 0, 1234, pages, 512, page)).ljust(512, b"\0")
+    return head + struct.pack(">I", 0x40000000 // page + 1) + name + struct.pack(">II", len(name), sum(name)) + magic
+
+
+def test_a_journal_that_names_another_file_deletes_nothing(folder, tmp_path, capfd):
+    assert pli(capfd, "index", folder, "--model", "pli-tiny-48")[0] == 0
+    table, victim = next((folder / ".pli").glob("*/gallery.sqlite")), tmp_path / "thesis.txt"
+    victim.write_text("precious")
+    journal = table.with_name("gallery.sqlite-journal")
+    journal.write_bytes(journal_that_names(victim, table.stat().st_size // 4096))
+    for words in (("search", folder, "a cat", "--no-index"), ("search", folder, "a cat"), ("gallery", "show", folder), ("gallery", "duplicates", folder)):
+        status, out, err = pli(capfd, *words)
+        assert status and "gallery.sqlite-journal: names another file, which would be deleted" in err, words
+    assert pli(capfd, "gallery", "list")[0] == 0 and victim.read_text() == "precious"
+    sqlite3.connect(table).execute("SELECT count(*) FROM picture")               # what it would have done
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize("name", ["gallery.sqlite-journal", "gallery.sqlite-wal", "gallery.sqlite-shm"])
+def test_a_pipe_beside_a_table_is_refused_and_not_waited_for(tmp_path, name):
+    PictureTable(tmp_path / "gallery.sqlite", create=True).close()
+    os.mkfifo(tmp_path / name)
+    for writable in (True, False):
+        with pytest.raises(PliError, match=f"{name}: is not a file but a pipe"): PictureTable(tmp_path / "gallery.sqlite", writable=writable)
+
+
+def test_a_table_that_writes_ahead_is_refused(tmp_path):
+    PictureTable(tmp_path / "gallery.sqlite", create=True).close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "gallery.sqlite")) as other: other.execute("PRAGMA journal_mode = WAL")
+    with pytest.raises(PliError, match="writes ahead"): PictureTable(tmp_path / "gallery.sqlite")
+    (tmp_path / "gallery.sqlite-wal").write_bytes(b"")
+    with pytest.raises(PliError, match="gallery.sqlite-wal: pli makes no such file"): PictureTable(tmp_path / "gallery.sqlite")
 
 
 def test_an_older_gallery_is_named(tmp_path):
