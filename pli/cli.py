@@ -662,8 +662,9 @@ def plain_notices(
 # %% ../nbs/14_cli.ipynb #c080078b
 def check_given(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     "End with a line for an option without a value, as `--pretrained \"$WEIGHTS\"` is where the variable is not set: it would count as not given."
-    for name, value in vars(args).items() if args.command not in ("search", "index") else ():       # there, none is the usual value of some
-        if name not in ("caption", "typed") and (value == "" or isinstance(value, list) and "" in value): parser.error(f"{args.command}: argument {name.replace('_', '-')}: is empty; name it, or leave it out")
+    for name, value in vars(args).items():
+        if name in ("caption", "typed") or not (value == "" or isinstance(value, list) and "" in value): continue
+        parser.error(f"{args.command}: " + ("FOLDER is empty; name the folder" if name == "folder" else f"argument {'in' if name == 'below' else name.replace('_', '-')}: is empty; name it, or leave it out"))
 
 def main(argv: list[str] | None = None) -> int:   # exit status
     "Run the command line; the console script `pli` is this function."

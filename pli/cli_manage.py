@@ -12,6 +12,8 @@ import json
 import sys
 from pathlib import Path
 
+from .cli_gallery import WHOLE
+
 # %% ../nbs/14b_cli_manage.ipynb #8180ecac
 def add_gallery(commands) -> None:
     parser = commands.add_parser("gallery", help="list, show, move or forget galleries; find exact duplicates",
@@ -58,7 +60,7 @@ def run_show(args) -> None:
     if args.json: return print(json.dumps(records, indent=1))
     for record in records:
         print(f"{shown(record['folder'])}: {record['pictures']:,} pictures, {record['broken']:,} that cannot be read, {record['duplicates']:,} exact duplicates")
-        print(f"  model    {shown(_model(record))}\n  size     {_size(record['bytes'])}\n  made     {shown(record['made'])}\n  updated  {shown(record['updated'])}\n  gallery  {shown(record['place'])}")
+        print(f"  model    {shown(_model(record))}\n  size     {_size(record['bytes'])}\n  made     {shown(record['made'])}\n  updated  {shown(record['updated'])}\n  gallery  {shown(record['place'], WHOLE)}")
 
 def run_move(args) -> None:
     from pli.core import shown
@@ -90,7 +92,7 @@ def run_duplicates(args) -> None:
     newest = max(galleries_of(args.folder, args.gallery), key=lambda table: table.stat().st_mtime)
     with PictureTable(newest, writable=False) as table: groups, updated = duplicates(table), table.about().get("updated")
     if args.json: return print(json.dumps([[{"path": one.path, "size": one.size, "date": one.date} for one in group] for group in groups], indent=1))
-    print("\n\n".join("\n".join(shown(one.path, 1000) for one in group) for group in groups), end="\n" if groups else "")
+    print("\n\n".join("\n".join(shown(one.path, WHOLE) for one in group) for group in groups), end="\n" if groups else "")
     extra = sum(group[0].size * (len(group) - 1) for group in groups)
     print(f"{len(groups):,} pictures are there more than once, {sum(len(group) - 1 for group in groups):,} files too many, {_size(extra)}; as of {shown(updated)}", file=sys.stderr)
 
@@ -102,7 +104,7 @@ def add_model(commands) -> None:
         description="Models come from open_clip, which downloads a named one once. A folder that fetch has written is used with --model DIR, with no network.")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     action = actions.add_parser("list", help="the default model, and all names and weights that open_clip knows", description="The default model, and what else open_clip knows.")
-    action.add_argument("word", nargs="?", default="", metavar="WORD", help="only names that contain this word, such as SigLIP")
+    action.add_argument("word", nargs="?", metavar="WORD", help="only names that contain this word, such as SigLIP")
     action.set_defaults(run=run_model_list)
     action = actions.add_parser("fetch", help="download a model and write it as a folder", description="Download a model and write it as a folder for --model.")
     action.add_argument("name", metavar="NAME", help="a name that open_clip knows, such as ViT-B-32, or hf-hub:org/model")
@@ -116,7 +118,7 @@ def run_model_list(args) -> None:
     from pli.gallery.search import MODEL
     print(f"default: {MODEL[0]} {MODEL[1]} (605 MB, MIT licence)")
     for name, tag in sorted(open_clip.list_pretrained()):
-        if args.word.lower() in f"{name} {tag}".lower(): print(f"{name} {tag}")
+        if (args.word or "").lower() in f"{name} {tag}".lower(): print(f"{name} {tag}")
 
 def run_model_fetch(args) -> None:
     from pli.backbones import load_backbone

@@ -165,3 +165,42 @@ def test_a_cut_off_leaves_hits_out_and_says_so(pictures, capfd, tmp_path):
     (tmp_path / "asked.jsonl").write_text('{"text": "a star", "at_least": -99, "k": 2}\n')
     status, out, err = pli(capfd, "search", pictures, "--queries", tmp_path / "asked.jsonl")
     assert status == 0 and len(json.loads(out)["hits"]) == 2
+
+
+def test_by_date_the_numbers_are_those_of_the_list(pictures, capfd, tmp_path):
+    for number, picture in enumerate(sorted(pictures.iterdir())): os.utime(picture, (1.6e9 + 86400 * (number * 37 % 70),) * 2)
+    base = ("search", pictures, "a red star", "--model", "pli-tiny-48", "--k", 6, "--by-date", "--copy-to")
+    lines = pli(capfd, *base, tmp_path / "found")[1].splitlines()
+    names, dates = [line.split()[-1] for line in lines], [line.split()[2] for line in lines]
+    assert dates == sorted(dates, reverse=True) and len(set(dates)) == 6 and [line.split()[0] for line in lines] == list("123456")
+    scores = [float(line.split()[1]) for line in lines]
+    assert scores != sorted(scores, reverse=True)
+    assert sorted(copied.name for copied in (tmp_path / "found").iterdir()) == [f"{number}-{name}" for number, name in enumerate(names, 1)]
+    for number in (1, 4): assert json.loads(pli(capfd, *base[:-1], "--explain", number, "--json")[1])["path"] == names[number - 1]
+
+
+def test_a_long_path_is_never_cut(pictures, capfd):
+    deep = pictures.joinpath(*[f"{letter} " * 60 for letter in "abcd"]) / "star.png"
+    deep.parent.mkdir(parents=True)
+    shutil.copy(pictures / "pair_000000.png", deep)
+    out = pli(capfd, "search", pictures, "a star", "--model", "pli-tiny-48", "--name", "star.png")[1]
+    assert out.endswith(f"  {deep.relative_to(pictures)}\n") and len(out) > 480
+    assert str(deep.relative_to(pictures)) in pli(capfd, "gallery", "duplicates", pictures)[1].splitlines()
+
+
+@pytest.mark.parametrize("words", [("index", ""), ("search", "", "a star"), ("studio", ""), ("gallery", "show", "")])
+def test_an_empty_folder_name_is_not_the_current_folder(pictures, capfd, monkeypatch, words):
+    monkeypatch.chdir(pictures)
+    with pytest.raises(SystemExit) as end: main([*words])
+    assert end.value.code == 2 and "FOLDER is empty; name the folder" in capfd.readouterr().err and not (pictures / ".pli").exists()
+
+
+@pytest.mark.parametrize("option", ["--gallery", "--publish", "--problems", "--figure", "--copy-to", "--link-to", "--composer", "--without", "--image", "--in", "--name", "--since", "--queries"])
+def test_an_option_without_a_value_is_refused_before_any_work(pictures, capfd, monkeypatch, option):
+    monkeypatch.chdir(pictures)
+    with pytest.raises(SystemExit) as end: main([*(["index", "."] if option in ("--publish", "--problems") else ["search", ".", "a star"]), "--model", "pli-tiny-48", option, ""])
+    assert end.value.code == 2 and f"argument {option[2:]}: is empty" in capfd.readouterr().err and not (pictures / ".pli").exists()
+
+
+def test_options_of_words_may_be_left_out(capfd):
+    assert pli(capfd, "model", "list")[1].count("\n") > 100 and pli(capfd, "model", "list", "SigLIP")[1].count("\n") < 60
