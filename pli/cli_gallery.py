@@ -135,7 +135,8 @@ def check_search(args) -> None:
     if not args.queries and not asked: raise PliError("a search needs words, --image FILE, or both" + "; --without alone finds nothing" * bool(args.without))
     if args.json and args.csv: raise PliError("--json and --csv exclude each other")
     if args.explain is not None and not 1 <= args.explain <= args.k: raise PliError(f"--explain {args.explain}: name one of the {args.k} hits, from 1")
-    if args.explain is not None and (args.queries or args.without or args.csv): raise PliError("--explain is for one search that lists its hits; leave out --queries, --without and --csv")
+    if args.queries and (args.weight is not None or args.composer or args.by_date): raise PliError("--queries: say \"weight\" and \"composer\" in each line of the file, and leave out --weight, --composer and --by-date")
+    if args.explain is not None and (args.queries or args.csv or args.copy_to or args.link_to): raise PliError("--explain says why one hit is a hit; leave out --queries, --csv, --copy-to and --link-to")
     if args.explain is not None and args.figure and Path(args.figure).suffix.lower() not in (".png", ".pdf", ".svg"): raise PliError(f"--figure {shown(args.figure)}: an explanation is drawn as .png, .svg or .pdf")
     if args.k < 1: raise PliError(f"--k must be at least 1, got {args.k}")
     for name in args.image:

@@ -71,7 +71,8 @@ def test_a_wrong_line_is_named_before_any_work(pictures, capfd, tmp_path, line, 
 
 
 @pytest.mark.parametrize("options, words", [([], "needs words"), (["--without", "red"], "alone finds nothing"), (["a", "--k", "0"], "--k"), (["a", "--json", "--csv"], "exclude"), (["--image", "no.png"], "no such file"),
-                                            (["a", "--figure", "x.gif"], ".png"), (["a", "--since", "soon"], "no date"), (["a", "--weight", "2"], "need a picture and words"), (["a", "--explain", "30"], "--explain 30")])
+                                            (["a", "--figure", "x.gif"], ".png"), (["a", "--since", "soon"], "no date"), (["a", "--weight", "2"], "need a picture and words"), (["a", "--explain", "30"], "--explain 30"), (["a", "--explain", "1", "--copy-to", "x"], "leave out"),
+                                            (["--queries", "x.jsonl", "--weight", "2"], "in each line"), (["--queries", "x.jsonl", "--by-date"], "in each line")])
 def test_options_that_cannot_be_are_told_before_any_work(pictures, capfd, options, words):
     status, out, err = pli(capfd, "search", pictures, *options, "--model", "pli-tiny-48")
     assert (status, out) == (1, "") and words in err and err.count("\n") == 1 and not (pictures / ".pli").exists()
@@ -83,6 +84,8 @@ def test_why_a_hit_is_a_hit(pictures, capfd, tmp_path):
     assert status == 0 and out.startswith("3. ") and "picture" in out and "without the word" in out and "trust" in out and Image.open(tmp_path / "why.png").width > 500
     record = json.loads(pli(capfd, *base, "--explain", 3, "--json")[1])
     assert record["rank"] == 3 and abs(sum(record["summands"].values()) - record["score"]) < 1e-4 and [word for word, _ in record["words"]] == ["the", "same", "in", "red"]
+    status, out, _ = pli(capfd, *base, "--without", "a star", "--explain", 1)
+    assert status == 0 and "left by what was to be avoided" in out
 
 
 def test_hits_are_copied_and_nothing_is_overwritten(pictures, capfd, tmp_path):

@@ -380,6 +380,20 @@ def test_a_hit_of_a_search_with_words_to_avoid_is_explained(folder, image, compo
         assert plain[0].explain().avoid is None and "avoid" not in plain[0].explain().record()
 
 
+@pytest.mark.parametrize("more", [{}, {"without": "red"}])
+def test_what_fits_is_found_wherever_it_stands(folder, more):
+    "A threshold is asked of every picture, not only of the first k."
+    with Gallery.open(folder, "pli-tiny-48") as gallery:
+        gallery.update()
+        asked = {"image": folder / "a" / "0.png", "text": "in red", "weight": 3} | more
+        every = gallery.search(**asked, k=100, at_least=-99)
+        level = next(hit.fit for before, hit in zip(every, every[1:]) if hit.fit > before.fit)   # one fits better than the one before it
+        fitting = [hit.path for hit in every if hit.fit >= level]
+        assert [hit.path for hit in every][: len(fitting)] != fitting
+        for k in (1, len(fitting), 50): assert [hit.path for hit in gallery.search(**asked, k=k, at_least=level)] == fitting[:k]
+        assert [hit.rank for hit in gallery.search(**asked, at_least=level)] == list(range(1, len(fitting) + 1))
+
+
 def test_hits_that_fit_hardly_better_than_everyday_captions_are_left_out(folder, tmp_path):
     with Gallery.open(folder, "pli-tiny-48") as gallery:
         gallery.update()

@@ -547,15 +547,25 @@ def search_gallery(
         ranker, allowed = candidates(table, chosen, picture, asked_words, mean, against, k, where, own), None
     else: allowed = _allowed(gallery, ranker, own, where)
     if allowed is not None and not allowed.any(): raise PliError(nothing_left(where, own))
-    if avoid: scores, rows = _rank_without(ranker, chosen, picture, asked_words, mean, allowed, against, k)
-    else: scores, rows = ranker.rank(chosen, picture, asked_words, mean, allowed, k)
+    best = lambda count: _rank_without(ranker, chosen, picture, asked_words, mean, allowed, against, count) if avoid else ranker.rank(chosen, picture, asked_words, mean, allowed, count)
+    fit = None if at_least is None else lambda rows: fit_of(ranker.vectors.features[rows], words, gallery.captions)
+    scores, rows, fits = _as_many_as_fit(best, fit, at_least, k)
     ids = ranker.vectors.ids[rows.numpy()].tolist()
     there = {one.id: one for one in table.several(ids)}                      # without those that another process has just removed
-    fits = [None] * len(ids) if at_least is None else fit_of(ranker.vectors.features[rows], words, gallery.captions).tolist()
-    found = [(value, there[id], fit) for value, id, fit in zip(scores.tolist(), ids, fits) if id in there and (fit is None or fit >= at_least)]
+    found = [(value, there[id], fit) for value, id, fit in zip(scores.tolist(), ids, fits) if id in there and (fit is None or fit >= at_least)][:k]
     hits = [Hit(rank, value, one, gallery.root and gallery.root / one.path, fit=fit) for rank, (value, one, fit) in enumerate(found, 1)]
     asked = {"image": [one.name for one in references], "text": texts, "without": avoid, "composer": str(chosen), "k": k} | ({"approximate": True} if approximate else {}) | ({} if at_least is None else {"at_least": at_least})
     return Hits(gallery, hits, asked, references, allowed, text_mean, ranker if approximate else None)
+
+def _as_many_as_fit(best: Callable, fit: Callable | None, at_least: float | None, k: int) -> tuple[Tensor, Tensor, list]:
+    "Scores, rows and fits of so many of the best that `k` of them fit, or of all."
+    count = k
+    while True:
+        scores, rows = best(count)
+        if fit is None: return scores, rows, [None] * len(rows)
+        fits = fit(rows)
+        if len(rows) < count or int((fits >= at_least).sum()) >= k: return scores, rows, fits.tolist()
+        count *= 4
 
 def nothing_left(where: Where | None, own: Sequence[int]) -> str:
     "Why no picture takes part, in words."
