@@ -221,12 +221,13 @@ def add_average(commands) -> None:
 
 def run_average(args) -> None:
     from pli.backbones import load_backbone
-    from pli.core import PliError, provenance, write_json
+    from pli.core import PliError, check_writable, provenance, write_json
     from pli.tuning import average
     out = Path(args.out)
     if len(args.models) < 2: raise PliError("an average needs two models or more")
     if args.shares and len(args.shares) != len(args.models): raise PliError(f"--shares needs one number a model: got {len(args.shares)} for {len(args.models)} models")
     if out.exists() and not begun_by(out, args.typed): raise PliError(f"--out {out}: is there already; choose another place")
+    check_writable(out, folder=True)
     mean = average([load_backbone(name, None if Path(name).is_dir() else args.pretrained) for name in args.models], args.shares)
     write_json(out / "provenance.json", provenance(args.typed, 0) | {"models": args.models, "shares": args.shares})   # first: whoever is killed can go on
     mean.save(out)
@@ -420,8 +421,9 @@ def run_evaluate(args) -> None:
 def ranking_composer(args) -> str:
     "The one composer that `--rankings` ranks with."
     from pli.composition import parse_composer
-    from pli.core import PliError
+    from pli.core import PliError, check_writable
     if Path(args.rankings).suffix.lower() != ".json": raise PliError(f"--rankings {args.rankings}: rankings are written as .json")
+    check_writable(args.rankings)
     if args.composer and len(args.composer) > 1: raise PliError(f"--rankings is made with one --composer, got {', '.join(args.composer)}")
     return str(parse_composer(with_weight(args.composer, args.weight)[0])) if args.composer else usual_composer(args)
 
@@ -514,8 +516,9 @@ def add_submit(commands) -> None:
 
 def run_submit(args) -> None:
     from pli.benchmarks import protocol_text
-    from pli.core import PliError, pick_device, write_json
+    from pli.core import PliError, check_writable, pick_device, write_json
     from pli.predictions import rankings_of, write_submission
+    check_writable(args.out, folder=True)
     device, specs = pick_device(args.device), wanted_composers(with_weight(args.composer or [], args.weight), False, usual_composer(args))[2:]
     if len(specs) != 1: raise PliError(f"a submission is made with one --composer, got {', '.join(specs)}")
     args.split = args.split or {"cirr": "test1", "circo": "test"}[args.benchmark]

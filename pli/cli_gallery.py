@@ -52,7 +52,8 @@ def add_index(commands) -> None:
     parser.set_defaults(run=run_index)
 
 def run_index(args) -> None:
-    from pli.core import atomic, shown
+    from pli.core import atomic, check_writable, shown
+    if args.problems: check_writable(args.problems)
     places = [None] * args.approximate + [args.publish] * bool(args.publish)
     _check_copies(args, bool(places))
     with _opened(args) as gallery:
@@ -75,7 +76,7 @@ def _check_copies(args, needed: bool) -> None:
     copied = is_copy(args.folder)
     if copied and not hasattr(args, "words"): raise PliError(f"{shown(args.folder)}: is a copy of a gallery; pli index takes the folder of pictures that it was made from")
     if needed or copied: lance()
-    for name in ("copy_to", "gallery", "explain"):
+    for name in ("copy_to", "link_to", "gallery", "explain"):
         if copied and getattr(args, name) is not None: raise PliError(f"--{name.replace('_', '-')} needs the pictures themselves, and {shown(args.folder)} is a copy that holds small ones only; search the folder that it was made from")
     if getattr(args, "publish", None): check_place(args.publish)
 
@@ -128,7 +129,8 @@ def add_search(commands) -> None:
 # %% ../nbs/14a_cli_gallery.ipynb #f1907984
 def check_search(args) -> None:
     "Raise a `PliError` for options that do not go together."
-    from pli.core import PliError, shown
+    from pli.core import PliError, check_writable, shown
+    from pli.data import open_picture
     from pli.gallery.search import check_at_least, chosen_composer
     asked = bool(args.words or args.image)
     if args.queries and (asked or args.without or args.figure or args.copy_to or args.link_to or args.open or args.csv): raise PliError("--queries brings its own pictures and words, and answers in JSON: leave out words, --image, --without, --csv, --figure, --open, --copy-to and --link-to")
@@ -139,14 +141,19 @@ def check_search(args) -> None:
     if args.explain is not None and (args.queries or args.csv or args.copy_to or args.link_to): raise PliError("--explain says why one hit is a hit; leave out --queries, --csv, --copy-to and --link-to")
     if args.explain is not None and args.figure and Path(args.figure).suffix.lower() not in (".png", ".pdf", ".svg"): raise PliError(f"--figure {shown(args.figure)}: an explanation is drawn as .png, .svg or .pdf")
     if args.k < 1: raise PliError(f"--k must be at least 1, got {args.k}")
-    for name in args.image:
-        if not Path(name).exists(): raise PliError(f"--image {shown(name)}: no such file")
     if not args.queries: chosen_composer(bool(args.image), bool(args.words), args.composer, args.weight)
     if not args.queries: check_at_least(args.at_least, bool(args.words))
     _where(args)
     if args.figure and args.explain is None and Path(args.figure).suffix.lower() not in (".png", ".jpg", ".jpeg", ".json", ".csv"): raise PliError(f"--figure {shown(args.figure)}: hits are written as .png, .jpg, .json or .csv; the end of the name says which")
     for option, folder in (("--copy-to", args.copy_to), ("--link-to", args.link_to)):
-        if folder and Path(folder).exists() and not Path(folder).is_dir(): raise PliError(f"{option} {shown(folder)}: is not a folder")
+        if not folder: continue
+        if Path(folder).exists() and not Path(folder).is_dir(): raise PliError(f"{option} {shown(folder)}: is not a folder")
+        if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(args.folder)): raise PliError(f"{option} {shown(folder)}: lies in the searched folder, where the hits would be found again next time; name a folder outside of it")
+        check_writable(folder, folder=True)
+    if args.figure: check_writable(args.figure)
+    for name in args.image:
+        try: open_picture(name)
+        except PliError as error: raise PliError(f"--image {error}") from None
     if args.open and args.explain is not None: raise PliError("--open shows the list of hits; leave out --explain, or draw it with --figure")
     if args.open: viewer()
 
@@ -244,9 +251,9 @@ FIELDS = {"image": (str, list), "text": (str, list), "without": (str, list), "we
 def read_searches(path: str | Path) -> list[dict]:
     "The searches in a file. Raises `PliError` that names line and field."
     from pli.core import PliError, shown
-    from pli.data import text_lines
+    from pli.data import open_picture, text_lines
     from pli.gallery.search import check_at_least, chosen_composer
-    found = []
+    found, opened = [], set()
     for number, line in enumerate(text_lines(path), 1):
         if not line.strip(): continue
         place = f"{shown(path)}, line {number}"
@@ -266,7 +273,9 @@ def read_searches(path: str | Path) -> list[dict]:
             names = query[key] if isinstance(query[key], list) else [query[key]]
             query[key] = [str(Path(path).parent / name) for name in names]
             for name in query[key]:
-                if not Path(name).exists(): raise PliError(f"{place}: {shown(name)}: no such file")
+                try: name in opened or open_picture(name)
+                except PliError as error: raise PliError(f"{place}: {error}") from None
+                opened.add(name)
         found.append(query)
     if not found: raise PliError(f"{shown(path)}: holds no search")
     return found

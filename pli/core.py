@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['BLANK', 'MOST_BYTES', 'KINDS', 'FULL', 'PART', 'NUMBERS', 'SEAL', 'LOCK', 'unit', 'generator', 'PliError', 'shown',
            'first_line', 'MissingFile', 'open_regular', 'read_regular', 'NoRoom', 'full', 'same_file', 'begun', 'tidy',
-           'to_disk', 'atomic', 'write_json', 'once', 'read_json', 'tensors_digest', 'save_tensors', 'sealed',
-           'read_sealed', 'locked', 'held', 'claim', 'holder', 'alone_in', 'still_alone_in', 'told_of_workers',
-           'end_with_parent', 'pick_device', 'check_workers', 'in_words', 'Unseen', 'bar', 'versions', 'processor',
-           'provenance']
+           'to_disk', 'check_writable', 'atomic', 'write_json', 'once', 'read_json', 'tensors_digest', 'save_tensors',
+           'sealed', 'read_sealed', 'locked', 'held', 'claim', 'holder', 'alone_in', 'still_alone_in',
+           'told_of_workers', 'end_with_parent', 'pick_device', 'check_workers', 'in_words', 'Unseen', 'bar',
+           'versions', 'processor', 'provenance']
 
 # %% ../nbs/00_core.ipynb #286ce25a
 import datetime
@@ -179,6 +179,27 @@ def to_disk(
         if not folder and error.errno not in (errno.EINVAL, errno.ENOTSUP): raise    # some file systems know no fsync
     finally: os.close(number)
 
+def _replaceable(path: Path) -> None:
+    "Raise a `PliError` for what is there and is no regular file."
+    try: kind = stat.S_IFMT(path.stat().st_mode)
+    except (OSError, ValueError): kind = stat.S_IFREG      # not there yet; what else is wrong will be told later
+    if kind != stat.S_IFREG or os.path.realpath(path.parent) == "/dev": raise PliError(f"{shown(path)}: is {KINDS.get(kind, 'no place for files')} and would be replaced; name a regular file")
+
+def check_writable(
+    path: str | Path,      # of a file that will be written
+    folder: bool = False,  # of a folder that files will be written into
+) -> None:
+    "Raise a `PliError`, before long work, where a file could not be written: an empty one is made beside it, or in the nearest folder that is there, and removed again."
+    path = Path(path)
+    target = path / "file" if folder else path
+    try:
+        if not folder: _replaceable(path)
+        above = next(parent for parent in target.absolute().parents if os.path.lexists(parent))
+        trial = above / f".{target.name if above == target.absolute().parent else 'new'}.{os.getpid()}.part"
+        os.close(begun(trial))
+        trial.unlink(missing_ok=True)
+    except (OSError, ValueError) as error: raise PliError(f"{shown(path)}: cannot be written ({getattr(error, 'strerror', None) or error}); name another place") from None
+
 @contextmanager
 def atomic(
     path: str | Path,         # the file that shall exist afterwards, whole
@@ -186,9 +207,7 @@ def atomic(
 ):                            # yields a temporary path in the same folder to write to
     "Write a file so that it is either complete or not there at all, also after a power cut. Raises `NoRoom` where the disk takes no more; then the old file is still there."
     path = Path(path)
-    try: kind = stat.S_IFMT(path.stat().st_mode)
-    except (OSError, ValueError): kind = stat.S_IFREG      # not there yet; what else is wrong will be told below
-    if kind != stat.S_IFREG or os.path.realpath(path.parent) == "/dev": raise PliError(f"{shown(path)}: is {KINDS.get(kind, 'no place for files')} and would be replaced; name a regular file")
+    _replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, file = path.with_name(f".{path.name}.{os.getpid()}.part"), None
     try:
@@ -220,7 +239,7 @@ def write_json(
 ) -> None:
     "Write a record as indented JSON, whole or not at all."
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-    text = re.sub("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", lambda found: f"\\u{ord(found[0]):04x}", text)   # what a terminal obeys
+    text = re.sub("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)   # what a terminal obeys, and bytes of a name that are no UTF-8
     with atomic(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 

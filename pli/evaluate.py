@@ -35,7 +35,7 @@ from torch.utils.data import Dataset
 from .backbones import Backbone
 from .benchmarks import Benchmark, check_answered, check_complete, protocol_text, takes_part
 from .composition import COMPOSERS, mean_feature, parse_composer, score
-from .core import PliError, atomic, generator, unit, write_json
+from .core import PliError, atomic, check_writable, generator, unit, write_json
 from .data import shown
 from .gallery.encode import FeatureCache, check_files, encode_files, encode_pictures, encode_texts
 from .gallery.search import everyday_mean
@@ -755,6 +755,7 @@ def check_outputs(paths: Iterable[str | Path]) -> None:
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         if not folder.is_dir() or not os.access(folder, os.W_OK): raise PliError(f"{path}: the folder {folder} cannot be written to")
         if path.suffix.lower() not in (".json", *WRITERS): raise PliError(f"{path}: a report is written as .json, {', '.join(WRITERS)}; the end of the name says which")
+        check_writable(path)
 
 def write_report(path: str | Path, record: dict) -> None:
     "Write a report in the format that the end of the name says, whole or not at all."

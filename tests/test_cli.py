@@ -448,6 +448,14 @@ def test_masks_with_words(drawn, tmp_path):
 
 # --- averages
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_a_folder_that_cannot_be_written_is_told_before_any_model_or_file_is_read(capsys):
+    for command in (["average", "gone", "gone too"], ["submit", "cirr", "--model", "gone"], ["evaluate", "--model", "gone", "--queries", "gone.json", "--gallery", "gone.json", "--composer", "sum:1"]):
+        assert main([*command, "--out", "/proc/new/report.json"]) == 1
+        said = capsys.readouterr().err
+        assert "/proc/new" in said and "cannot be written" in said and said.count("\n") == 1, said
+
+
 def test_average_of_two_models(tmp_path, capsys):
     for seed in (0, 1): load_backbone("pli-tiny-48", seed=seed).save(tmp_path / f"m{seed}")
     one, other = (str(tmp_path / f"m{seed}") for seed in (0, 1))

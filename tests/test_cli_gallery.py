@@ -207,3 +207,81 @@ def test_an_option_without_a_value_is_refused_before_any_work(pictures, capfd, m
 
 def test_options_of_words_may_be_left_out(capfd):
     assert pli(capfd, "model", "list")[1].count("\n") > 100 and pli(capfd, "model", "list", "SigLIP")[1].count("\n") < 60
+
+
+@pytest.fixture()
+def odd(tmp_path) -> Path:
+    "Places that nothing can be written to, and pictures that are none."
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "folder.png").mkdir()
+    return tmp_path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc, /dev/zero")
+@pytest.mark.parametrize("command, option, place", [(command, option, place) for command, options in (("search", ("--figure", "--copy-to", "--link-to")), ("index", ("--problems", "--publish")))
+                         for option in options for place in ("/proc/new.png", "broken.png/below/x.png", "pipe.png", "x" * 300 + ".png")])
+def test_a_place_that_cannot_be_written_is_said_before_any_work(pictures, odd, capfd, monkeypatch, command, option, place):
+    if option == "--publish": pytest.importorskip("lancedb", reason='needs the extra: pip install "pli[lance]"')
+    monkeypatch.chdir(odd)
+    status, out, err = pli(capfd, command, pictures, *["a star"] * (command == "search"), "--model", "pli-tiny-48", option, place)
+    assert (status, out) == (1, "") and place[:30] in err and err.count("\n") == 1 and not (pictures / ".pli").exists()
+    assert {path.name for path in odd.iterdir()} == {"pictures", "pipe.png", "broken.png", "folder.png"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/zero")
+@pytest.mark.parametrize("image", ["pipe.png", "broken.png", "folder.png", "/dev/zero", "none.png"])
+def test_a_reference_that_cannot_be_read_is_said_before_any_work(pictures, odd, capfd, monkeypatch, image):
+    monkeypatch.chdir(odd)
+    status, out, err = pli(capfd, "search", pictures, "--image", image, "--model", "pli-tiny-48")
+    assert (status, out) == (1, "") and f"--image {image}: " in err and err.count("\n") == 1 and not (pictures / ".pli").exists()
+    (odd / "asked.jsonl").write_text('{"image": "pictures/pair_000001.png"}\n' + json.dumps({"text": "a star", "image": ["pictures/pair_000001.png", image]}) + "\n")
+    status, out, err = pli(capfd, "search", pictures, "--queries", "asked.jsonl", "--model", "pli-tiny-48")
+    assert (status, out) == (1, "") and "asked.jsonl, line 2: " in err and image in err and err.count("\n") == 1 and not (pictures / ".pli").exists()
+
+
+@pytest.mark.parametrize("option", ["--copy-to", "--link-to"])
+def test_hits_are_not_put_where_they_would_be_found_again(pictures, capfd, option, tmp_path):
+    (tmp_path / "aside").symlink_to(pictures)
+    for place in (pictures, pictures / "found", tmp_path / "aside" / "found"):
+        status, out, err = pli(capfd, "search", pictures, "a star", "--model", "pli-tiny-48", option, place)
+        assert (status, out) == (1, "") and "lies in the searched folder" in err and not (pictures / ".pli").exists() and not (pictures / "found").exists()
+
+
+@pytest.mark.parametrize("date", ["99999999999999999999", "1_0", "2024-05-01-02", "２０２４", "24", "2024-13", "0000", "2024-"])
+def test_what_is_no_date_is_told(pictures, capfd, date):
+    for option in ("--since", "--until"):
+        status, _, err = pli(capfd, "search", pictures, "a star", option, date, "--model", "pli-tiny-48")
+        assert status == 1 and "is no date" in err and err.count("\n") == 1 and not (pictures / ".pli").exists()
+
+
+def test_days_at_the_ends_of_the_calendar_and_the_folder_itself(pictures, capfd):
+    (pictures / "below").mkdir()
+    (pictures / "pair_000000.png").rename(pictures / "below" / "a.png")
+    base = ("search", pictures, "a star", "--model", "pli-tiny-48", "--k", 99)
+    everything = pli(capfd, *base)[1]
+    assert everything.count("\n") == 70
+    for options in (("--until", "9999"), ("--until", "9999-12"), ("--since", "0001"), ("--in", "."), ("--in", "./"), ("--in", "/"), ("--in", "below/..")): assert pli(capfd, *base, *options)[1] == everything
+    for said in ("below", "./below/", "below/.", ".//below"): assert pli(capfd, *base, "--in", said)[1].splitlines()[0].endswith("below/a.png")
+
+
+def test_a_name_that_is_no_text_is_written_as_json_can(pictures, capfd, tmp_path):
+    os.rename(pictures / "pair_000000.png", os.fsencode(pictures) + b"/bad\xff.png")
+    status, out, _ = pli(capfd, "search", pictures, "a star", "--model", "pli-tiny-48", "--name", "bad*", "--figure", tmp_path / "hits.json", "--json")
+    written = (tmp_path / "hits.json").read_bytes()
+    assert status == 0 and b"bad\\udcff.png" in written and [hit["path"] for hit in json.loads(written)["hits"]] == [hit["path"] for hit in json.loads(out)] == ["bad\udcff.png"]
+
+
+@pytest.mark.parametrize("asked, words", [({"at_least": 10**400}, "at_least must be a number"), ({"weight": 10**400, "image": "pictures/pair_000001.png"}, "weight must be a number from 0 to 1,000,000"),
+                                          ({"composer": f"sum:{10**400}", "image": "pictures/pair_000001.png"}, "weight must be"), ({"weight": 1e308, "image": "pictures/pair_000001.png"}, "weight must be a number from 0")])
+def test_numbers_without_end_are_told_with_their_line(pictures, capfd, tmp_path, asked, words):
+    (tmp_path / "asked.jsonl").write_text(json.dumps(asked | {"text": "a star"}))
+    status, out, err = pli(capfd, "search", pictures, "--queries", tmp_path / "asked.jsonl", "--model", "pli-tiny-48")
+    assert (status, out) == (1, "") and "line 1: " in err and words in err and err.count("\n") == 1 and not (pictures / ".pli").exists()
+
+
+def test_a_weight_beyond_a_million_is_told(pictures, capfd):
+    for options in (("--weight", "1e308"), ("--weight", "nan"), ("--composer", "product:1e38"), ("--weight=-1",)):
+        status, _, err = pli(capfd, "search", pictures, "a star", "--image", pictures / "pair_000001.png", *options, "--model", "pli-tiny-48")
+        assert status == 1 and "must be a number from 0 to 1,000,000" in err and not (pictures / ".pli").exists()
+    assert pli(capfd, "search", pictures, "a star", "--image", pictures / "pair_000001.png", "--weight", "1e6", "--model", "pli-tiny-48")[0] == 0

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import pli.core
-from pli.core import MissingFile, PliError, atomic, first_line, holder, open_regular, pick_device, read_json, read_regular, read_sealed, save_tensors, sealed, shown, tidy, write_json
+from pli.core import MissingFile, PliError, atomic, check_writable, first_line, holder, open_regular, pick_device, read_json, read_regular, read_sealed, save_tensors, sealed, shown, tidy, write_json
 
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 
@@ -241,3 +241,20 @@ def test_a_large_object_with_one_name_twice_is_told_soon():
     "Looking every name up among all others would take hours here."
     from pli.core import once
     with pytest.raises(PliError, match="the entry '199999' is there twice"): once([(str(number), 0) for number in range(200_000)] + [("199999", 1)])
+
+
+def test_a_place_is_tried_before_long_work(tmp_path):
+    "What could be written is told from what could not, and nothing stays behind."
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to("loop")
+    for good in (tmp_path / "new", tmp_path / "file", tmp_path / "a" / "b" / "new"): check_writable(good)
+    check_writable(tmp_path / "a" / "b", folder=True)
+    check_writable(tmp_path, folder=True)
+    for bad, folder in ((tmp_path, False), (tmp_path / "file" / "new", False), (tmp_path / "file", True), (tmp_path / "loop", True), (tmp_path / ("x" * 300), False), ("a\0b", False), ("/proc/new" if sys.platform == "linux" else tmp_path, False)):
+        with pytest.raises(PliError, match="cannot be written|is a folder"): check_writable(bad, folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop"]
+
+
+def test_bytes_that_are_no_text_are_written_as_json_can(tmp_path):
+    write_json(tmp_path / "names.json", ["bad\udcff", "ü"])
+    assert (tmp_path / "names.json").read_bytes() == '[\n "bad\\udcff",\n "ü"\n]\n'.encode() and read_json(tmp_path / "names.json") == ["bad\udcff", "ü"]

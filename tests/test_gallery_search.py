@@ -349,6 +349,18 @@ def test_a_query_that_asks_nothing_is_told(folder, asked, words):
         with pytest.raises(PliError, match=words): gallery.search(**asked)
 
 
+@pytest.mark.parametrize("asked, words", [({"k": 2.5}, "k must be"), ({"k": "3"}, "k must be"), ({"k": None}, "k must be"), ({"k": True}, "k must be"), ({"text": 5}, "text must be words"), ({"text": b"x"}, "text must be words"), ({"without": 5}, "without must be words"),
+                                          ({"where": {"bad": 1}}, "folder, name, since, until"), ({"where": "x"}, "where must be"), ({"where": {"folder": 5}}, "folder: must be text"), ({"where": {"name": ["x"]}}, "name: must be text"),
+                                          ({"image": 5}, "image must be"), ({"image": b"x"}, "image must be"), ({"image": "a/0.png", "composer": 5}, "composer must be"), ({"image": "a/0.png", "weight": "x"}, "weight must be"), ({"image": "a/0.png", "weight": True}, "weight must be"),
+                                          ({"image": "a/0.png", "composer": "product", "text_mean": 5}, "text_mean must be"), ({"at_least": "x"}, "at_least must be")])
+def test_what_has_a_wrong_type_is_told(folder, monkeypatch, asked, words):
+    monkeypatch.chdir(folder)
+    with Gallery.open(folder, "pli-tiny-48") as gallery:
+        gallery.update()
+        with pytest.raises(PliError, match=words): gallery.search(**{"text": "a cat"} | asked)
+        assert len(gallery.search(text=("a cat", "a dog"), k=np.int64(3), where={"since": 1970})) == 3
+
+
 def test_words_to_avoid_cost_what_the_formula_says(folder):
     "The picture that fits them best comes last; the others by score and fit, both stretched over what takes part."
     with Gallery.open(folder, "pli-tiny-48") as gallery:
@@ -433,6 +445,8 @@ def test_hits_turn_into_files(folder, tmp_path):
         assert len((tmp_path / "hits.csv").read_text().splitlines()) == 5
         assert hits._repr_png_()[:4] == b"\x89PNG" and len(hits[1:3]) == 2 and hits[0].open().size == (40, 30)
         with pytest.raises(PliError, match=".png, .jpg"): hits.save(tmp_path / "hits.gif")
+        for name in ("a\0.png", "x" * 300 + ".csv", "hits.png/below.json"):
+            with pytest.raises(PliError, match="cannot be written"): hits.save(tmp_path / name)
 
 
 # whose features

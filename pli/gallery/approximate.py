@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..backbones import load_backbone
 from ..composition import Composer
-from ..core import PliError, bar, claim, holder, pick_device, shown, unit
+from ..core import PliError, bar, check_writable, claim, holder, pick_device, shown, unit
 from .encode import warn
 from .search import AVOID, Gallery, Ranker, Where, check_reader, features_key, is_copy, nothing_left
 from .store import LARGEST_ROW, Picture, PictureTable, Vectors, path_inside
@@ -77,6 +77,7 @@ def check_place(
     elif Path(place).exists() and not Path(place).is_dir(): raise PliError(f"{shown(place)}: is not a folder; choose another place")
     elif Path(place).is_dir() and not is_copy(place) and any(entry.name != ".lock" for entry in os.scandir(place)):
         raise PliError(f"{shown(place)}: is not empty and holds no copy of a gallery; choose another place")
+    else: check_writable(place, folder=True)
 
 def schema_of(width: int | None):
     "The columns of `pictures` with features of some width; of `about` for None."
@@ -211,7 +212,7 @@ def condition_of(
 ) -> str:                          # an SQL condition; empty if everything takes part
     "The condition that a copy's rows must meet."
     terms = []
-    if where and (below := printable(os.fsencode(where.folder.strip("/").removeprefix("./")))): terms.append(f"(folder = {_quoted(below)} OR starts_with(folder, {_quoted(below + '/')}))")
+    if where and (below := printable(os.fsencode(where.below))): terms.append(f"(folder = {_quoted(below)} OR starts_with(folder, {_quoted(below + '/')}))")
     if where and where.name: terms.append(f"regexp_like(name, {_quoted(_pattern(printable(os.fsencode(where.name)).lower()))})")
     midnight = lambda day: min(max(int(datetime.datetime.fromisoformat(day).timestamp()) * 10**9, -(2**63)), 2**63 - 1)     # nanoseconds, as far as 64 bits go
     first, last = where.days() if where else ("", "")
