@@ -406,6 +406,27 @@ def test_what_fits_is_found_wherever_it_stands(folder, more):
         assert [hit.rank for hit in gallery.search(**asked, at_least=level)] == list(range(1, len(fitting) + 1))
 
 
+@pytest.mark.parametrize("composer", ["text", "image", "sum:0", "slerp:1", "slerp:0"])
+def test_a_half_that_does_not_count_has_no_map_and_no_words(folder, composer):
+    with Gallery.open(folder, "pli-tiny-48") as gallery:
+        gallery.update()
+        hit = gallery.search(image=folder / "a" / "0.png", text="a red cat", composer=composer, k=5)[2]
+        why = hit.explain()
+        assert why.score == pytest.approx(hit.score, abs=1e-4) and all(grid.isfinite().all() for maps in why.maps.values() for grid in maps.values())
+        assert set(why.maps) == ({"hit"} if composer == "text" else {"hit", "reference"}) and len(why.words) == (0 if composer == "image" else 3)
+        assert why.maps["hit"]["blocks"].abs().max() > 0 and why.halves["picture" if composer in ("text", "sum:0", "slerp:0") else "words"] == pytest.approx(0, abs=1e-5)
+        assert sum("not count" in line for line in why.lines()) == (composer in ("text", "image"))
+        assert why.figure() is not None and why.record()["composer"] == composer
+
+
+def test_words_with_dollars_are_no_formula(folder, tmp_path):
+    with Gallery.open(folder, "pli-tiny-48") as gallery:
+        gallery.update()
+        why = gallery.search(text=r"$\frac{$ $x^$", k=2)[0].explain()
+        why.figure().savefig(tmp_path / "why.svg")
+        assert why._repr_png_()[:4] == b"\x89PNG" and r"$\frac{$" in (tmp_path / "why.svg").read_text()
+
+
 def test_hits_that_fit_hardly_better_than_everyday_captions_are_left_out(folder, tmp_path):
     with Gallery.open(folder, "pli-tiny-48") as gallery:
         gallery.update()

@@ -103,8 +103,8 @@ def halves_of(
 def words_of(
     hits: Hits, hit: Hit, scoring: Scoring,
 ) -> list[tuple[str, float]]:
-    "Every word with what the score of a hit loses without it; nothing for a query of one word, which cannot be left out."
-    if len(hits.asked["text"]) != 1 or len(split := hits.asked["text"][0].split()) < 2: return []
+    "Every word with what the score of a hit loses without it; nothing for a query of one word, which cannot be left out, and where words do not count."
+    if scoring.composer.name == "image" or len(hits.asked["text"]) != 1 or len(split := hits.asked["text"][0].split()) < 2: return []
     fewer = [" ".join(split[:i] + split[i + 1 :]) for i in range(len(split))]
     words, picture = _features(hits)
     target = _feature_of(hits, hit)
@@ -227,7 +227,7 @@ def explain(
     words, picture = _features(hits)
     target = _feature_of(hits, hit)
     sides = {"hit": (gallery.backbone, hit.open(), lambda features: scoring(picture.expand(len(features), -1), words.expand(len(features), -1), features))}
-    if len(hits.references) == 1:
+    if len(hits.references) == 1 and scoring.composer.name != "text":              # with words alone, no patch of it counts
         alone = not hits.asked["text"]
         sides = {"reference": (gallery.reader, hits.references[0].open(), lambda features: scoring(features, features if alone else words.expand(len(features), -1), target.expand(len(features), -1)))} | sides
     maps, curves, pictures = {}, {}, {}
@@ -247,14 +247,19 @@ def explanation_lines(found: Explanation) -> list[str]:
     halves = sign.join(f"{name} {value:.4f}" for name, value in found.halves.items())
     lines = [f"{found.hit.rank}. {shown(found.hit.path)}: {found.score:.4f} with {found.composer}; " + (f"= {found.avoid['stretched']:.4f} for what was wanted x {found.avoid['kept']:.4f} left by what was to be avoided" if found.avoid else halves)]
     if found.avoid: lines.append(f"what was wanted: {found.avoid['wanted']:.4f} ({halves}), which is {found.avoid['stretched']:.4f} of the way from the worst picture's to the best one's")
+    if found.composer in ("image", "text") and found.hit.of.asked["text"] and found.hit.of.references: lines.append("the picture does not count, so there is no map over it" if found.composer == "text" else "the words do not count")
     if found.words: lines.append("what each word gave (the score loses it without the word): " + ", ".join(f"{shown(word, 40)} {value:+.4f}" for word, value in found.words))
     for what, curves in found.curves.items(): lines.append(f"how far the map over the {what} can be trusted: {curves['blocks'].trust:.2f} made by hiding blocks, {curves['gradient'].trust:.2f} by gradient; 0 or less is no better than chance, 1 is perfect")
     return lines
 
 def explanation_figure(found: Explanation):
     "The figure of an explanation, a `matplotlib.figure.Figure`."
+    from matplotlib import rc_context
+    with rc_context({"text.parse_math": False}): return _drawn(found)     # words with two dollar signs are no formula
+
+def _drawn(found: Explanation):
     from matplotlib.figure import Figure
-    sides, tall = list(found.maps), 2 if found.words else 1
+    sides = list(found.maps)
     figure = Figure(figsize=(2.6 * len(sides) + 5.2, 3.1), layout="constrained")
     axes = figure.subplots(1, len(sides) + 2, width_ratios=[1] * len(sides) + [0.9, 1.1])
     for axis, what in zip(axes, sides):
