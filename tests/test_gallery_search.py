@@ -564,6 +564,32 @@ def test_the_default_composer_follows_from_stored_ranks():
         assert {name: record["studies"][name] for name in studies} == tool["rounded"](studies), "results/composers.json is older than the stored ranks: python tools/composer_table.py"
 
 
+def test_a_model_that_only_a_strangers_gallery_names_is_not_loaded(folder, tmp_path, monkeypatch):
+    "Who made the gallery needs to name it once; a copy of it in other hands says a path, or an address, that nobody there has named."
+    load_backbone("pli-tiny-48").save(tmp_path / "mine")
+    with Gallery.open(folder, tmp_path / "mine") as gallery: gallery.update()
+    with Gallery.open(folder) as gallery: assert gallery.update().encoded == 0
+    place = next((folder / ".pli").glob("*/gallery.sqlite"))
+    monkeypatch.setenv("PLI_CACHE", str(tmp_path / "another user"))
+    with pytest.raises(PliError, match="mine made its features, but not to you; name --model yourself"): Gallery.open(folder)
+    with Gallery.open(folder, tmp_path / "mine") as gallery: assert gallery.update().encoded == 0
+    with Gallery.open(folder) as gallery: assert len(gallery) == 10                    # named once, known from then on
+    for name in ("hf-hub:someone/model", str(tmp_path / "evil"), "../evil"):
+        with PictureTable(place) as table: table.say(model=name)
+        with pytest.raises(PliError, match="but not to you"): Gallery.open(folder)
+
+
+def test_a_model_that_was_changed_in_its_place_indexes_nothing_unasked(folder, tmp_path):
+    load_backbone("pli-tiny-48").save(tmp_path / "mine")
+    with Gallery.open(folder, tmp_path / "mine") as gallery: gallery.update()
+    shutil.rmtree(tmp_path / "mine")
+    other = load_backbone("pli-tiny-48")
+    with torch.no_grad(): next(other.model.visual.parameters()).add_(0.1)
+    other.save(tmp_path / "mine")
+    with pytest.raises(PliError, match="is no longer the model that made its features; --model .*mine indexes the folder again beside them"): Gallery.open(folder)
+    with Gallery.open(folder, tmp_path / "mine") as gallery: assert gallery.update().encoded == 10
+
+
 def test_a_gallery_remembers_its_model_wherever_it_is_searched_from(folder, tmp_path, monkeypatch):
     load_backbone("pli-tiny-48").save(tmp_path / "mine")
     monkeypatch.chdir(tmp_path)

@@ -29,7 +29,7 @@ from ..backbones import load_backbone
 from ..composition import Composer
 from ..core import PliError, bar, check_writable, claim, holder, pick_device, shown, unit
 from .encode import warn
-from .search import AVOID, Gallery, Ranker, Where, check_reader, features_key, is_copy, nothing_left
+from .search import AVOID, Gallery, Ranker, Where, check_reader, features_key, is_copy, is_public, nothing_left
 from .store import LARGEST_ROW, Picture, PictureTable, Vectors, path_inside
 
 # %% ../../nbs/gallery/09e_approximate.ipynb #bdb59ebf
@@ -410,7 +410,7 @@ def open_copy(
     facts = copy.facts
     if model is None:
         model, pretrained, preprocess = facts["model"], pretrained or facts.get("pretrained"), facts["preprocess"]
-        if not all(re.fullmatch(r"[\w.-]+", str(name)) for name in (model, pretrained or "x", preprocess)) or Path(model).exists():
+        if not is_public(model, pretrained, preprocess):
             raise PliError(f"{shown(place)}: its features were made by the model {shown(model)}; say with --model where that is here")
     backbone = load_backbone(model, pretrained, pick_device(device), preprocess=preprocess, quick_gelu=quick_gelu)
     key = features_key(backbone)

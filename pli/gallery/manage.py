@@ -20,7 +20,7 @@ import sqlite3
 from ..core import PliError, claim, full, holder, read_json, shown
 from .encode import cache_folder
 from .index import alone_with
-from .search import cached_home, galleries_in, gallery_home, note_of, notes_folder, remember
+from .search import cached_home, galleries_in, gallery_home, note_of, noted_model, notes_folder, remember
 from .store import Picture, PictureTable
 
 # %% ../../nbs/gallery/09f_manage.ipynb #b1b3ab84
@@ -143,12 +143,16 @@ def move(
     elif new.is_dir(): pictures, place = new, homes[0] if gallery is not None else gallery_home(new)
     else: raise PliError(f"{shown(folder)}: is not there. If its pictures were moved, name their folder now; {shown(new)} is none")
     root = ".." if os.path.realpath(place.parent) == os.path.realpath(pictures) and place.name == ".pli" else os.path.abspath(pictures)
+    models = {table.parent.name: _noted(table) for table in tables}                      # before the notes of the old place go
     if os.path.realpath(place) != os.path.realpath(homes[0]): _carry(tables, place, root)
     for key in [table.parent.name for table in tables]:
         with PictureTable(place / key / "gallery.sqlite") as table:
             if table.about().get("root") != root: table.say(root=root)
-            remember(table, pictures)
+            remember(table, pictures, models[key])
     return place
+
+def _noted(table: Path) -> list | None:
+    with PictureTable(table, writable=False) as opened: return noted_model(opened.about().get("id"))
 
 def _carry(tables: list[Path], place: Path, root: str) -> None:
     "Copy galleries beside a new place, give the copy its name, then delete the old ones."

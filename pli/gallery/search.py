@@ -6,9 +6,9 @@
 __all__ = ['ROUNDING', 'SLACK', 'FEW', 'CROWD', 'AVOID', 'MODEL', 'DEFAULT_COMPOSER', 'READS', 'MOST_WEIGHT', 'features_key',
            'gallery_home', 'cached_home', 'galleries_in', 'everyday_captions', 'everyday_mean', 'Where', 'Ranker',
            'fit_of', 'check_at_least', 'Hit', 'Hits', 'title_of_query', 'sheet_of', 'save_hits', 'write_csv', 'Gallery',
-           'open_gallery', 'is_copy', 'with_weights', 'OtherFeatures', 'check_reader', 'features_read',
-           'write_features_read', 'notes_folder', 'note_of', 'remember', 'search_gallery', 'nothing_left',
-           'direction_of_avoided', 'chosen_composer', 'Reference']
+           'open_gallery', 'is_copy', 'with_weights', 'is_public', 'OtherFeatures', 'check_reader', 'features_read',
+           'write_features_read', 'notes_folder', 'note_of', 'noted_model', 'remember', 'search_gallery',
+           'nothing_left', 'direction_of_avoided', 'chosen_composer', 'Reference']
 
 # %% ../../nbs/gallery/09c_search.ipynb #3fa31c04
 import csv
@@ -412,10 +412,13 @@ def open_gallery(
     folder = Path(folder)
     if not folder.is_dir(): raise PliError(f"{shown(folder)}: is not a folder" if folder.exists() else f"{shown(folder)}: no such folder; is the drive there?")
     home, place = gallery_home(folder, gallery), pick_device(device)
-    if model is None: model, pretrained, preprocess, quick_gelu = _own_model(home, pretrained, preprocess, quick_gelu)
+    made_by = None
+    if model is None: made_by, model, pretrained, preprocess, quick_gelu = _own_model(home, pretrained, preprocess, quick_gelu)
     backbone = load_backbone(model, with_weights(model, pretrained), place, preprocess=preprocess, quick_gelu=quick_gelu)
     reader = backbone if query_model is None else load_backbone(query_model, None, place, preprocess=preprocess)
     key = features_key(backbone)
+    if made_by not in (None, key):
+        raise PliError(f"{shown(home)}: {shown(model)} is no longer the model that made its features; --model {shown(model)} indexes the folder again beside them, pli gallery forget removes them")
     if reader is not backbone: check_reader(reader, query_model, key, model)
     home = gallery_home(folder, gallery, key)
     path = home / key / "gallery.sqlite"
@@ -423,14 +426,15 @@ def open_gallery(
     if not writable and not path.exists(): raise PliError(f"{shown(home)}: holds no gallery of this model and cannot be written to; --gallery names another place")
     table = PictureTable(path, create=writable, writable=writable)
     about = table.about()
+    named = [os.path.abspath(model) if Path(model).is_dir() else str(model), with_weights(model, pretrained)]
     if "key" not in about and writable:
-        table.say(key=key, model=os.path.abspath(model) if Path(model).is_dir() else str(model), pretrained=with_weights(model, pretrained), preprocess=preprocess, quick_gelu=quick_gelu, width=_width(backbone), features=_picture_side(backbone),
+        table.say(key=key, model=named[0], pretrained=named[1], preprocess=preprocess, quick_gelu=quick_gelu, width=_width(backbone), features=_picture_side(backbone),
                   root=".." if gallery is None and home.name == ".pli" else os.path.abspath(folder), made=datetime.date.today().isoformat(), id=os.urandom(8).hex())
     try: _check_folder(table, folder, home)
     except PliError:
         table.close()
         raise
-    remember(table, folder)
+    remember(table, folder, named)
     return Gallery(folder, table, backbone, reader, workers)
 
 def is_copy(
@@ -456,20 +460,32 @@ def _nearest(path: Path) -> Path:
 
 def _width(backbone: Backbone) -> int: return int(backbone.config["model_cfg"]["embed_dim"])
 
-def _own_model(home: Path, pretrained: str | None, preprocess: str, quick_gelu: bool | None) -> tuple[str, str | None, str, bool | None]:
-    "The model of the one gallery that is there, or the default. Raises `PliError` for several, and for options that the gallery was not made with."
-    there = galleries_in(home)
-    if not there: return MODEL[0], pretrained or MODEL[1], preprocess, quick_gelu
-    names = []
-    for key in there:
+def _own_model(home: Path, pretrained: str | None, preprocess: str, quick_gelu: bool | None) -> tuple[str | None, str, str | None, str, bool | None]:
+    "Key and model of the one gallery that is there, or no key and the default. Raises `PliError` for several, for options that the gallery was not made with, and for a model that only a stranger names."
+    names, vouched = [], []
+    for key in galleries_in(home):
         with PictureTable(home / key / "gallery.sqlite", writable=False) as table:
             about = table.about()
-            if "model" in about: names.append((about["model"], about.get("pretrained"), about.get("preprocess", "model"), about.get("quick_gelu")))
+            if "model" not in about: continue
+            names.append((about["model"], about.get("pretrained"), about.get("preprocess", "model"), about.get("quick_gelu")))
+            made_by = key
+            if is_public(*names[-1][:3]) or noted_model(about.get("id")) == list(names[-1][:2]): vouched.append(key)
+    if not names: return None, MODEL[0], pretrained or MODEL[1], preprocess, quick_gelu
     if len(names) != 1: raise PliError(f"{shown(home)}: holds galleries of {len(names)} models; say which: {'; or '.join(_as_options(*each) for each in names)}")
     own = names[0]
     for option, asked, made, default in (("--pretrained", pretrained, own[1], None), ("--preprocess", preprocess, own[2], "model"), ("--quick-gelu", quick_gelu, own[3], None)):
         if asked not in (default, made): raise PliError(f"{option} {shown(asked)}: the gallery was made with {_as_options(*own)}; name --model too, to make another one")
-    return own
+    if not vouched: raise PliError(f"{shown(home)}: says that {_as_options(*own)} made its features, but not to you; name --model yourself, if you trust that one")
+    return made_by, *own
+
+def is_public(
+    model: str,
+    pretrained: str | None,
+    preprocess: str,
+) -> bool:
+    "Whether a model is named as in open_clip's list. What a stranger's gallery names in another way, a path or an address, is not loaded for that."
+    names = (model, pretrained or "x", preprocess)
+    return all(isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) for name in names) and not Path(model).exists() and not (pretrained and Path(pretrained).exists())
 
 def _as_options(model: str, pretrained: str | None, preprocess: str, quick_gelu: bool | None) -> str:
     "How a model is named on the command line."
@@ -515,9 +531,23 @@ def note_of(table: Path) -> Path:
     "The note of a gallery's table."
     return notes_folder() / f"{hashlib.sha256(os.path.abspath(table).encode(errors='surrogateescape')).hexdigest()[:16]}.json"
 
-def remember(table: PictureTable, folder: str | Path) -> None:
+def noted_model(
+    id: str,                  # of a gallery
+) -> list | None:             # model and weights
+    "The model by which this user has opened a gallery before, wherever it lay then; None where no note knows it."
+    for path in notes_folder().glob("*.json") if id else ():
+        try: said = read_json(path, 2**16)
+        except PliError: continue
+        if isinstance(said, dict) and said.get("id") == id and said.get("model"): return said["model"]
+    return None
+
+def remember(
+    table: PictureTable,
+    folder: str | Path,         # of the pictures
+    model: list | None = None,  # the model that the user has opened it by, and its weights
+) -> None:
     "Note that a gallery is there; where the cache cannot be written to, nothing is noted."
-    said = json.dumps({"folder": os.path.abspath(folder), "table": os.path.abspath(table.path), "id": table.about().get("id", "")})
+    said = json.dumps({"folder": os.path.abspath(folder), "table": os.path.abspath(table.path), "id": table.about().get("id", ""), "model": model})
     path = note_of(table.path)
     try:
         if path.is_file() and read_regular(path, 2**16).decode() == said: return
