@@ -179,7 +179,7 @@ def test_filters_with_an_index(crowd):
         assert len({hit.path for hit in hits} & {hit.path for hit in exact}) >= 0.9 * len(exact)
 
 
-@pytest.mark.parametrize("name", ["*", "IMG_2*", "img?[12]*.png", "[!a-c]*", "a.b+c(d)*", "*'quote*", "[]x]*", "[a", "ü*", "*^$*"])
+@pytest.mark.parametrize("name", ["*", "IMG_2*", "img?[12]*.png", "[!a-c]*", "a.b+c(d)*", "*'quote*", "[]x]*", "[a", "ü*", "*^$*", "[z-a]*", "[!z-a]*", "[]", "[!]", "*[!]*", "[c-ab-d]*", "[a--]*", "[--a]*", "*[^x]*", "[[i]*", "*[&&a]*", "*[\\d]*", "[!]x]*"])
 def test_patterns_mean_the_same_as_in_an_exact_search(tmp_path, name):
     "Every name against the pattern, by the database and by `Where`."
     import pyarrow as pa
@@ -306,6 +306,49 @@ def test_a_damaged_copy_is_named_in_one_line(place, part, how, opened):
     with pytest.raises(PliError, match="copy") as told:
         for hit in opened(place).search(text="a star", k=99): hit.of.gallery.table.thumbnail(hit.picture.id)
     assert "\n" not in str(told.value) and len(str(told.value)) < 500
+
+
+def damage(place: Path, how: str) -> None:
+    for path in list(place.rglob("*")):
+        if not path.is_file(): continue
+        if how == "gone": path.unlink()
+        elif how == "cut": path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        else: path.write_bytes(np.random.default_rng(0).bytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize("part", ["data", "_versions", "", None])
+@pytest.mark.parametrize("how", ["cut", "noise", "gone"])
+def test_a_damaged_copy_is_made_again_by_publishing(drawn, place, part, how, opened, capfd):
+    gallery, before = opened(drawn), [hit.path for hit in opened(place).search(text="a star", k=9)]
+    if part is None: shutil.rmtree(place / "pictures.lance")
+    else: damage(place / "pictures.lance" / part, how)
+    changes = gallery.publish(place)
+    assert "was damaged, and is made again" in capfd.readouterr().err and changes.added == changes.pictures == len(gallery)
+    copy = opened(place)
+    assert [hit.path for hit in copy.search(text="a star", k=9)] == before and copy.table.thumbnail(1) == gallery.table.thumbnail(1)
+    assert gallery.publish(place).added == 0 and "damaged" not in capfd.readouterr().err
+
+
+def test_a_copy_that_does_not_say_whose_it_is_is_made_again_beside_the_gallery_only(pictures, place, opened):
+    gallery = opened(pictures)
+    gallery.publish()
+    before = [hit.path for hit in gallery.search(text="a star", k=9, approximate=True)]
+    beside = approximate.copy_beside(gallery)
+    for how in ("cut", "noise", "gone"):
+        for copy in (beside, place): damage(copy / "about.lance", how)
+        with pytest.raises(PliError, match="remove it, and pli index FOLDER makes it again|no copy of a gallery"): gallery.publish(place)
+        gallery._copy = None
+        assert [hit.path for hit in gallery.search(text="a star", k=9, approximate=True)] == before
+
+
+def test_days_before_any_file_and_after_all_are_answered_as_in_an_exact_search(both):
+    exact, copy = both
+    for where in ({"since": "0001"}, {"since": "1600"}, {"since": "1677-09-21"}, {"until": "9999"}, {"until": "2262-04-12"}, {"since": "0001", "until": "9999"}, {"folder": "."}):
+        assert len(copy.search(text="a star", where=where, k=99)) == len(exact.search(text="a star", where=where, k=99)) == len(exact)
+    for where in ({"until": "0001"}, {"until": "1600"}, {"since": "2300"}, {"since": "9999-12-31"}, {"name": "[z-a]*"}, {"name": "[]"}):
+        for one in both:
+            with pytest.raises(PliError, match="no picture is left to search: none fits"): one.search(text="a star", where=where)
+    with pytest.raises(PliError, match="write them more simply"): copy.search(text="a star", where={"name": "?" * 10**6})
 
 
 # strangers' copies

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ADVICE', 'FORMAT', 'TABLES', 'META', 'LARGEST_FACT', 'LEAST_INDEXED', 'CELL', 'PROBES', 'LEAST_PROBES', 'REFINED',
-           'CANDIDATES', 'FEWEST', 'MIXED', 'ENDS', 'CHUNK', 'lance', 'telling', 'check_place', 'schema_of', 'stamp_of',
-           'printable', 'Copy', 'open_table', 'read_facts', 'check_facts', 'condition_of', 'candidates', 'CopyChanges',
-           'copy_beside', 'publish', 'open_copy', 'current_copy']
+           'CANDIDATES', 'FEWEST', 'MIXED', 'ENDS', 'CHUNK', 'lance', 'advice_for', 'telling', 'check_place',
+           'schema_of', 'stamp_of', 'printable', 'Copy', 'open_table', 'read_facts', 'check_facts', 'condition_of',
+           'candidates', 'CopyChanges', 'copy_beside', 'publish', 'open_copy', 'current_copy']
 
 # %% ../../nbs/gallery/09e_approximate.ipynb #7ebc0645
 import datetime
@@ -46,9 +46,14 @@ ADVICE = (
     ("kind: Builder|BadScheme", "the object store speaks plain http; set AWS_ALLOW_HTTP=true if that is meant"),
     ("kind: Connect|dns error|timed out|TimedOut", "the object store does not answer; is AWS_ENDPOINT_URL right?"),
     ("[Nn]o space left|os error 28", "the disk is full"),
+    ("sql filter|filter expression|regex", "cannot be asked for these --in, --name, --since or --until; write them more simply"),
     ("Permission denied|os error 13|Read-only file system|os error 30", "it cannot be written to"),
     ("No object store provider|[Uu]nsupported|scheme", "such an address is not known; write s3://bucket/name, gs://bucket/name, az://container/name, or a folder"),
 )
+
+def advice_for(error: Exception) -> str | None:
+    "What a person can do about an error of LanceDB; None where the tables themselves are at fault."
+    return next((advice for pattern, advice in ADVICE if re.search(pattern, str(error))), None)
 
 @contextmanager
 def telling(place: str):
@@ -57,8 +62,7 @@ def telling(place: str):
     except PliError: raise
     except Exception as error:                            # its Rust half raises ValueError, RuntimeError, OSError and kinds of its own
         text = str(error)
-        advice = next((advice for pattern, advice in ADVICE if re.search(pattern, text)), None)
-        raise PliError(f"{shown(place)}: {advice or 'is damaged, or was replaced meanwhile (' + shown(text.splitlines()[0] if text else type(error).__name__, 120) + '); pli index FOLDER makes it again'}") from None
+        raise PliError(f"{shown(place)}: {advice_for(error) or 'is damaged, or was replaced meanwhile (' + shown(text.splitlines()[0] if text else type(error).__name__, 120) + '); remove it, and pli index FOLDER makes it again with --publish or --approximate'}") from None
 
 # %% ../../nbs/gallery/09e_approximate.ipynb #3f777e27
 FORMAT = 1                                     # of a copy
@@ -196,13 +200,25 @@ def check_facts(place: str, facts: dict) -> None:
 # %% ../../nbs/gallery/09e_approximate.ipynb #159382e6
 def _quoted(text: str) -> str: return "'" + text.replace("'", "''") + "'"
 
+def _one_of(said: str, negated: bool) -> str:
+    "What stands in brackets, as a regular expression; as in Python's fnmatch, a range that runs backwards is empty."
+    spans = [(part[0], part[-1]) for part in re.findall(".-.|.", said, re.S)]
+    kept = "".join(f"\\x{{{ord(first):x}}}-\\x{{{ord(last):x}}}" for first, last in spans if first <= last)
+    return f"[{'^' * negated}{kept}]" if kept else "." if negated else r"[^\s\S]"
+
+def _midnight(day: str) -> int:
+    "When a day begins, in nanoseconds since 1970, as far as 64 bits go."
+    try: seconds = int(datetime.datetime.fromisoformat(day).timestamp())
+    except (ValueError, OverflowError, OSError): seconds = -(2**63) if day < "1970" else 2**63
+    return min(max(seconds * 10**9, 1 - 2**63), 2**63 - 1)
+
 def _pattern(
     name: str,   # as for the shell: `*`, `?`, `[abc]`, `[!abc]`
 ) -> str:        # the same as a regular expression
     parts = []
-    for part in re.findall(r"\[!?\]?[^\]]*\]|.", name, re.S):
+    for part in re.findall(r"\[(?:!|(?!!))(?:\]|(?!\]))[^\]]*\]|.", name, re.S):
         if part in ("*", "?"): parts.append(".*" if part == "*" else ".")
-        elif len(part) > 1: parts.append(("[^" if part[1] == "!" else "[") + re.sub(r"([\\\[\]^&~])", r"\\\1", part[1:-1].removeprefix("!")) + "]")
+        elif len(part) > 1: parts.append(_one_of(part[1:-1].removeprefix("!"), part[1] == "!"))
         else: parts.append(re.escape(part))
     return f"(?s)^(?:{''.join(parts)})$"
 
@@ -214,13 +230,12 @@ def condition_of(
     terms = []
     if where and (below := printable(os.fsencode(where.below))): terms.append(f"(folder = {_quoted(below)} OR starts_with(folder, {_quoted(below + '/')}))")
     if where and where.name: terms.append(f"regexp_like(name, {_quoted(_pattern(printable(os.fsencode(where.name)).lower()))})")
-    midnight = lambda day: min(max(int(datetime.datetime.fromisoformat(day).timestamp()) * 10**9, -(2**63)), 2**63 - 1)     # nanoseconds, as far as 64 bits go
     first, last = where.days() if where else ("", "")
     if first:
-        terms.append(f"((taken IS NOT NULL AND taken >= {_quoted(first)}) OR (taken IS NULL AND changed >= {midnight(first)}))")
-    if last:
+        terms.append(f"((taken IS NOT NULL AND taken >= {_quoted(first)}) OR (taken IS NULL AND changed >= {_midnight(first)}))")
+    if last and last < datetime.date.max.isoformat():
         after = (datetime.date.fromisoformat(last) + datetime.timedelta(days=1)).isoformat()
-        terms.append(f"((taken IS NOT NULL AND taken < {_quoted(after)}) OR (taken IS NULL AND changed < {midnight(after)}))")
+        terms.append(f"((taken IS NOT NULL AND taken < {_quoted(after)}) OR (taken IS NULL AND changed < {_midnight(after)}))")
     if without: terms.append(f"id NOT IN ({', '.join(str(int(id)) for id in without)})")
     return " AND ".join(terms)
 
@@ -337,16 +352,36 @@ def copy_beside(gallery: Gallery) -> Path:
     "Where the copy of a gallery lives that is searched by `--approximate`."
     return Path(gallery.table.path).parent / "approximate"
 
+def _whole(database, facts: dict) -> bool:
+    "Whether a copy's pictures can be read, as far as their numbers and stamps show it, and are as many as it says."
+    try:
+        pictures = database.open_table("pictures")
+        pictures.search().select(["id", "stamp"]).limit(None).to_arrow()
+        if "generation" not in facts: return True                                  # one that was never finished
+        pictures.checkout(facts["snapshot"])
+        return pictures.count_rows() == facts["rows"]
+    except Exception as error:
+        if advice_for(error): raise
+        return False
+
 def _begin(gallery: Gallery, place: str) -> tuple:
     "The tables of a copy to write into, made where they are not there, and what `about` says. Raises `PliError` for a place that holds something else."
     about = gallery.table.about()
     of = str(about.get("uid"))
     database, width = lance().connect(place), about["width"]
     facts = {name: about.get(name) for name in ("key", "width", "model", "pretrained", "preprocess")} | {"format": FORMAT, "of": of}
-    there = database.list_tables().tables
-    known = read_facts(database, place) if "about" in there else {}
+    there = set(database.list_tables().tables)
+    try: known = read_facts(database, place) if "about" in there else {}
+    except Exception as error:
+        if advice_for(error) or place != str(copy_beside(gallery)): raise          # nothing says that it is a copy of this gallery
+        for name in there & set(TABLES): database.drop_table(name)
+        there, known = set(), {}
     if known and known.get("format") != FORMAT: raise PliError(f"{shown(place)}: is a copy of format {shown(known.get('format'))}, this pli writes {FORMAT}; choose another place")
     if known and (known.get("of"), known.get("key")) != (of, about["key"]): raise PliError(f"{shown(place)}: holds a copy of another gallery, of the model {shown(known.get('model'))}; choose another place, or remove it")
+    if known and not ("pictures" in there and _whole(database, known)):
+        if "pictures" in there: database.drop_table("pictures")
+        warn(f"{shown(place)}: was damaged, and is made again")
+        there, known = there - {"pictures"}, {}
     if "about" not in there: database.create_table("about", schema=schema_of(None), exist_ok=True)
     told = open_table(database, place, "about")
     if not known: _say(told, facts)

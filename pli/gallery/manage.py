@@ -20,7 +20,7 @@ import sqlite3
 from ..core import PliError, claim, full, holder, read_json, shown
 from .encode import cache_folder
 from .index import alone_with
-from .search import cached_home, galleries_in, gallery_home, note_of, noted_model, notes_folder, remember
+from .search import cached_home, galleries_in, gallery_home, note_of, noted_models, notes_folder, remember
 from .store import Picture, PictureTable
 
 # %% ../../nbs/gallery/09f_manage.ipynb #b1b3ab84
@@ -152,7 +152,7 @@ def move(
     return place
 
 def _noted(table: Path) -> list | None:
-    with PictureTable(table, writable=False) as opened: return noted_model(opened.about().get("id"))
+    with PictureTable(table, writable=False) as opened: return next(iter(noted_models(opened.about().get("id"))), None)
 
 def _carry(tables: list[Path], place: Path, root: str) -> None:
     "Copy galleries beside a new place, give the copy its name, then delete the old ones."

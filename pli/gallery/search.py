@@ -7,7 +7,7 @@ __all__ = ['ROUNDING', 'SLACK', 'FEW', 'CROWD', 'AVOID', 'MODEL', 'DEFAULT_COMPO
            'gallery_home', 'cached_home', 'galleries_in', 'everyday_captions', 'everyday_mean', 'Where', 'Ranker',
            'fit_of', 'check_at_least', 'Hit', 'Hits', 'title_of_query', 'sheet_of', 'save_hits', 'write_csv', 'Gallery',
            'open_gallery', 'is_copy', 'with_weights', 'is_public', 'OtherFeatures', 'check_reader', 'features_read',
-           'write_features_read', 'notes_folder', 'note_of', 'noted_model', 'remember', 'search_gallery',
+           'write_features_read', 'notes_folder', 'note_of', 'noted_models', 'remember', 'search_gallery',
            'nothing_left', 'direction_of_avoided', 'chosen_composer', 'Reference']
 
 # %% ../../nbs/gallery/09c_search.ipynb #3fa31c04
@@ -469,7 +469,7 @@ def _own_model(home: Path, pretrained: str | None, preprocess: str, quick_gelu: 
             if "model" not in about: continue
             names.append((about["model"], about.get("pretrained"), about.get("preprocess", "model"), about.get("quick_gelu")))
             made_by = key
-            if is_public(*names[-1][:3]) or noted_model(about.get("id")) == list(names[-1][:2]): vouched.append(key)
+            if is_public(*names[-1][:3]) or list(names[-1][:2]) in noted_models(about.get("id")): vouched.append(key)
     if not names: return None, MODEL[0], pretrained or MODEL[1], preprocess, quick_gelu
     if len(names) != 1: raise PliError(f"{shown(home)}: holds galleries of {len(names)} models; say which: {'; or '.join(_as_options(*each) for each in names)}")
     own = names[0]
@@ -531,15 +531,16 @@ def note_of(table: Path) -> Path:
     "The note of a gallery's table."
     return notes_folder() / f"{hashlib.sha256(os.path.abspath(table).encode(errors='surrogateescape')).hexdigest()[:16]}.json"
 
-def noted_model(
-    id: str,                  # of a gallery
-) -> list | None:             # model and weights
-    "The model by which this user has opened a gallery before, wherever it lay then; None where no note knows it."
+def noted_models(
+    id: str,        # of a gallery
+) -> list[list]:    # model and weights of each
+    "The models by which this user has opened a gallery before, wherever it lay then."
+    found = []
     for path in notes_folder().glob("*.json") if id else ():
         try: said = read_json(path, 2**16)
         except PliError: continue
-        if isinstance(said, dict) and said.get("id") == id and said.get("model"): return said["model"]
-    return None
+        if isinstance(said, dict) and said.get("id") == id and said.get("model"): found.append(said["model"])
+    return found
 
 def remember(
     table: PictureTable,
