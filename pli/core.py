@@ -204,11 +204,12 @@ def check_writable(
 def atomic(
     path: str | Path,         # the file that shall exist afterwards, whole
     needs: int | None = None, # bytes that it will hold, where that is known, for the message when the disk is full
+    make: bool = True,        # make its folder where there is none; else that is an error
 ):                            # yields a temporary path in the same folder to write to
     "Write a file so that it is either complete or not there at all, also after a power cut. Raises `NoRoom` where the disk takes no more; then the old file is still there."
     path = Path(path)
     _replaceable(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if make: path.parent.mkdir(parents=True, exist_ok=True)
     temporary, file = path.with_name(f".{path.name}.{os.getpid()}.part"), None
     try:
         tidy(path.parent, path.name)
@@ -288,6 +289,7 @@ def save_tensors(
     path: str | Path,              # the file that shall exist afterwards, whole
     tensors: dict[str, Tensor],
     about: dict[str, str] = {},    # texts that are kept beside them, in this order
+    make: bool = True,             # as in `atomic`
 ) -> None:
     "Write a safetensors file, whole or not at all, its bytes decided by what is in it. Raises `NoRoom` where the disk is full, and `PliError` for numbers of an unknown kind."
     header, end = {"__metadata__": dict(about)} if about else {}, 0
@@ -299,7 +301,7 @@ def save_tensors(
         end += value.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with atomic(path, needs=8 + len(text) + end) as temporary, open(temporary, "wb") as file:
+    with atomic(path, needs=8 + len(text) + end, make=make) as temporary, open(temporary, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order: file.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 

@@ -415,7 +415,7 @@ def save_checkpoint(
         for key, value in optimiser.state.get(weight, {}).items(): tensors[f"optimiser.{key}.{name}"] = value
     tensors = {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}
     text = json.dumps(record | {"sha256": tensors_digest(tensors.items(), json.dumps(record))})
-    save_tensors(path, tensors, {"record": text})
+    save_tensors(path, tensors, {"record": text}, make=False)     # a run that was taken away does not come again
 
 # %% ../nbs/07_tuning.ipynb #eadd6adb
 def is_intact(
@@ -588,7 +588,7 @@ class RunFiles:
         if self.folder is None: return
         self.check()
         text = "".join(json.dumps(record) + "\n" for record in result.history)
-        with atomic(self.folder / "log.jsonl") as temporary: temporary.write_text(text)
+        with atomic(self.folder / "log.jsonl", make=False) as temporary: temporary.write_text(text)
         record = {"step": step, "scores": result.scores, "problems": result.problems, "best": result.best, "log": hashlib.sha256(text.encode()).hexdigest()}
         save_checkpoint(self.folder / "checkpoint.safetensors", backbone, optimiser, record)
 
