@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..backbones import Backbone
-from ..composition import Composer, parse_composer
+from ..composition import Composer, parse_composer, stretched
 from ..core import generator, shown, unit
 from .encode import encode_texts
-from .search import AVOID, Hit, Hits, direction_of_avoided
+from .search import AVOID, Hit, Hits, direction_of_avoided, ends_of
 
 # %% ../../nbs/gallery/09d_explain.ipynb #292db0ce
 @dataclass(frozen=True)
@@ -28,28 +28,26 @@ class Scoring:
     composer: Composer
     image_mean: Tensor | None = None      # `(width,)`, for late fusion
     text_mean: Tensor | None = None
-    ends: tuple[tuple[float, float], ...] = ()   # lowest and highest of each list of scores, for late fusion
+    ends: tuple[tuple[Tensor, Tensor], ...] = ()   # lowest and highest of each list of scores, for late fusion
     against: Tensor | None = None         # `(width,)`, where words to avoid point
-    outer: tuple[tuple[float, float], ...] = ()  # with words to avoid: the ends of what was wanted, and of what was to be avoided
+    outer: tuple[tuple[Tensor, Tensor], ...] = ()  # with words to avoid: the ends of what was wanted, and of what was to be avoided
 
     def lists(self, reference: Tensor, words: Tensor, hit: Tensor) -> list[Tensor]:
         "The score of each part, before they are fused: `(batch,)` each, from `(batch, width)` features."
         reference, words, hit = unit(reference), unit(words), unit(hit)
         if self.composer.centred: reference, words, hit = unit(reference - self.image_mean), unit(words - self.text_mean), unit(hit - self.image_mean)
         found = [(part * hit).sum(-1) for part in self.composer.parts(reference, words)]
-        return [_stretch(each, ends) for each, ends in zip(found, self.ends)] if self.ends else found
+        return [stretched(each, *ends) for each, ends in zip(found, self.ends)] if self.ends else found
 
     def wanted(self, reference: Tensor, words: Tensor, hit: Tensor) -> Tensor: return self.composer.fuse(*self.lists(reference, words, hit))   # `(batch,)`, words to avoid left aside
 
     def kept(self, hit: Tensor) -> Tensor:   # `(batch,)`
         "The factor that the words to avoid leave of a score: 1 for the picture that they fit least."
-        return (1 - _stretch(unit(unit(hit) - self.image_mean) @ self.against, self.outer[1])) ** AVOID
+        return (1 - stretched(unit(unit(hit) - self.image_mean) @ self.against, *self.outer[1])) ** AVOID
 
     def __call__(self, reference: Tensor, words: Tensor, hit: Tensor) -> Tensor:   # `(batch,)`
         found = self.wanted(reference, words, hit)
-        return found if self.against is None else _stretch(found, self.outer[0]) * self.kept(hit)
-
-def _stretch(each: Tensor, ends: tuple[float, float]) -> Tensor: return ((each - ends[0]) / max(ends[1] - ends[0], 1e-6)).clamp(0, 1)
+        return found if self.against is None else stretched(found, *self.outer[0]) * self.kept(hit)
 
 def scoring_of(
     hits: Hits,
@@ -65,10 +63,7 @@ def scoring_of(
     against = direction_of_avoided(gallery, avoid, mean)
     return replace(found, against=against, outer=_ends(hits, scores, hits.ranker.product(against, centred=True)))
 
-def _ends(hits: Hits, *lists: Tensor) -> tuple[tuple[float, float], ...]:
-    "Lowest and highest score of each list, among the pictures that took part."
-    inside = [each if hits.allowed is None else each[hits.allowed] for each in lists]
-    return tuple((each.min().item(), each.max().item()) for each in inside)
+def _ends(hits: Hits, *lists: Tensor) -> tuple[tuple[Tensor, Tensor], ...]: return tuple(ends_of(each, hits.allowed) for each in lists)
 
 def _features(hits: Hits) -> tuple[Tensor, Tensor]:
     "The features of the words and of the picture that were asked; a half that was not asked is the other one."
@@ -237,7 +232,7 @@ def explain(
         maps[what] = {"blocks": block_map(backbone, pixels, score), "gradient": gradient_map(backbone, pixels, score)}
         curves[what] = {name: curves_of(backbone, pixels, score, found) for name, found in maps[what].items()}
     value, wanted = scoring(picture[None], words[None], target[None]).item(), scoring.wanted(picture[None], words[None], target[None])
-    avoid = scoring.against is not None and {"words": hits.asked["without"], "wanted": wanted.item(), "stretched": _stretch(wanted, scoring.outer[0]).item(), "kept": scoring.kept(target[None]).item()}
+    avoid = scoring.against is not None and {"words": hits.asked["without"], "wanted": wanted.item(), "stretched": stretched(wanted, *scoring.outer[0]).item(), "kept": scoring.kept(target[None]).item()}
     return Explanation(hit, hits.asked["composer"], value, halves_of(scoring, picture, words, target), words_of(hits, hit, scoring), pictures, maps, curves, avoid or None)
 
 # %% ../../nbs/gallery/09d_explain.ipynb #13c206da

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ROUNDING', 'SLACK', 'FEW', 'CROWD', 'AVOID', 'MODEL', 'DEFAULT_COMPOSER', 'READS', 'MOST_WEIGHT', 'features_key',
            'gallery_home', 'cached_home', 'galleries_in', 'everyday_captions', 'everyday_mean', 'Where', 'Ranker',
-           'fit_of', 'check_at_least', 'Hit', 'Hits', 'title_of_query', 'sheet_of', 'save_hits', 'write_csv', 'Gallery',
-           'open_gallery', 'is_copy', 'with_weights', 'is_public', 'OtherFeatures', 'check_reader', 'features_read',
-           'write_features_read', 'notes_folder', 'note_of', 'noted_models', 'remember', 'search_gallery',
-           'nothing_left', 'direction_of_avoided', 'chosen_composer', 'Reference']
+           'ends_of', 'fit_of', 'check_at_least', 'Hit', 'Hits', 'title_of_query', 'sheet_of', 'save_hits', 'write_csv',
+           'Gallery', 'open_gallery', 'is_copy', 'with_weights', 'is_public', 'OtherFeatures', 'check_reader',
+           'features_read', 'write_features_read', 'notes_folder', 'note_of', 'noted_models', 'remember',
+           'search_gallery', 'nothing_left', 'direction_of_avoided', 'chosen_composer', 'Reference']
 
 # %% ../../nbs/gallery/09c_search.ipynb #3fa31c04
 import csv
@@ -161,7 +161,7 @@ class Ranker:
         "Scores of all pictures, `-inf` for what takes no part; the lists they are fused from; and for late fusion the ends of each list."
         if composer.centred: reference, text = unit(unit(reference) - self.image_mean), unit(unit(text) - text_mean)
         lists, ends = [self.product(part[0], composer.centred) for part in composer.parts(reference[None], text[None])], []
-        if len(lists) > 1: ends = [_ends(each, allowed) for each in lists]
+        if len(lists) > 1: ends = [ends_of(each, allowed) for each in lists]
         scores = composer.fuse(*(stretched(each, *two) for each, two in zip(lists, ends))) if ends else lists[0]
         return (scores if allowed is None else scores.masked_fill(~allowed, -torch.inf)), lists, ends
 
@@ -190,9 +190,14 @@ class Ranker:
         found = top_k(exact, k)[0]
         return exact[0, found], rows[found]
 
-def _ends(each: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]: return torch.aminmax(each if allowed is None else each[allowed])   # lowest and highest of what takes part
+def ends_of(
+    each: Tensor,             # `(pictures,)` scores
+    allowed: Tensor | None,   # `(pictures,)` bool of what takes part; None: everything
+) -> tuple[Tensor, Tensor]:
+    "Lowest and highest score of what takes part."
+    return torch.aminmax(each if allowed is None else each[allowed])
 
-def _between(each: Tensor, allowed: Tensor | None) -> Tensor: return stretched(each, *_ends(each, allowed))   # 0 and 1 at the ends
+def _between(each: Tensor, allowed: Tensor | None) -> Tensor: return stretched(each, *ends_of(each, allowed))   # 0 and 1 at the ends
 
 # %% ../../nbs/gallery/09c_search.ipynb #367a959a
 AVOID = 0.5   # the strength of words to avoid, from results/avoid.json
@@ -462,20 +467,19 @@ def _width(backbone: Backbone) -> int: return int(backbone.config["model_cfg"]["
 
 def _own_model(home: Path, pretrained: str | None, preprocess: str, quick_gelu: bool | None) -> tuple[str | None, str, str | None, str, bool | None]:
     "Key and model of the one gallery that is there, or no key and the default. Raises `PliError` for several, for options that the gallery was not made with, and for a model that only a stranger names."
-    names, vouched = [], []
+    names = []
     for key in galleries_in(home):
         with PictureTable(home / key / "gallery.sqlite", writable=False) as table:
             about = table.about()
             if "model" not in about: continue
             names.append((about["model"], about.get("pretrained"), about.get("preprocess", "model"), about.get("quick_gelu")))
-            made_by = key
-            if is_public(*names[-1][:3]) or list(names[-1][:2]) in noted_models(about.get("id")): vouched.append(key)
+            made_by, id = key, about.get("id")
     if not names: return None, MODEL[0], pretrained or MODEL[1], preprocess, quick_gelu
     if len(names) != 1: raise PliError(f"{shown(home)}: holds galleries of {len(names)} models; say which: {'; or '.join(_as_options(*each) for each in names)}")
     own = names[0]
     for option, asked, made, default in (("--pretrained", pretrained, own[1], None), ("--preprocess", preprocess, own[2], "model"), ("--quick-gelu", quick_gelu, own[3], None)):
         if asked not in (default, made): raise PliError(f"{option} {shown(asked)}: the gallery was made with {_as_options(*own)}; name --model too, to make another one")
-    if not vouched: raise PliError(f"{shown(home)}: says that {_as_options(*own)} made its features, but not to you; name --model yourself, if you trust that one")
+    if not (is_public(*own[:3]) or list(own[:2]) in noted_models(id)): raise PliError(f"{shown(home)}: says that {_as_options(*own)} made its features, but not to you; name --model yourself, if you trust that one")
     return made_by, *own
 
 def is_public(
