@@ -25,16 +25,31 @@ from .cli_manage import add_gallery, add_model
 from .cli_studio import add_studio
 
 # %% ../nbs/14_cli.ipynb #1e1091be
-TUNE_OPTIONS = {   # field of TuneSettings: (type, default, help)
-    "hide": (str, "random:0.75", "what the query hides of picture and words: random:0.75, recolour+random:0.5, recolour+only:colour; 'a|b' draws one for each picture, 'a>b' goes from the first to the last during training (put it in quotes)"),
-    "objective": (str, "masked", "masked, paper (the released code's loss), or a control: clip, flip (clip on hidden pictures), picture (no words)"),
+TUNE_OPTIONS = {  # field of TuneSettings: (type, default, help)
+    "hide": (
+        str,
+        "random:0.75",
+        (
+            "what the query hides of picture and words: random:0.75, recolour+random:0.5, recolour+only:colour; 'a|b' draws one for each"
+            " picture, 'a>b' goes from the first to the last during training (put it in quotes)"
+        ),
+    ),
+    "objective": (
+        str,
+        "masked",
+        "masked, paper (the released code's loss), or a control: clip, flip (clip on hidden pictures), picture (no words)",
+    ),
     "weight": (float, 1.0, "weight of the masked picture beside the words in the training query"),
     "clip-weight": (float, 0.0, "how much of the CLIP loss between whole picture and the words of the query to add"),
     "avoid": (str, "none", "none, own or all: the corrupted picture itself as a further wrong answer"),
     "tune": (str, "both", "which towers learn: both, image, text"),
     "steps": (int, 1000, "optimiser steps"),
     "batch-size": (int, 128, "pairs a step"),
-    "batches": (str, "random", "random, near (half of a batch are look-alikes of the other half), or kin:colour (the same words but for the colour)"),
+    "batches": (
+        str,
+        "random",
+        "random, near (half of a batch are look-alikes of the other half), or kin:colour (the same words but for the colour)",
+    ),
     "learning-rate": (float, 1e-5, "peak learning rate"),
     "weight-decay": (float, 0.01, "of matrices"),
     "warmup": (int, 50, "steps of linear warm-up"),
@@ -74,9 +89,18 @@ def natural(text: str) -> int:
 # %% ../nbs/14_cli.ipynb #e3577672
 def model_options(parser: argparse.ArgumentParser, group=None) -> None:
     "Options that say which model, and where it runs. In a `group`, `--model` is one of several ways to say which."
-    (group or parser).add_argument("--model", required=group is None, metavar="NAME", help="a name that open_clip knows (ViT-B-32), hf-hub:org/model, or a folder in open_clip's layout, such as a tuned model")
+    (group or parser).add_argument(
+        "--model",
+        required=group is None,
+        metavar="NAME",
+        help="a name that open_clip knows (ViT-B-32), hf-hub:org/model, or a folder in open_clip's layout, such as a tuned model",
+    )
     parser.add_argument("--pretrained", metavar="TAG", help="weights for a named model: a tag such as openai, or a checkpoint file")
-    parser.add_argument("--quick-gelu", action=argparse.BooleanOptionalAction, help="the weights were trained with QuickGELU, as OpenAI's were, or not (default: what tag, configuration or file say)")
+    parser.add_argument(
+        "--quick-gelu",
+        action=argparse.BooleanOptionalAction,
+        help="the weights were trained with QuickGELU, as OpenAI's were, or not (default: what tag, configuration or file say)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     parser.add_argument("--workers", type=workers, default=0, metavar="N", help="processes that read pictures (default: 0)")
 
@@ -86,16 +110,37 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="pli", description="Composed image retrieval without labelled triplets: search with a picture and words.")
     parser.add_argument("--version", action="store_true", help="print the version and stop")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for add in (add_demo, add_search, add_studio, add_index, add_gallery, add_model, add_tune, add_average, add_evaluate, add_compare, add_submit, add_score, add_cache, add_mask, add_study): add(commands)
+    for add in (
+        add_demo,
+        add_search,
+        add_studio,
+        add_index,
+        add_gallery,
+        add_model,
+        add_tune,
+        add_average,
+        add_evaluate,
+        add_compare,
+        add_submit,
+        add_score,
+        add_cache,
+        add_mask,
+        add_study,
+    ):
+        add(commands)
     return parser
 
 # %% ../nbs/14_cli.ipynb #f33521c1
 def add_demo(commands) -> None:
     parser = commands.add_parser("demo", help="train, tune, compare and report on a drawn world, in a few minutes on a CPU")
-    parser.add_argument("--out", default="pli-demo", metavar="DIR", help="folder for the report (default: pli-demo); a run found there is continued")
+    parser.add_argument(
+        "--out", default="pli-demo", metavar="DIR", help="folder for the report (default: pli-demo); a run found there is continued"
+    )
     parser.add_argument("--seed", type=int, default=0, help="decides world, weights and masks (default: 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: auto)")
-    parser.add_argument("--quick", action="store_true", help="a tiny run of the same steps to see that everything works; its numbers mean nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="a tiny run of the same steps to see that everything works; its numbers mean nothing"
+    )
     parser.set_defaults(run=run_demo)
 
 # %% ../nbs/14_cli.ipynb #83503857
@@ -108,21 +153,56 @@ def run_demo(args) -> None:
 def add_tune(commands) -> None:
     parser = commands.add_parser("tune", help="tune a model on picture-caption pairs",
         description="Tune a CLIP-like model on plain picture-caption pairs. A run that was stopped is continued by the same command.")
-    parser.add_argument("pairs", metavar="PAIRS", help="CSV, TSV or Parquet with columns filepath,title; JSONL with the same fields (.gz or not); or a folder of pictures with a .txt beside each")
+    parser.add_argument(
+        "pairs",
+        metavar="PAIRS",
+        help=(
+            "CSV, TSV or Parquet with columns filepath,title; JSONL with the same fields (.gz or not); or a folder of pictures with a .txt"
+            " beside each"
+        ),
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run: best/ and last/ hold the tuned model")
-    parser.add_argument("--root", metavar="DIR", help="folder that the pairs' paths start from (default: the folder of the table); DIR:OTHER lets links in DIR lead to OTHER")
-    parser.add_argument("--image-key", help="column or field of the picture (default: the first of filepath, image, file_name, filename, image_path, path)")
+    parser.add_argument(
+        "--root",
+        metavar="DIR",
+        help="folder that the pairs' paths start from (default: the folder of the table); DIR:OTHER lets links in DIR lead to OTHER",
+    )
+    parser.add_argument(
+        "--image-key", help="column or field of the picture (default: the first of filepath, image, file_name, filename, image_path, path)"
+    )
     parser.add_argument("--caption-key", help="column or field of the caption (default: the first of title, caption, captions, text)")
-    parser.add_argument("--held-out", type=float, default=0.02, metavar="SHARE", help="share of the pairs to keep for validation when no queries are given (default: 0.02)")
+    parser.add_argument(
+        "--held-out",
+        type=float,
+        default=0.02,
+        metavar="SHARE",
+        help="share of the pairs to keep for validation when no queries are given (default: 0.02)",
+    )
     parser.add_argument("--queries", metavar="JSON", help="development queries in CIRCO's field names: validate on them instead")
     parser.add_argument("--gallery", metavar="JSON", help="the pictures that the queries search")
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--prolong", metavar="RUN", help="instead of --model: begin with the weights and the optimiser's moments that a finished run has left in its folder. --steps, --warmup and --schedule are of the new steps alone, --learning-rate must be named, batches and masks go on where RUN ended")
+    which.add_argument(
+        "--prolong",
+        metavar="RUN",
+        help=(
+            "instead of --model: begin with the weights and the optimiser's moments that a finished run has left in its folder. --steps,"
+            " --warmup and --schedule are of the new steps alone, --learning-rate must be named, batches and masks go on where RUN ended"
+        ),
+    )
     model_options(parser, which)
     for name, (kind, usual, text) in TUNE_OPTIONS.items():
-        parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=f"{text} (default: {usual})")
+        parser.add_argument(
+            f"--{name}", type=kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=f"{text} (default: {usual})"
+        )
     parser.add_argument("--one-way", action="store_true", help="contrast from query to target only")
-    parser.add_argument("--keep-false-negatives", action="store_true", help="count the same picture under another caption or name as a wrong answer (default: it is left out; the objective paper always counts it, as released)")
+    parser.add_argument(
+        "--keep-false-negatives",
+        action="store_true",
+        help=(
+            "count the same picture under another caption or name as a wrong answer (default: it is left out; the objective paper always"
+            " counts it, as released)"
+        ),
+    )
     parser.set_defaults(run=run_tune)
 
 # %% ../nbs/14_cli.ipynb #8d58df27
@@ -131,8 +211,13 @@ def tune_settings(args):
     from pli.core import PliError
     from pli.tuning import TuneSettings, check_settings
     options = {name.replace("-", "_"): f"--{name}" for name in TUNE_OPTIONS}
-    settings = TuneSettings(**{field: getattr(args, field) for field in options if hasattr(args, field)}, symmetric=not args.one_way, ignore_same_picture=not args.keep_false_negatives)
-    try: check_settings(settings)
+    settings = TuneSettings(
+        **{field: getattr(args, field) for field in options if hasattr(args, field)},
+        symmetric=not args.one_way,
+        ignore_same_picture=not args.keep_false_negatives,
+    )
+    try:
+        check_settings(settings)
     except PliError as error:
         field, _, rest = str(error).partition(" ")          # `batch_size must be ...`: the option is what was typed
         raise PliError(f"{options.get(field, field)} {rest}") from None
@@ -140,11 +225,17 @@ def tune_settings(args):
 
 # %% ../nbs/14_cli.ipynb #3559cd36
 def aside(pairs, share: float, seed: int):
-    "The pairs to learn from and those held out: two pictures at least, because one alone is always found. Raises `PliError` where that leaves too few."
+    """The pairs to learn from and those held out: two pictures at least, because one alone is always found. Raises `PliError` where that
+    leaves too few.
+    """
     from pli.core import PliError
     from pli.data import split_pairs
     pictures = len(set(pairs.paths))
-    if pictures < 4: raise PliError(f"{pictures} pictures are too few: validation holds out 2, and a batch needs 2 more. Give more pictures, or validate on --queries and --gallery")
+    if pictures < 4:
+        raise PliError(
+            f"{pictures} pictures are too few: validation holds out 2, and a batch needs 2 more. Give more pictures, or validate on"
+            " --queries and --gallery"
+        )
     return split_pairs(pairs, max(share, 2 / pictures), seed)
 
 def measured(settings, pairs: int) -> str:
@@ -161,8 +252,16 @@ def check_prolonged(args, settings) -> None:
     record = read_sealed(run / "run.json", "bring back a copy, or prolong another run")
     earlier = record.get("settings") if isinstance(record, dict) else None
     if not isinstance(earlier, dict): raise PliError(f"{run / 'run.json'}: is no record of a run")
-    if not hasattr(args, "learning_rate"): raise PliError(f"--prolong needs --learning-rate: the run's peak was {earlier.get('learning_rate')}, its schedule {earlier.get('schedule')} has come to its end, and what the new steps begin with is your choice")
-    if settings.seed != earlier.get("seed"): raise PliError(f"--prolong {run}: its --seed was {earlier.get('seed')}, which also decides the held-out pairs; name the same, now it is {settings.seed}. Batches and masks are new ones all the same")
+    if not hasattr(args, "learning_rate"):
+        raise PliError(
+            f"--prolong needs --learning-rate: the run's peak was {earlier.get('learning_rate')}, its schedule {earlier.get('schedule')}"
+            " has come to its end, and what the new steps begin with is your choice"
+        )
+    if settings.seed != earlier.get("seed"):
+        raise PliError(
+            f"--prolong {run}: its --seed was {earlier.get('seed')}, which also decides the held-out pairs; name the same, now it is"
+            f" {settings.seed}. Batches and masks are new ones all the same"
+        )
 
 # %% ../nbs/14_cli.ipynb #c3feaa36
 def run_tune(args) -> None:
@@ -172,7 +271,8 @@ def run_tune(args) -> None:
     from pli.data import PairSet, read_pairs
     from pli.evaluate import pair_validator, query_validator
     from pli.tuning import tune
-    if bool(args.queries) != bool(args.gallery): raise PliError("--queries and --gallery go together: the queries name pictures of the gallery")
+    if bool(args.queries) != bool(args.gallery):
+        raise PliError("--queries and --gallery go together: the queries name pictures of the gallery")
     if not 0 < args.held_out < 1: raise PliError(f"--held-out must be between 0 and 1, got {args.held_out}")
     settings, device = tune_settings(args), pick_device(args.device)
     if args.prolong: check_prolonged(args, settings)
@@ -180,17 +280,33 @@ def run_tune(args) -> None:
     pairs = read_pairs(args.pairs, root=args.root, image_key=args.image_key, caption_key=args.caption_key)
     print(pairs.report())
     learn, held_out = (pairs, None) if validate else aside(pairs, args.held_out, settings.seed)
-    if len(learn) < settings.batch_size: raise PliError(f"--batch-size {settings.batch_size} is more than the {len(learn)} pairs to learn from")
+    if len(learn) < settings.batch_size:
+        raise PliError(f"--batch-size {settings.batch_size} is more than the {len(learn)} pairs to learn from")
     backbone = load_backbone(args.model or Path(args.prolong) / "last", args.pretrained, device, settings.seed, quick_gelu=args.quick_gelu)
-    if validate is None: validate = pair_validator(PairSet(held_out, backbone.pixels), settings.hide, 0.0 if settings.objective in ("clip", "flip") else settings.weight)   # these find pictures by their captions
+    # these find pictures by their captions
+    if validate is None:
+        validate = pair_validator(
+            PairSet(held_out, backbone.pixels), settings.hide, 0.0 if settings.objective in ("clip", "flip") else settings.weight
+        )
     print(f"validation: {measured(settings, min(len(held_out or ()), 1000))}")
     result = tune(backbone, PairSet(learn, backbone.pixels), settings, args.out, validate, args.workers, prolong=args.prolong)
     write_problems(Path(args.out) / "problems.jsonl", pairs, result.problems)
     made = Path(args.out) / "provenance.json"
-    if not (result.continued_from == settings.steps and made.exists()):               # a finished run keeps the record of the process that made it
-        write_json(made, provenance(args.typed, settings.seed, device) | {"model": args.model, "pretrained": args.pretrained, "cut texts": len(backbone.cut_texts)} | backbone.choices | {"scores": result.scores} | ({"prolongs": args.prolong} if args.prolong else {}))
+    # a finished run keeps the record of the process that made it
+    if not (result.continued_from == settings.steps and made.exists()):
+        write_json(
+            made,
+            provenance(args.typed, settings.seed, device)
+            | {"model": args.model, "pretrained": args.pretrained, "cut texts": len(backbone.cut_texts)}
+            | backbone.choices
+            | {"scores": result.scores}
+            | ({"prolongs": args.prolong} if args.prolong else {}),
+        )
     scores = [f"{name} {score:.4f}" for name, score in (("start", result.start), ("best", result.best)) if score is not None]
-    print(f"tuned model: {Path(args.out) / 'last'}   best validation ({', '.join(scores) or 'none that is a number'}): {Path(args.out) / 'best'}")
+    print(
+        f"tuned model: {Path(args.out) / 'last'}   best validation ({', '.join(scores) or 'none that is a number'}):"
+        f" {Path(args.out) / 'best'}"
+    )
 
 # %% ../nbs/14_cli.ipynb #e1f0953a
 def write_problems(
@@ -211,10 +327,15 @@ def command_line(argv: list[str] | None) -> str:
 
 # %% ../nbs/14_cli.ipynb #b9fe1358
 def add_average(commands) -> None:
-    parser = commands.add_parser("average", help="average the weights of models that have one start, such as a model before and after tuning",
-        description="The weighted mean of all weights, as a model of its own: pli average START RUN/last --shares 0.5 0.5 --out HALFWAY.")
+    parser = commands.add_parser(
+        "average",
+        help="average the weights of models that have one start, such as a model before and after tuning",
+        description="The weighted mean of all weights, as a model of its own: pli average START RUN/last --shares 0.5 0.5 --out HALFWAY.",
+    )
     parser.add_argument("models", nargs="+", metavar="MODEL", help="folders of models, or names that open_clip knows")
-    parser.add_argument("--shares", nargs="+", type=float, metavar="X", help="how much each model counts, 1 in all (default: the same for each)")
+    parser.add_argument(
+        "--shares", nargs="+", type=float, metavar="X", help="how much each model counts, 1 in all (default: the same for each)"
+    )
     parser.add_argument("--pretrained", metavar="TAG", help="weights for those that are named: a tag such as openai, or a checkpoint file")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the new model")
     parser.set_defaults(run=run_average)
@@ -225,11 +346,13 @@ def run_average(args) -> None:
     from pli.tuning import average
     out = Path(args.out)
     if len(args.models) < 2: raise PliError("an average needs two models or more")
-    if args.shares and len(args.shares) != len(args.models): raise PliError(f"--shares needs one number a model: got {len(args.shares)} for {len(args.models)} models")
+    if args.shares and len(args.shares) != len(args.models):
+        raise PliError(f"--shares needs one number a model: got {len(args.shares)} for {len(args.models)} models")
     if out.exists() and not begun_by(out, args.typed): raise PliError(f"--out {out}: is there already; choose another place")
     check_writable(out, folder=True)
     mean = average([load_backbone(name, None if Path(name).is_dir() else args.pretrained) for name in args.models], args.shares)
-    write_json(out / "provenance.json", provenance(args.typed, 0) | {"models": args.models, "shares": args.shares})   # first: whoever is killed can go on
+    # first: whoever is killed can go on
+    write_json(out / "provenance.json", provenance(args.typed, 0) | {"models": args.models, "shares": args.shares})
     mean.save(out)
     print(out)
 
@@ -249,37 +372,90 @@ def benchmark_options(parser: argparse.ArgumentParser, usual: str = "the one tha
     "Options that say which part of a benchmark, and by which protocol."
     parser.add_argument("--root", metavar="DIR", help=f"the benchmark's official folder{own}")
     parser.add_argument("--split", help=f"part of the benchmark, such as val or test1 (default: {usual})")
-    parser.add_argument("--protocol", default="usual", metavar="NAME", help="usual, masked-tuning, or choices such as gallery=val,reference=left-out; a wrong one lists all (default: usual)")
+    parser.add_argument(
+        "--protocol",
+        default="usual",
+        metavar="NAME",
+        help="usual, masked-tuning, or choices such as gallery=val,reference=left-out; a wrong one lists all (default: usual)",
+    )
 
 def picture_options(parser: argparse.ArgumentParser) -> None:
     "Options for reading pictures."
-    parser.add_argument("--preprocess", default="model", metavar="NAME", help="model (the backbone's own transform) or target-pad, which many published figures use (default: model)")
-    parser.add_argument("--cache", metavar="DIR", help="folder where picture features are kept (default: PLI_CACHE, or the user's cache folder)")
+    parser.add_argument(
+        "--preprocess",
+        default="model",
+        metavar="NAME",
+        help="model (the backbone's own transform) or target-pad, which many published figures use (default: model)",
+    )
+    parser.add_argument(
+        "--cache", metavar="DIR", help="folder where picture features are kept (default: PLI_CACHE, or the user's cache folder)"
+    )
     parser.add_argument("--no-cache", action="store_true", help="encode all pictures anew, keep nothing")
     parser.add_argument("--list-missing", metavar="FILE", help="write the names of all missing or broken pictures to a file, one a line")
 
 def composer_options(parser: argparse.ArgumentParser) -> None:
     "Options for composing."
-    parser.add_argument("--composer", action="append", metavar="SPEC", help="sum, slerp, product, harris, raw-sum, image, text; with a weight as in sum:0.25; may be repeated (default: on a benchmark sum:0.25, or what belongs to the protocol; all on your own queries)")
+    parser.add_argument(
+        "--composer",
+        action="append",
+        metavar="SPEC",
+        help=(
+            "sum, slerp, product, harris, raw-sum, image, text; with a weight as in sum:0.25; may be repeated (default: on a benchmark"
+            " sum:0.25, or what belongs to the protocol; all on your own queries)"
+        ),
+    )
     parser.add_argument("--weight", type=float, metavar="X", help="how much the picture counts, for the --composer named without one")
-    parser.add_argument("--word-mean", choices=("queries", "everyday"), default="queries", help="what late fusion (product, harris) takes away from the words as common to all: the mean over the queries, or over everyday captions, as pli search does (default: queries)")
+    parser.add_argument(
+        "--word-mean",
+        choices=("queries", "everyday"),
+        default="queries",
+        help=(
+            "what late fusion (product, harris) takes away from the words as common to all: the mean over the queries, or over everyday"
+            " captions, as pli search does (default: queries)"
+        ),
+    )
 
 # %% ../nbs/14_cli.ipynb #4d83440d
 def add_evaluate(commands) -> None:
-    parser = commands.add_parser("evaluate", help="measure a model on a benchmark or on your own composed queries",
-        description="Measure a model on composed queries; image only and text only stand beside every composed number. On a benchmark the composer and its weight are what you say; with --sweep on a development split, and on your own queries, "
-                    "each weight is chosen on one half of the queries and reported on the other.")
+    parser = commands.add_parser(
+        "evaluate",
+        help="measure a model on a benchmark or on your own composed queries",
+        description=(
+            "Measure a model on composed queries; image only and text only stand beside every composed number. On a benchmark the composer"
+            " and its weight are what you say; with --sweep on a development split, and on your own queries, each weight is chosen on one"
+            " half of the queries and reported on the other."
+        ),
+    )
     parser.add_argument("--benchmark", choices=BENCHMARKS, help="which benchmark; needs --root")
-    parser.add_argument("--queries", metavar="JSON", help="your own queries instead: list of records in CIRCO's field names, with an optional 'kind'")
+    parser.add_argument(
+        "--queries", metavar="JSON", help="your own queries instead: list of records in CIRCO's field names, with an optional 'kind'"
+    )
     parser.add_argument("--gallery", metavar="JSON", help="list of picture names that your queries search")
     benchmark_options(parser, own="; with --queries, the folder that picture names start from (default: that of the gallery file)")
     composer_options(parser)
     parser.add_argument("--chosen-on", metavar="KIND", help="choose weights on the queries of this kind only")
-    parser.add_argument("--sweep", action="store_true", help="every weight of the composers, printed; of a benchmark, on a development split only")
-    parser.add_argument("--allow-missing", action="store_true", help="measure what can be measured when pictures are missing, and say so in every output")
+    parser.add_argument(
+        "--sweep", action="store_true", help="every weight of the composers, printed; of a benchmark, on a development split only"
+    )
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="measure what can be measured when pictures are missing, and say so in every output"
+    )
     parser.add_argument("--curve", metavar="FILE", help="with --sweep: draw the measure against the weight, as .png, .svg or .pdf")
-    parser.add_argument("--out", action="append", default=[], metavar="FILE", help="write the report as .json (everything), .csv, .md or .tex; may be repeated")
-    parser.add_argument("--rankings", metavar="FILE", help="write what every query finds, best first, as .json, with the one --composer (default: sum:0.25); your own queries need no right answers for it")
+    parser.add_argument(
+        "--out",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="write the report as .json (everything), .csv, .md or .tex; may be repeated",
+    )
+    parser.add_argument(
+        "--rankings",
+        metavar="FILE",
+        help=(
+            "write what every query finds, best first, as .json, with the one --composer (default: sum:0.25); your own queries need no"
+            " right answers for it"
+        ),
+    )
     model_options(parser)
     picture_options(parser)
     parser.set_defaults(run=run_evaluate)
@@ -289,15 +465,22 @@ def asked(args):
     "The queries that the options name."
     from pli.benchmarks import read_benchmark, read_queries
     from pli.core import PliError
-    if args.benchmark and (args.queries or args.gallery): raise PliError("--benchmark brings its own queries and gallery: leave out --queries and --gallery")
-    if args.benchmark and not args.root: raise PliError(f"--root is missing: the folder of {args.benchmark}'s official files")
-    if args.benchmark: return read_benchmark(args.benchmark, args.root, args.split, args.protocol)
-    if not (args.queries and args.gallery): raise PliError("give --benchmark and --root, or --queries and --gallery, which go together")
-    if args.split or args.protocol != "usual": raise PliError("--split and --protocol belong to --benchmark: your own queries have one of each")
+    if args.benchmark and (args.queries or args.gallery):
+        raise PliError("--benchmark brings its own queries and gallery: leave out --queries and --gallery")
+    if args.benchmark and not args.root:
+        raise PliError(f"--root is missing: the folder of {args.benchmark}'s official files")
+    if args.benchmark:
+        return read_benchmark(args.benchmark, args.root, args.split, args.protocol)
+    if not (args.queries and args.gallery):
+        raise PliError("give --benchmark and --root, or --queries and --gallery, which go together")
+    if args.split or args.protocol != "usual":
+        raise PliError("--split and --protocol belong to --benchmark: your own queries have one of each")
     return read_queries(args.queries, args.gallery, args.root, answers=not getattr(args, "rankings", None))
 
 def features_for(args, benchmark, device, composers=()):
-    "The backbone that the options name, the queries that can be asked, and their features; all pictures are looked at before any work starts."
+    """The backbone that the options name, the queries that can be asked, and their features; all pictures are looked at before any work
+    starts.
+    """
     from pli.backbones import load_backbone
     from pli.benchmarks import MissingPictures, check_benchmark, check_complete, without_files
     from pli.composition import parse_composer
@@ -305,24 +488,44 @@ def features_for(args, benchmark, device, composers=()):
     from pli.evaluate import encode
     from pli.gallery.encode import BrokenPictures, FeatureCache
     check_complete(benchmark)
-    advice = "The server wants every query over every picture" if args.command == "submit" else "--allow-missing scores what is there, and says so beside every number"
+    advice = (
+        "The server wants every query over every picture"
+        if args.command == "submit"
+        else "--allow-missing scores what is there, and says so beside every number"
+    )
     gone = {}
-    try: benchmark = check_benchmark(benchmark, False, advice)
+    try:
+        benchmark = check_benchmark(benchmark, False, advice)
     except MissingPictures as error:
         gone = error.errors
         bodies = broken_bodies(benchmark, gone) if args.list_missing and not args.allow_missing else {}
         list_missing(args.list_missing, gone | bodies)
-        if bodies: raise PliError(f"{error} {len(bodies)} more have a good header and cannot be decoded; {args.list_missing} lists all {len(gone) + len(bodies)}") from None
-        if not args.allow_missing: raise
+        if bodies:
+            raise PliError(
+                f"{error} {len(bodies)} more have a good header and cannot be decoded; {args.list_missing} lists all"
+                f" {len(gone) + len(bodies)}"
+            ) from None
+        if not args.allow_missing:
+            raise
         benchmark = without_files(benchmark, gone)
     backbone = load_backbone(args.model, args.pretrained, device, preprocess=args.preprocess, quick_gelu=args.quick_gelu)
     cache, lengths = None if args.no_cache else FeatureCache(args.cache), any(parse_composer(spec).raw for spec in composers)
-    try: return backbone, benchmark, encode(backbone, benchmark, workers=args.workers, cache=cache, check=False, lengths=lengths, word_mean=args.word_mean)
+    try:
+        return (
+            backbone,
+            benchmark,
+            encode(backbone, benchmark, workers=args.workers, cache=cache, check=False, lengths=lengths, word_mean=args.word_mean),
+        )
     except BrokenPictures as error:                                  # their headers are whole, the rest is not
         list_missing(args.list_missing, gone | error.errors)
-        if not args.allow_missing: raise PliError(f"{error}. {advice}") from None
+        if not args.allow_missing:
+            raise PliError(f"{error}. {advice}") from None
         benchmark = without_files(benchmark, error.errors)
-    return backbone, benchmark, encode(backbone, benchmark, workers=args.workers, cache=cache, check=False, lengths=lengths, word_mean=args.word_mean)
+    return (
+        backbone,
+        benchmark,
+        encode(backbone, benchmark, workers=args.workers, cache=cache, check=False, lengths=lengths, word_mean=args.word_mean),
+    )
 
 # %% ../nbs/14_cli.ipynb #9e657838
 def broken_bodies(benchmark, known) -> dict:   # file -> `PictureError`
@@ -351,7 +554,11 @@ def with_weight(specs: list[str], weight: float | None) -> list[str]:
     from pli.core import PliError
     if weight is None: return specs
     bare = [spec for spec in specs if ":" not in spec]
-    if len(bare) != 1: raise PliError(f"--weight belongs to one --composer without a weight, such as --composer sum --weight {weight:g}; got {', '.join(specs) or 'none'}")
+    if len(bare) != 1:
+        raise PliError(
+            f"--weight belongs to one --composer without a weight, such as --composer sum --weight {weight:g}; got"
+            f" {', '.join(specs) or 'none'}"
+        )
     return [str(COMPOSERS[parse_composer(spec).name](weight)) if spec == bare[0] else spec for spec in specs]
 
 def wanted_composers(
@@ -366,7 +573,11 @@ def wanted_composers(
     found = ["image", "text"]
     for spec in specs:
         composer = parse_composer(spec)
-        found += [str(COMPOSERS[composer.name](weight)) for weight in composer.grid] if sweep and ":" not in spec and composer.grid else [str(composer)]
+        found += (
+            [str(COMPOSERS[composer.name](weight)) for weight in composer.grid]
+            if sweep and ":" not in spec and composer.grid
+            else [str(composer)]
+        )
     return list(dict.fromkeys(found))
 
 # %% ../nbs/14_cli.ipynb #fa752c46
@@ -382,13 +593,22 @@ def check_choices(args, benchmark) -> None:
     from pli.core import PliError
     from pli.data import shown
     from pli.viz import FORMATS
-    if args.curve and Path(args.curve).suffix.lower() not in FORMATS: raise PliError(f"--curve {args.curve}: a figure is written as {', '.join(FORMATS)}")
-    if args.curve and args.composer and all(":" in spec or spec in ("image", "text") for spec in args.composer): raise PliError("--curve needs a composer without a weight, such as --composer sum, to have something to draw")
-    if args.chosen_on and args.chosen_on not in benchmark.kinds: raise PliError(f"--chosen-on {shown(args.chosen_on)}: the queries are of the kinds {shown(', '.join(sorted(set(benchmark.kinds))))}")
-    if args.chosen_on and args.benchmark and not args.sweep: raise PliError("--chosen-on needs --sweep: otherwise the weights are what you say, and nothing is chosen")
+    if args.curve and Path(args.curve).suffix.lower() not in FORMATS:
+        raise PliError(f"--curve {args.curve}: a figure is written as {', '.join(FORMATS)}")
+    if args.curve and args.composer and all(":" in spec or spec in ("image", "text") for spec in args.composer):
+        raise PliError("--curve needs a composer without a weight, such as --composer sum, to have something to draw")
+    if args.chosen_on and args.chosen_on not in benchmark.kinds:
+        raise PliError(
+            f"--chosen-on {shown(args.chosen_on)}: the queries are of the kinds {shown(', '.join(sorted(set(benchmark.kinds))))}"
+        )
+    if args.chosen_on and args.benchmark and not args.sweep:
+        raise PliError("--chosen-on needs --sweep: otherwise the weights are what you say, and nothing is chosen")
     if args.curve and not args.sweep: raise PliError("--curve draws what --sweep tries: give both")
     if args.sweep and not benchmark.development:
-        raise PliError(f"--sweep: {benchmark.title} is what papers report, and a weight that was chosen on it is no result. Choose on a development split, here or of another benchmark, then name it with --composer and --weight")
+        raise PliError(
+            f"--sweep: {benchmark.title} is what papers report, and a weight that was chosen on it is no result. Choose on a development"
+            " split, here or of another benchmark, then name it with --composer and --weight"
+        )
     if not args.rankings: check_answered(benchmark)
 
 # %% ../nbs/14_cli.ipynb #0d45ff80
@@ -405,12 +625,24 @@ def run_evaluate(args) -> None:
     if ranked_with: rank_to(args.rankings, features, benchmark, ranked_with)
     if not benchmark.answered and ranked_with:
         lacking = sum(not right for right in benchmark.answers)
-        if args.out: raise PliError(f"--out: {lacking:,} of {len(benchmark):,} queries have no known answer, so there is nothing to report; {args.rankings} is written")
+        if args.out:
+            raise PliError(
+                f"--out: {lacking:,} of {len(benchmark):,} queries have no known answer, so there is nothing to report; {args.rankings} is"
+                " written"
+            )
         return print(f"{lacking:,} of {len(benchmark):,} queries have no known answer: nothing can be measured")
     table = sweep(features, benchmark, composers)
-    chosen = {spec: spec for spec in composers} if not choosing else named_weights(composers) if len(composers) > 1 and not args.chosen_on and not can_choose(benchmark) else None
+    chosen = (
+        {spec: spec for spec in composers}
+        if not choosing
+        else named_weights(composers) if len(composers) > 1 and not args.chosen_on and not can_choose(benchmark) else None
+    )
     record = made_by(args, device, backbone) | report(table, benchmark, args.chosen_on, chosen)
-    if choosing and chosen: record["not chosen"] = f"No weight is chosen: all {len(benchmark)} queries have their reference in one half. Each composer has its usual weight; --composer and --weight name another."
+    if choosing and chosen:
+        record["not chosen"] = (
+            f"No weight is chosen: all {len(benchmark)} queries have their reference in one half. Each composer has its usual weight;"
+            " --composer and --weight name another."
+        )
     if args.sweep:
         record["sweep"] = dict(zip(("heading", "rows"), sweep_rows(table, benchmark)))
     for path in args.out: write_report(path, record)                 # before anything is printed: a closed pipe must cost nothing
@@ -437,7 +669,18 @@ def made_by(args, device, backbone) -> dict:
     "Where a report comes from."
     from pli.core import provenance
     from pli.gallery.encode import weights_digest
-    return provenance(args.typed, 0, device) | {"model": args.model, "pretrained": args.pretrained or ("none, random weights" if named(args.model) else None), "weights": weights_digest(backbone), "preprocess": backbone.preprocess, "cut texts": len(backbone.cut_texts), "word mean": args.word_mean} | backbone.choices
+    return (
+        provenance(args.typed, 0, device)
+        | {
+            "model": args.model,
+            "pretrained": args.pretrained or ("none, random weights" if named(args.model) else None),
+            "weights": weights_digest(backbone),
+            "preprocess": backbone.preprocess,
+            "cut texts": len(backbone.cut_texts),
+            "word mean": args.word_mean,
+        }
+        | backbone.choices
+    )
 
 
 def named(model: str) -> bool:
@@ -452,8 +695,12 @@ def draw_curve(table, benchmark, path: str) -> None:
     measure, curves = benchmark.rules.headline, {}
     for spec, found in table.items():
         name, _, weight = spec.partition(":")
-        if weight and float(weight) > 0: curves.setdefault(name, {})[float(weight)] = 100 * mean_of(frame_of(benchmark), values(found, measure))
-    save_figure(weight_curves({name: curve for name, curve in curves.items() if len(curve) > 1}, f"{benchmark.title}, {short(measure)}, percent"), path)
+        if weight and float(weight) > 0:
+            curves.setdefault(name, {})[float(weight)] = 100 * mean_of(frame_of(benchmark), values(found, measure))
+    save_figure(
+        weight_curves({name: curve for name, curve in curves.items() if len(curve) > 1}, f"{benchmark.title}, {short(measure)}, percent"),
+        path,
+    )
 
 # %% ../nbs/14_cli.ipynb #39a66153
 def add_compare(commands) -> None:
@@ -461,16 +708,22 @@ def add_compare(commands) -> None:
         description="Paired differences between two reports over the same queries, by bootstrap over queries.")
     parser.add_argument("first", metavar="A.json")
     parser.add_argument("second", metavar="B.json")
-    parser.add_argument("--composer", nargs=2, metavar=("A", "B"), help="which composer of each report (default: the best, or the first that composes)")
+    parser.add_argument(
+        "--composer", nargs=2, metavar=("A", "B"), help="which composer of each report (default: the best, or the first that composes)"
+    )
     parser.add_argument("--out", action="append", default=[], metavar="FILE", help="write the comparison as .json or .md; may be repeated")
     parser.set_defaults(run=run_compare)
 
 def read_report(path: str) -> dict:
     "A report from its file; a `PliError` for another kind of file."
     from pli.core import PliError, read_json
-    if not Path(path).is_file(): raise PliError(f"{path}: no such file")
+    if not Path(path).is_file():
+        raise PliError(f"{path}: no such file")
     record = read_json(path)
-    if not isinstance(record, dict) or any(not isinstance(record.get(part), dict) or not record[part] for part in ("benchmark", "specs", "kinds", "outcomes")): raise PliError(f"{path}: not a report; pli evaluate and pli score write them with --out FILE.json")
+    if not isinstance(record, dict) or any(
+        not isinstance(record.get(part), dict) or not record[part] for part in ("benchmark", "specs", "kinds", "outcomes")
+    ):
+        raise PliError(f"{path}: not a report; pli evaluate and pli score write them with --out FILE.json")
     return record
 
 def about_both(args, one: dict, other: dict, names: tuple[str, str]) -> list[str]:
@@ -478,10 +731,22 @@ def about_both(args, one: dict, other: dict, names: tuple[str, str]) -> list[str
     from pli.data import shown
     from pli.evaluate import missing_lines, title_of
     head = [title_of({"benchmark": one["benchmark"]}), *(line for record in (one, other) for line in missing_lines(record)[:1])]
-    weights = lambda record, name: shown(name) if record["specs"].get(name, [name]) == [name] else f"{shown(name)} = {shown('/'.join(record['specs'][name]))}" + ", chosen by halves" * (record["chosen on"] != "given")
-    about = lambda record: "; ".join(f"{name} {shown(record[name])[:16 if name == 'weights' else None]}" for name in ("model", "pretrained", "preprocess", "weights") if record.get(name))
-    head += [f"{letter}: {shown(path)} ({'; '.join(filter(None, [weights(record, name), about(record)]))})" for letter, path, name, record in zip("AB", (args.first, args.second), names, (one, other))]
-    if len({record["chosen on"] == "given" for record in (one, other)}) == 2: head.append("note: one report has its weight named, the other chosen by halves of these queries; compare like with like")
+    weights = lambda record, name: (
+        shown(name)
+        if record["specs"].get(name, [name]) == [name]
+        else f"{shown(name)} = {shown('/'.join(record['specs'][name]))}" + ", chosen by halves" * (record["chosen on"] != "given")
+    )
+    about = lambda record: "; ".join(
+        f"{name} {shown(record[name])[:16 if name == 'weights' else None]}"
+        for name in ("model", "pretrained", "preprocess", "weights")
+        if record.get(name)
+    )
+    head += [
+        f"{letter}: {shown(path)} ({'; '.join(filter(None, [weights(record, name), about(record)]))})"
+        for letter, path, name, record in zip("AB", (args.first, args.second), names, (one, other))
+    ]
+    if len({record["chosen on"] == "given" for record in (one, other)}) == 2:
+        head.append("note: one report has its weight named, the other chosen by halves of these queries; compare like with like")
     return head
 
 def run_compare(args) -> None:
@@ -489,18 +754,31 @@ def run_compare(args) -> None:
     from pli.data import shown
     from pli.evaluate import as_markdown, as_text, comparison, comparison_rows, in_markdown, main_family
     wrong = [path for path in args.out if Path(path).suffix.lower() not in (".json", ".md") or Path(path).is_dir()]
-    if wrong: raise PliError(f"--out {wrong[0]}: a comparison is written as .json or .md")
+    if wrong:
+        raise PliError(f"--out {wrong[0]}: a comparison is written as .json or .md")
     one, other = map(read_report, (args.first, args.second))
     names = tuple(args.composer) if args.composer else tuple(main_family(record["specs"]) for record in (one, other))
-    try: found, head = comparison(one, other, names), about_both(args, one, other, names)
-    except PliError: raise
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError, StopIteration) as error: raise PliError(f"{args.first} or {args.second} is not a whole report as pli evaluate writes it ({type(error).__name__}: {shown(error)})") from None
+    try:
+        found, head = comparison(one, other, names), about_both(args, one, other, names)
+    except PliError:
+        raise
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError, StopIteration) as error:
+        raise PliError(
+            f"{args.first} or {args.second} is not a whole report as pli evaluate writes it ({type(error).__name__}: {shown(error)})"
+        ) from None
     count, table = sum(map(len, found.values())), comparison_rows(found)
-    foot = "Percent; A - B with 95 % bootstrap intervals over the same queries." + f" {count} comparisons: expect about {count * 0.05:.1f} to stand out by luck alone." * (count > 1)
+    foot = (
+        "Percent; A - B with 95 % bootstrap intervals over the same queries."
+        + f" {count} comparisons: expect about {count * 0.05:.1f} to stand out by luck alone." * (count > 1)
+    )
     for path in args.out:
-        if Path(path).suffix.lower() == ".json": write_json(path, {"command": args.typed, "about": head, "composers": names, "comparison": found, "note": foot})
+        if Path(path).suffix.lower() == ".json":
+            write_json(path, {"command": args.typed, "about": head, "composers": names, "comparison": found, "note": foot})
         else:
-            with atomic(path) as temporary: temporary.write_text("\n\n".join([*(in_markdown(line, 2000) for line in head), as_markdown(*table), foot]) + "\n", encoding="utf-8")
+            with atomic(path) as temporary:
+                temporary.write_text(
+                    "\n\n".join([*(in_markdown(line, 2000) for line in head), as_markdown(*table), foot]) + "\n", encoding="utf-8"
+                )
     print(*head, "", as_text(*table), "", foot, sep="\n")
 
 # %% ../nbs/14_cli.ipynb #b5db29d5
@@ -519,26 +797,52 @@ def run_submit(args) -> None:
     from pli.core import PliError, check_writable, pick_device, write_json
     from pli.predictions import rankings_of, write_submission
     check_writable(args.out, folder=True)
-    device, specs = pick_device(args.device), wanted_composers(with_weight(args.composer or [], args.weight), False, usual_composer(args))[2:]
+    device, specs = (
+        pick_device(args.device),
+        wanted_composers(with_weight(args.composer or [], args.weight), False, usual_composer(args))[2:],
+    )
     if len(specs) != 1: raise PliError(f"a submission is made with one --composer, got {', '.join(specs)}")
     args.split = args.split or {"cirr": "test1", "circo": "test"}[args.benchmark]
     benchmark = asked(args)
     backbone, benchmark, features = features_for(args, benchmark, device, specs)
     made = Path(args.out) / f"{benchmark.name}_{benchmark.split}_provenance.json"
-    print(f"{benchmark.title} ({protocol_text(benchmark)}): {len(benchmark):,} queries, gallery of {len(benchmark.galleries[0]):,}; composer {specs[0]}")
+    print(
+        f"{benchmark.title} ({protocol_text(benchmark)}): {len(benchmark):,} queries, gallery of {len(benchmark.galleries[0]):,}; composer"
+        f" {specs[0]}"
+    )
     print(*write_submission(benchmark, rankings_of(features, benchmark, specs[0]), args.out), made, sep="\n")
-    write_json(made, made_by(args, device, backbone) | {"benchmark": benchmark.name, "split": benchmark.split, "protocol": protocol_text(benchmark), "composer": specs[0]})
+    write_json(
+        made,
+        made_by(args, device, backbone) | {
+            "benchmark": benchmark.name,
+            "split": benchmark.split,
+            "protocol": protocol_text(benchmark),
+            "composer": specs[0],
+        },
+    )
 
 # %% ../nbs/14_cli.ipynb #a76c6964
 def add_score(commands) -> None:
-    parser = commands.add_parser("score", help="measure anybody's ranking file or feature files on a benchmark",
-        description="Measure rankings in the servers' formats or in pli's plain JSON, or features as .safetensors or .npz with named rows. Needs the annotation files of the benchmark; no model, no pictures, no GPU.")
+    parser = commands.add_parser(
+        "score",
+        help="measure anybody's ranking file or feature files on a benchmark",
+        description=(
+            "Measure rankings in the servers' formats or in pli's plain JSON, or features as .safetensors or .npz with named rows. Needs"
+            " the annotation files of the benchmark; no model, no pictures, no GPU."
+        ),
+    )
     parser.add_argument("benchmark", choices=BENCHMARKS)
     benchmark_options(parser)
     parser.add_argument("--predictions", nargs="+", metavar="FILE", help="ranking file; for CIRR also the one for the subsets")
     parser.add_argument("--query-features", metavar="FILE", help="one row a query, named by query id")
     parser.add_argument("--gallery-features", metavar="FILE", help="one row a picture, named as in the annotations")
-    parser.add_argument("--out", action="append", default=[], metavar="FILE", help="write the report as .json (everything), .csv, .md or .tex; may be repeated")
+    parser.add_argument(
+        "--out",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="write the report as .json (everything), .csv, .md or .tex; may be repeated",
+    )
     parser.set_defaults(run=run_score)
 
 def run_score(args) -> None:
@@ -548,7 +852,8 @@ def run_score(args) -> None:
     from pli.predictions import named_features, outcomes_of, read_rankings
     check_outputs(args.out)
     if not args.root: raise PliError("--root is missing: the folder of the benchmark's official files")
-    if bool(args.predictions) == bool(args.query_features or args.gallery_features): raise PliError("give either --predictions, or --query-features and --gallery-features")
+    if bool(args.predictions) == bool(args.query_features or args.gallery_features):
+        raise PliError("give either --predictions, or --query-features and --gallery-features")
     if bool(args.query_features) != bool(args.gallery_features): raise PliError("--query-features and --gallery-features go together")
     benchmark = read_benchmark(args.benchmark, args.root, args.split, args.protocol)
     check_answered(benchmark)
@@ -559,7 +864,11 @@ def run_score(args) -> None:
     else:
         features, benchmark = named_features(benchmark, args.query_features, args.gallery_features)
         found, stated = outcomes(features, benchmark, "text"), True
-    record = provenance(args.typed, 0) | {"model": " ".join(args.predictions or [args.query_features, args.gallery_features])} | report({"predictions": found}, benchmark, chosen={"predictions": "predictions"})
+    record = (
+        provenance(args.typed, 0)
+        | {"model": " ".join(args.predictions or [args.query_features, args.gallery_features])}
+        | report({"predictions": found}, benchmark, chosen={"predictions": "predictions"})
+    )
     record["benchmark"]["stated"] = stated                           # nobody can see in a list of names by which protocol it was made
     for path in args.out: write_report(path, record)
     print(as_page(record))
@@ -590,7 +899,12 @@ def add_mask(commands) -> None:
     parser = commands.add_parser("mask", help="save a figure of how pictures are masked")
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture files; two or more for mix")
     parser.add_argument("--hide", action="append", metavar="SPEC", help="a way of hiding, may be repeated (default: a selection)")
-    parser.add_argument("--caption", action="append", metavar="TEXT", help="the words beside a picture, once for each in their order, for ways that hide words or read them")
+    parser.add_argument(
+        "--caption",
+        action="append",
+        metavar="TEXT",
+        help="the words beside a picture, once for each in their order, for ways that hide words or read them",
+    )
     parser.add_argument("--out", required=True, metavar="FILE", help="figure to write: .png, .svg or .pdf")
     parser.add_argument("--size", type=int, default=224, help="side of the picture in pixels (default: 224)")
     parser.add_argument("--patch", type=int, default=32, help="side of a patch in pixels (default: 32, as in ViT-B/32)")
@@ -605,11 +919,15 @@ def run_mask(args) -> None:
     from pli.data import open_picture
     from pli.viz import mask_figure, save_figure
     if args.size > 8192: raise PliError(f"--size {args.size}: a figure shows pictures of at most 8192 pixels a side")
-    if args.patch < 1 or args.size < args.patch or args.size % args.patch: raise PliError(f"--size must be a multiple of --patch, got {args.size} and {args.patch}")
-    if args.caption and len(args.caption) != len(args.pictures): raise PliError(f"--caption: {len(args.caption)} captions for {len(args.pictures)} pictures; give one for each, in their order")
+    if args.patch < 1 or args.size < args.patch or args.size % args.patch:
+        raise PliError(f"--size must be a multiple of --patch, got {args.size} and {args.patch}")
+    if args.caption and len(args.caption) != len(args.pictures):
+        raise PliError(f"--caption: {len(args.caption)} captions for {len(args.pictures)} pictures; give one for each, in their order")
     side = (args.size, args.size)
     pixels = torch.stack([pil_to_tensor(fitted(open_picture(name), side)) for name in args.pictures])
-    hides = args.hide or ["random:0.75", "block:0.5", "grid:0.75", "recolour:1", "recolour:1+random:0.5", "blur", "crop"] + ["mix:0.5"] * (len(pixels) > 1)
+    hides = args.hide or ["random:0.75", "block:0.5", "grid:0.75", "recolour:1", "recolour:1+random:0.5", "blur", "crop"] + ["mix:0.5"] * (
+        len(pixels) > 1
+    )
     save_figure(mask_figure(pixels, hides, (args.size // args.patch,) * 2, args.seed, captions=args.caption), args.out)
     print(args.out)
 
@@ -621,18 +939,32 @@ def fitted(picture, side: tuple[int, int]):
 
 # %% ../nbs/14_cli.ipynb #18e10168
 def add_study(commands) -> None:
-    parser = commands.add_parser("study", help="compare arms, seeds and composers by a plan; report from stored ranks",
-        description="Train and measure what is missing of a plan, or make tables and figures of what is stored. The same command continues a study that was stopped; several processes may work on one plan.")
+    parser = commands.add_parser(
+        "study",
+        help="compare arms, seeds and composers by a plan; report from stored ranks",
+        description=(
+            "Train and measure what is missing of a plan, or make tables and figures of what is stored. The same command continues a study"
+            " that was stopped; several processes may work on one plan."
+        ),
+    )
     parser.add_argument("plan", metavar="PLAN.toml", help="what is compared: start model, pairs, queries, arms, seeds, composers, figures")
-    parser.add_argument("--data", metavar="DIR", help="folder that the plan's paths start from and must stay in (default: the plan's folder)")
+    parser.add_argument(
+        "--data", metavar="DIR", help="folder that the plan's paths start from and must stay in (default: the plan's folder)"
+    )
     parser.add_argument("--runs", metavar="DIR", help="folder for checkpoints and models (default: NAME-runs)")
     parser.add_argument("--out", metavar="DIR", help="folder for results, small files that stay (default: NAME-results)")
     parser.add_argument("--only", nargs="+", default=[], metavar="ARM", help="these arms only, and what their averages are made of")
     parser.add_argument("--seeds", nargs="+", type=natural, default=[], metavar="N", help="these of the plan's seeds only")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
-    parser.add_argument("--workers", type=workers, default=0, metavar="N", help="processes that read pictures (default: 0, and pictures are kept in memory)")
+    parser.add_argument(
+        "--workers", type=workers, default=0, metavar="N", help="processes that read pictures (default: 0, and pictures are kept in memory)"
+    )
     parser.add_argument("--list", action="store_true", help="say what the study consists of and what is there, and stop")
-    parser.add_argument("--report", action="store_true", help="make report.md, report.json and figures from the stored results alone, without model or pictures")
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="make report.md, report.json and figures from the stored results alone, without model or pictures",
+    )
     parser.set_defaults(run=run_study)
 
 def without_folders(command: str, **folders: str | None) -> str:
@@ -646,10 +978,20 @@ def run_study(args) -> None:
     from pli.findings import write_study
     from pli.study import Place, listed, read_plan, run
     plan, name = read_plan(args.plan), Path(args.plan).stem
-    place = Place(Path(args.data or plan.path.parent), Path(args.runs or f"{name}-runs"), Path(args.out or f"{name}-results"), pick_device(args.device), args.workers, without_folders(args.typed, DATA=args.data, RUNS=args.runs, OUT=args.out if Path(args.out or "").is_absolute() else None))
-    if args.list: print(*listed(plan, place, args.only, args.seeds), sep="\n")
-    elif args.report: print(*write_study(place.out, plan), sep="\n")
-    else: run(plan, place, args.only, args.seeds)
+    place = Place(
+        Path(args.data or plan.path.parent),
+        Path(args.runs or f"{name}-runs"),
+        Path(args.out or f"{name}-results"),
+        pick_device(args.device),
+        args.workers,
+        without_folders(args.typed, DATA=args.data, RUNS=args.runs, OUT=args.out if Path(args.out or "").is_absolute() else None),
+    )
+    if args.list:
+        print(*listed(plan, place, args.only, args.seeds), sep="\n")
+    elif args.report:
+        print(*write_study(place.out, plan), sep="\n")
+    else:
+        run(plan, place, args.only, args.seeds)
 
 # %% ../nbs/14_cli.ipynb #bbb66c8f
 def plain_notices(
@@ -664,10 +1006,19 @@ def plain_notices(
 
 # %% ../nbs/14_cli.ipynb #c080078b
 def check_given(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    "End with a line for an option without a value, as `--pretrained \"$WEIGHTS\"` is where the variable is not set: it would count as not given."
+    """End with a line for an option without a value, as `--pretrained "$WEIGHTS"` is where the variable is not set: it would count as
+    not given.
+    """
     for name, value in vars(args).items():
         if name in ("caption", "typed") or not (value == "" or isinstance(value, list) and "" in value): continue
-        parser.error(f"{args.command}: " + ("FOLDER is empty; name the folder" if name == "folder" else f"argument {'in' if name == 'below' else name.replace('_', '-')}: is empty; name it, or leave it out"))
+        parser.error(
+            f"{args.command}: "
+            + (
+                "FOLDER is empty; name the folder"
+                if name == "folder"
+                else f"argument {'in' if name == 'below' else name.replace('_', '-')}: is empty; name it, or leave it out"
+            )
+        )
 
 def main(argv: list[str] | None = None) -> int:   # exit status
     "Run the command line; the console script `pli` is this function."
@@ -690,7 +1041,9 @@ def main(argv: list[str] | None = None) -> int:   # exit status
             args.run(args)
         return 0
     except KeyboardInterrupt:
-        onward = "; the same command continues where the last checkpoint is" * (args.command in ("demo", "tune", "study", "index", "search"))
+        onward = "; the same command continues where the last checkpoint is" * (
+            args.command in ("demo", "tune", "study", "index", "search")
+        )
         print(f"\npli {args.command}: stopped{onward}", file=sys.stderr)
         return 130
     except BrokenPipeError:                                           # whoever read the output has seen enough

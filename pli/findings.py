@@ -59,7 +59,8 @@ class Study:
     memory: dict = field(default_factory=dict, repr=False)
 
     @functools.cached_property
-    def kinds(self) -> dict[str, Tensor]: return self.frame.sections()   # name -> `(queries,)` bool; after `all` of them where there are several
+    # name -> `(queries,)` bool; after `all` of them where there are several
+    def kinds(self) -> dict[str, Tensor]: return self.frame.sections()
 
     def seeds(self, arm: str) -> list[int]: return sorted(self.results[arm])
 
@@ -79,18 +80,39 @@ def stored_results(folder: Path, names: Sequence[str]) -> tuple[dict[str, dict[i
         if path.name in ("queries.json", "report.json"): continue
         record = read_result(path)
         if record["arm"] not in found: continue
-        if (record["arm"], record["seed"]) in paths: raise PliError(f"{path}: holds the same arm and seed as {paths[record['arm'], record['seed']].name}; remove one of them")
+        if (record["arm"], record["seed"]) in paths:
+            raise PliError(f"{path}: holds the same arm and seed as {paths[record['arm'], record['seed']].name}; remove one of them")
         found[record["arm"]][record["seed"]], paths[record["arm"], record["seed"]] = record, path
     every = {path: found[arm][seed] for (arm, seed), path in paths.items()}
     firsts = {}
     for path, record in every.items():
         each = isinstance(record.get("start"), dict) and "steps" in record["start"]        # a start is trained for each seed
-        for key, group in {"queries digest": "all", "composers": "all", "fingerprint": "seeds" if each and "seeds" in record else record["seed"] if each else "all"}.items():
+        for key, group in {
+            "queries digest": "all",
+            "composers": "all",
+            "fingerprint": "seeds" if each and "seeds" in record else record["seed"] if each else "all",
+        }.items():
             one, other = firsts.setdefault((key, group), (path, record))
-            if record.get(key) != other.get(key): raise PliError(f"{path}: was made with another {key} than {one.name} ({shown(record.get(key))} and {shown(other.get(key))}); remove what is out of date")
+            if record.get(key) != other.get(key):
+                raise PliError(
+                    f"{path}: was made with another {key} than {one.name} ({shown(record.get(key))} and {shown(other.get(key))}); remove"
+                    " what is out of date"
+                )
         kept = found[record["arm"]][min(found[record["arm"]])]
-        try: check_same(path, record, any_precision({key: kept[key] for key in ("settings", "most pairs", "average", "shares", "members", "seeds", "at", "pairs digest") if key in kept}))
-        except PliError as error: raise PliError(str(error).replace("the plan says", "another seed of this arm")) from None
+        try:
+            check_same(
+                path,
+                record,
+                any_precision(
+                    {
+                        key: kept[key]
+                        for key in ("settings", "most pairs", "average", "shares", "members", "seeds", "at", "pairs digest")
+                        if key in kept
+                    }
+                ),
+            )
+        except PliError as error:
+            raise PliError(str(error).replace("the plan says", "another seed of this arm")) from None
     return found, paths
 
 # %% ../nbs/18_findings.ipynb #2b215f66
@@ -100,22 +122,50 @@ def read_results(
 ) -> Study:
     "A study from its stored results alone. Raises `PliError` for files that are damaged, or do not belong together or to the plan."
     folder = Path(folder)
-    path, about = folder / "queries.json", read_sealed(folder / "queries.json", "bring back a copy, or run the study again, which writes it")
+    path, about = folder / "queries.json", read_sealed(
+        folder / "queries.json", "bring back a copy, or run the study again, which writes it"
+    )
     try:
         benchmark, first = about["benchmark"], torch.tensor([side == "1" for side in about["halves"]])
         frame = evaluate.frame_from({"benchmark": benchmark})
         title, control, names, seeds, figures = (about[key] for key in ("title", "control", "arms", "seeds", "figures"))
         controls, common = dict(about.get("controls", {})), set(about.get("common", ["start"] * ("common" not in about)))
         if not len(first) == len(frame.kinds) == benchmark["queries"]: raise ValueError("its parts are of different length")
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error: raise PliError(f"{path}: does not describe the queries of a study ({type(error).__name__}: {error})") from None
-    if plan: title, control, names, seeds, figures, controls, common = plan.title, plan.control, plan.names(), plan.seeds, plan.figures, plan.controls(), plan.common()
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise PliError(f"{path}: does not describe the queries of a study ({type(error).__name__}: {error})") from None
+    if plan:
+        title, control, names, seeds, figures, controls, common = (
+            plan.title,
+            plan.control,
+            plan.names(),
+            plan.seeds,
+            plan.figures,
+            plan.controls(),
+            plan.common(),
+        )
     found, paths = stored_results(folder, names)
     if not paths: raise PliError(f"{folder}: holds no results of this study yet")
-    for (name, seed), path in sorted(paths.items(), key=lambda item: "average" in found[item[0][0]][item[0][1]]):   # what an average is made of comes first
+    # what an average is made of comes first
+    for (name, seed), path in sorted(paths.items(), key=lambda item: "average" in found[item[0][0]][item[0][1]]):
         if plan: check_same(path, found[name][seed], said_of(plan, plan.arms.get(name.partition(" @ ")[0])))
-        if found[name][seed]["queries digest"] != benchmark["digest"]: raise PliError(f"{path}: is about other queries than {folder / 'queries.json'}")
-    missing = [f"{name}, seed {seed}" for name in names if name not in common for seed in seeds if seed not in found[name]] + [name for name in names if name in common and not found[name]]
-    return Study(title, control, tuple(name for name in names if found[name]), {name: own for name, own in found.items() if own}, benchmark, frame, first, tuple(missing), tuple(figures), controls, frozenset(common))
+        if found[name][seed]["queries digest"] != benchmark["digest"]:
+            raise PliError(f"{path}: is about other queries than {folder / 'queries.json'}")
+    missing = [f"{name}, seed {seed}" for name in names if name not in common for seed in seeds if seed not in found[name]] + [
+        name for name in names if name in common and not found[name]
+    ]
+    return Study(
+        title,
+        control,
+        tuple(name for name in names if found[name]),
+        {name: own for name, own in found.items() if own},
+        benchmark,
+        frame,
+        first,
+        tuple(missing),
+        tuple(figures),
+        controls,
+        frozenset(common),
+    )
 
 # %% ../nbs/18_findings.ipynb #ee806dc7
 @remembered
@@ -144,13 +194,26 @@ def solved(
 def level(study: Study, arm: str, kind: str, measure: str = "recall@10", family: str | None = None) -> dict:
     "What an arm reaches on a kind of query, in percent: the mean over seeds with its interval over queries, and what each seed gave."
     by_seed = {seed: percent([solved(study, arm, kind, measure, [seed], family).mean().item()])[0] for seed in study.seeds(arm)}
-    return {"mean": percent(bootstrap(solved(study, arm, kind, measure, family=family))), "by seed": by_seed, "composers": {seed: list(dict.fromkeys(best(study, arm, seed, kind, family)[1])) for seed in by_seed}}
+    return {
+        "mean": percent(bootstrap(solved(study, arm, kind, measure, family=family))),
+        "by seed": by_seed,
+        "composers": {seed: list(dict.fromkeys(best(study, arm, seed, kind, family)[1])) for seed in by_seed},
+    }
 
 # %% ../nbs/18_findings.ipynb #81438950
 def how_it_learned(record: dict) -> set[tuple]:
     "How a model learned: steps, rate, size of a batch, pairs, step of measuring; of an average, for each model in it. Empty for the start."
-    parts, usual = record.get("members", {}).values() if "average" in record else [record] if "settings" in record else [], asdict(TuneSettings())
-    return {(*({**usual, **part["settings"]}[key] for key in ("steps", "learning_rate", "batch_size")), part.get("most pairs", 0), record.get("at")) for part in parts}
+    parts, usual = record.get("members", {}).values() if "average" in record else [record] if "settings" in record else [], asdict(
+        TuneSettings()
+    )
+    return {
+        (
+            *({**usual, **part["settings"]}[key] for key in ("steps", "learning_rate", "batch_size")),
+            part.get("most pairs", 0),
+            record.get("at"),
+        )
+        for part in parts
+    }
 
 def control_of(study: Study, arm: str) -> str:
     "The name of what an arm should be compared with, whether it is there or not."
@@ -159,7 +222,9 @@ def control_of(study: Study, arm: str) -> str:
     return control if not step or control == "start" else f"{control.partition(' @ ')[0]} @ {step}"
 
 def compared_with(study: Study, arm: str) -> str | None:
-    "What an arm is compared with; None for the control itself, and where nothing is there that learned as long, as fast and from as many pairs."
+    """What an arm is compared with; None for the control itself, and where nothing is there that learned as long, as fast and from as
+    many pairs.
+    """
     control = control_of(study, arm)
     if control == arm or arm not in study.results or control not in study.results: return None
     mine, theirs = (how_it_learned(next(iter(study.results[name].values()))) for name in (arm, control))
@@ -177,24 +242,46 @@ def gain(
     against: str | None = None,   # another arm; what it is compared with, if not given
     kind: str = "all",
     measure: str = "recall@10",
-) -> dict:                        # percent points and ratio, each with its interval, over the seeds that both have; the difference of every seed; whether it is sure
-    "How much an arm is above another on the same queries, by paired bootstrap. Raises `PliError` for an arm or a kind that is not there, and for arms without a common seed."
+# percent points and ratio, each with its interval, over the seeds that both have; the difference of every seed; whether it is sure
+) -> dict:
+    """How much an arm is above another on the same queries, by paired bootstrap. Raises `PliError` for an arm or a kind that is not
+    there, and for arms without a common seed.
+    """
     against = against or compared_with(study, arm)
-    if arm in study.results and against is None: raise PliError(f"arm {shown(arm)!r} has nothing to be compared with that took as many steps, at the same rate, from as many pairs; name another arm")
+    if arm in study.results and against is None:
+        raise PliError(
+            f"arm {shown(arm)!r} has nothing to be compared with that took as many steps, at the same rate, from as many pairs; name"
+            " another arm"
+        )
     for name in (arm, against):
         if name not in study.results: raise PliError(f"no results of arm {name!r}; there are {', '.join(study.arms)}")
     check_kind(f"gain of {arm}", kind, study.frame)
     both = seeds_in_common(study, arm, against)
-    if not both: raise PliError(f"arms {shown(arm)!r} and {shown(against)!r} have no seed in common: {study.seeds(arm)} and {study.seeds(against)}")
+    if not both:
+        raise PliError(f"arms {shown(arm)!r} and {shown(against)!r} have no seed in common: {study.seeds(arm)} and {study.seeds(against)}")
     a, b = (solved(study, name, kind, measure, dict.fromkeys(seeds)) for name, seeds in zip((arm, against), zip(*both)))
-    by_seed = {y if arm in study.common else x: percent([(solved(study, arm, kind, measure, [x]).mean() - solved(study, against, kind, measure, [y]).mean()).item()])[0] for x, y in both}
+    by_seed = {
+        y if arm in study.common else x: percent(
+            [(solved(study, arm, kind, measure, [x]).mean() - solved(study, against, kind, measure, [y]).mean()).item()]
+        )[0]
+        for x, y in both
+    }
     difference = percent(paired_bootstrap(a, b))
-    return {"against": against, "seeds": len(by_seed), "difference": difference, "ratio": evaluate.ratio_of(a, b), "by seed": by_seed, "sure": is_sure(difference, by_seed.values())}
+    return {
+        "against": against,
+        "seeds": len(by_seed),
+        "difference": difference,
+        "ratio": evaluate.ratio_of(a, b),
+        "by seed": by_seed,
+        "sure": is_sure(difference, by_seed.values()),
+    }
 
 def is_sure(difference: Sequence[float], by_seed: Iterable[float]) -> bool:
     "Is an interval clear of zero, and has the difference of every one of several seeds the same sign?"
     by_seed = list(by_seed)
-    return len(by_seed) > 1 and any(sign * end > 0 and all(sign * each > 0 for each in by_seed) for sign, end in ((1, difference[1]), (-1, difference[2])))
+    return len(by_seed) > 1 and any(
+        sign * end > 0 and all(sign * each > 0 for each in by_seed) for sign, end in ((1, difference[1]), (-1, difference[2]))
+    )
 
 def gained(study: Study, arm: str, kind: str, measure: str = "recall@10", against: str | None = None) -> dict | None:
     "The gain of an arm; None where there is nothing that it can be compared with."
@@ -208,7 +295,11 @@ def alone(study: Study, arm: str, kind: str, measure: str = "recall@10") -> dict
     "What each half of the query does alone, and what composing adds to the better one, in percent."
     image, text, both = (solved(study, arm, kind, measure, family=family) for family in ("image", "text", None))
     found = percent([image.mean().item(), text.mean().item()])
-    return {"image only": found[0], "text only": found[1], "composing adds": percent(paired_bootstrap(both, image if found[0] >= found[1] else text))}
+    return {
+        "image only": found[0],
+        "text only": found[1],
+        "composing adds": percent(paired_bootstrap(both, image if found[0] >= found[1] else text)),
+    }
 
 # %% ../nbs/18_findings.ipynb #c84436a8
 def signed(found: Sequence[float]) -> str:
@@ -229,7 +320,15 @@ def table(
         own, found = level(study, arm, kind, measure), gained(study, arm, kind, measure)
         row = [arm, seeds_of(study, arm), evaluate.spread(own["mean"]), " / ".join(f"{value:.1f}" for value in own["by seed"].values())]
         none = "" if arm == control_of(study, arm) else "-"
-        row += [signed(found["difference"]) + beside(study, arm), " / ".join(f"{value:+.1f}" for value in found["by seed"].values()), times(found["ratio"])] if found else [none] * 3
+        row += (
+            [
+                signed(found["difference"]) + beside(study, arm),
+                " / ".join(f"{value:+.1f}" for value in found["by seed"].values()),
+                times(found["ratio"]),
+            ]
+            if found
+            else [none] * 3
+        )
         rows.append(row + [" / ".join(dict.fromkeys(spec for specs in own["composers"].values() for spec in specs))])
     return ["arm", "seeds", brief, "by seed", f"{brief} minus {study.control}", "gain by seed", "ratio", "composers"], rows
 
@@ -253,11 +352,21 @@ def seeds_of(study: Study, arm: str) -> str:
 def computed_in(study: Study, arm: str, seeds: Iterable[int] | None = None) -> list[str]:
     "The precisions in which the models of an arm were computed; none for a start that is taken as it is."
     own = study.results[arm]
-    return sorted({part for seed in (own if seeds is None else seeds) for name, found in precisions(own[seed]).items() if name != "precision of the start" or arm == "start" for part in found.split("+")})
+    return sorted(
+        {
+            part
+            for seed in (own if seeds is None else seeds)
+            for name, found in precisions(own[seed]).items()
+            if name != "precision of the start" or arm == "start"
+            for part in found.split("+")
+        }
+    )
 
 def beside(study: Study, arm: str) -> str:
     "What a reader must know of a gain: over which control of its own, and that arm and control were computed in different precisions."
-    other, text = compared_with(study, arm), f" over {study.controls[arm.partition(' @ ')[0]]}" if arm.partition(" @ ")[0] in study.controls else ""
+    other, text = compared_with(study, arm), (
+        f" over {study.controls[arm.partition(' @ ')[0]]}" if arm.partition(" @ ")[0] in study.controls else ""
+    )
     if other is None or not (both := seeds_in_common(study, arm, other)): return text
     differ = [(a, b) for x, y in both if (a := computed_in(study, arm, [x])) and (b := computed_in(study, other, [y])) and a != b]
     return text + (f" ({'+'.join(differ[0][0])}; {other} in {'+'.join(differ[0][1])})" if differ else "")
@@ -267,14 +376,26 @@ def precision_line(study: Study, arms: Iterable[str] | None = None) -> str:
     arms = [arm for arm in arms or study.arms if arm in study.results]
     of = {arm: "+".join(found) for arm in arms if (found := computed_in(study, arm))}
     counts = sorted(dict.fromkeys(of.values()), key=lambda one: -[*of.values()].count(one))
-    threads = sorted({count for arm in arms for record in study.results[arm].values() if (count := record.get("machine", {}).get("threads"))})
-    said = "; ".join([counts[0], *(f"in {one}: " + ", ".join(arm for arm, own in of.items() if own == one) for one in counts[1:])]) if counts else "nothing here was trained"
-    return f"Computed in {said}" * bool(counts) + f"{', ' * bool(counts)}with {' and '.join(map(str, threads))} thread{'s' * (threads != [1])}" * bool(threads)
+    threads = sorted(
+        {count for arm in arms for record in study.results[arm].values() if (count := record.get("machine", {}).get("threads"))}
+    )
+    said = (
+        "; ".join([counts[0], *(f"in {one}: " + ", ".join(arm for arm, own in of.items() if own == one) for one in counts[1:])])
+        if counts
+        else "nothing here was trained"
+    )
+    return f"Computed in {said}" * bool(
+        counts
+    ) + f"{', ' * bool(counts)}with {' and '.join(map(str, threads))} thread{'s' * (threads != [1])}" * bool(threads)
 
 def unmatched(study: Study) -> list[str]:
     "Arms that are there, and the control too, but learned differently: their gain is left blank."
     base = study.control.partition(" @ ")[0]
-    return [arm for arm in study.arms if study.control in study.results and arm.partition(" @ ")[0] not in (base, *study.controls) and compared_with(study, arm) is None]
+    return [
+        arm
+        for arm in study.arms
+        if study.control in study.results and arm.partition(" @ ")[0] not in (base, *study.controls) and compared_with(study, arm) is None
+    ]
 
 # %% ../nbs/18_findings.ipynb #8af1ec9f
 def halves_table(study: Study, kind: str = "all", measure: str = "recall@10") -> tuple[list[str], list[list[str]]]:
@@ -284,7 +405,9 @@ def halves_table(study: Study, kind: str = "all", measure: str = "recall@10") ->
     for arm in study.arms:
         own = alone(study, arm, kind, measure)
         each = [100 * solved(study, arm, kind, measure, family=family).mean().item() for family in others]
-        rows.append([arm, f"{own['image only']:.1f}", f"{own['text only']:.1f}", signed(own["composing adds"]), *(f"{value:.1f}" for value in each)])
+        rows.append(
+            [arm, f"{own['image only']:.1f}", f"{own['text only']:.1f}", signed(own["composing adds"]), *(f"{value:.1f}" for value in each)]
+        )
     return ["arm", "image only", "text only", "composing adds", *others], rows
 
 # %% ../nbs/18_findings.ipynb #ee5df0e9
@@ -297,9 +420,15 @@ def plain_ranks(study: Study, arm: str, seed: int, way: str) -> Tensor | None:  
 
 @remembered
 def plain_gain(study: Study, arm: str, way: str, measure: str = "recall@10") -> list[float] | None:   # difference, low, high
-    "How much better an arm finds held-out pictures or captions than what it is compared with, by paired bootstrap, over the seeds whose ranks were stored for both; None where there is no such seed."
+    """How much better an arm finds held-out pictures or captions than what it is compared with, by paired bootstrap, over the seeds
+    whose ranks were stored for both; None where there is no such seed.
+    """
     other = compared_with(study, arm)
-    found = [(a, b) for x, y in (seeds_in_common(study, arm, other) if other else []) if (a := plain_ranks(study, arm, x, way)) is not None and (b := plain_ranks(study, other, y, way)) is not None and len(a) == len(b)]
+    found = [
+        (a, b)
+        for x, y in (seeds_in_common(study, arm, other) if other else [])
+        if (a := plain_ranks(study, arm, x, way)) is not None and (b := plain_ranks(study, other, y, way)) is not None and len(a) == len(b)
+    ]
     if len({len(a) for a, _ in found}) != 1: return None
     a, b = (torch.stack([values(of_ranks(each), measure) for each in side]).mean(0) for side in zip(*found))
     return percent(paired_bootstrap(a, b))
@@ -316,7 +445,20 @@ def plain_table(study: Study) -> tuple[list[str], list[list[str]]]:
     for arm in study.arms:
         mean = lambda way, k: "-" if (found := plain_level(study, arm, way, f"recall@{k}")) is None else f"{found:.1f}"
         gains = {way: plain_gain(study, arm, way) for way in WAYS}
-        rows.append([arm, *(cell for way in WAYS for cell in (mean(way, 1), mean(way, 10), signed(gains[way]) + beside(study, arm) if gains[way] else "" if arm == control_of(study, arm) else "-"))])
+        rows.append(
+            [
+                arm,
+                *(
+                    cell
+                    for way in WAYS
+                    for cell in (
+                        mean(way, 1),
+                        mean(way, 10),
+                        signed(gains[way]) + beside(study, arm) if gains[way] else "" if arm == control_of(study, arm) else "-",
+                    )
+                ),
+            ]
+        )
     return ["arm", *(f"{text} {head}" for text in WAYS.values() for head in ("R@1", "R@10", f"R@10 minus {study.control}"))], rows
 
 # %% ../nbs/18_findings.ipynb #18e220a6
@@ -330,15 +472,28 @@ def shown_value(study: Study, figure: dict, arm: str, kind: str, against: str | 
     found = gained(study, arm, kind, measure, against)
     return tuple(found["difference"]) if found else NOTHING
 
-def varied(study: Study) -> str: return "batches and masks" if "start" in study.common else "the start, batches and masks"   # what a seed changes
+# what a seed changes
+def varied(study: Study) -> str: return "batches and masks" if "start" in study.common else "the start, batches and masks"
 
 def caption_of(study: Study, figure: dict, arms: Sequence[str], kinds: Sequence[str]) -> str:
     "What a figure shows, in a sentence, and how much stands behind it."
     counts = sorted({len(study.seeds(arm)) for arm in arms if arm in study.results and arm != "start"}) or [1]
     seeds = f"{counts[0]} seed{'s' * (counts[0] > 1)}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
     queries = ", ".join(f"{kind} {int(study.kinds[kind].sum()):,}" for kind in kinds)
-    return " ".join(filter(None, [figure.get("caption", ""), f"Queries: {queries}; {seeds} (of {varied(study)}); intervals by bootstrap over queries. Each arm has its own best composer, chosen on the other half of the queries.",
-                                  f"An arm at a step is compared with {study.control} at that step." * any(figure.get("show", "gain") == "gain" and " @ " in (compared_with(study, arm) or "") for arm in arms)]))
+    return " ".join(
+        filter(
+            None,
+            [
+                figure.get("caption", ""),
+                (
+                    f"Queries: {queries}; {seeds} (of {varied(study)}); intervals by bootstrap over queries. Each arm has its own best"
+                    " composer, chosen on the other half of the queries."
+                ),
+                f"An arm at a step is compared with {study.control} at that step."
+                * any(figure.get("show", "gain") == "gain" and " @ " in (compared_with(study, arm) or "") for arm in arms),
+            ],
+        )
+    )
 
 # %% ../nbs/18_findings.ipynb #1bae38eb
 def draw(study: Study, figure: dict) -> viz.Drawing | None:
@@ -347,7 +502,9 @@ def draw(study: Study, figure: dict) -> viz.Drawing | None:
     for kind in kinds: check_kind(f"figure {shown(name)!r}", kind, study.frame)
     show, against = figure.get("show", "gain"), figure.get("against")
     others = {compared_with(study, arm) for arm in figure.get("arms") or study.arms} - {None}
-    above = against or (study.control if not others & {*study.controls.values()} else others.pop() if len(others) == 1 else "the control of each arm")
+    above = against or (
+        study.control if not others & {*study.controls.values()} else others.pop() if len(others) == 1 else "the control of each arm"
+    )
     label = f"{evaluate.short(measure)}, percent" if show == "recall" else f"{evaluate.short(measure)} above {above}, points"
     arms = list(figure.get("arms") or [arm for arm in study.arms if arm != above])
     if figure["kind"] == "lines": return draw_lines(study, figure, kinds, label)
@@ -355,23 +512,43 @@ def draw(study: Study, figure: dict) -> viz.Drawing | None:
     cells = np.array([[shown_value(study, figure, arm, kind, against) for kind in kinds] for arm in arms]).reshape(len(arms), len(kinds), 3)
     if not np.isfinite(cells).any(): return None
     caption = caption_of(study, figure, arms, kinds)
-    sure = None if show == "recall" else [[bool((found := gained(study, arm, kind, measure, against)) and found["sure"]) for kind in kinds] for arm in arms]
+    sure = (
+        None
+        if show == "recall"
+        else [[bool((found := gained(study, arm, kind, measure, against)) and found["sure"]) for kind in kinds] for arm in arms]
+    )
     if sure: caption += " Sure: the interval is clear of 0 and all of several seeds have the same sign."
-    if figure["kind"] == "heatmap": return viz.gain_map(*cells.transpose(2, 0, 1), arms, kinds, name, caption, f"points of {measure}", above, ("arm", "query"), sure=sure)
+    if figure["kind"] == "heatmap":
+        return viz.gain_map(
+            *cells.transpose(2, 0, 1), arms, kinds, name, caption, f"points of {measure}", above, ("arm", "query"), sure=sure
+        )
     believed = {kind: [row[i] for row in sure] for i, kind in enumerate(kinds)} if sure else None
-    return viz.gain_bars(arms, {kind: tuple(cells[:, i].T) for i, kind in enumerate(kinds)}, label, name, caption, named="arm", gains=show == "gain", sure=believed)
+    return viz.gain_bars(
+        arms,
+        {kind: tuple(cells[:, i].T) for i, kind in enumerate(kinds)},
+        label,
+        name,
+        caption,
+        named="arm",
+        gains=show == "gain",
+        sure=believed,
+    )
 
 def draw_lines(study: Study, figure: dict, kinds: list[str], label: str) -> viz.Drawing | None:
     "Lines of a plan: a line for each kind of query, or for each list of arms."
     series, against, x = figure.get("series"), figure.get("against"), figure["x"]
-    if series is None: series = {kind: (figure["arms"], kind) for kind in kinds}
+    if series is None:series = {kind: (figure["arms"], kind) for kind in kinds}
     else: series = {name: (arms, kinds[0]) for name, arms in series.items()}
     lines = {name: np.array([shown_value(study, figure, arm, kind, against) for arm in arms]).T for name, (arms, kind) in series.items()}
     lines = {name: tuple(line) for name, line in lines.items() if np.isfinite(line).any()}
     if not lines: return None
     used = list(dict.fromkeys(kind for _, kind in series.values()))
     caption = caption_of(study, figure, [arm for arms, _ in series.values() for arm in arms], used)
-    floor = {study.control: level(study, study.control, used[0], figure.get("measure", "recall@10"))["mean"][0]} if figure.get("show") == "recall" and len(used) == 1 and study.control in study.results and study.control not in series else None
+    floor = (
+        {study.control: level(study, study.control, used[0], figure.get("measure", "recall@10"))["mean"][0]}
+        if figure.get("show") == "recall" and len(used) == 1 and study.control in study.results and study.control not in series
+        else None
+    )
     return viz.gain_lines(x, lines, figure.get("xlabel", ""), label, figure.get("title", ""), caption, figure.get("logx", False), floor)
 
 # %% ../nbs/18_findings.ipynb #c442e175
@@ -379,25 +556,44 @@ def records_of(study: Study) -> list[dict]: return [record for own in study.resu
 
 def hours_of(study: Study) -> float:
     "The hours that processes spent on training and measuring what is stored; training the starts of a plan is not in it."
-    runs = {(record["arm"].partition(" @ ")[0], record["seed"]): (record.get("seconds a step") or 0) * record.get("steps", 0) for record in records_of(study)}
+    runs = {
+        (record["arm"].partition(" @ ")[0], record["seed"]): (record.get("seconds a step") or 0) * record.get("steps", 0)
+        for record in records_of(study)
+    }
     return (sum(runs.values()) + sum(record.get("seconds to measure", 0) for record in records_of(study))) / 3600
 
 def made_of(study: Study) -> list[str]:
     "Where the numbers of a study come from, in lines."
     records = records_of(study)
-    machines = sorted({f"{record['machine']['processor']}, {record['machine'].get('gpu', record['machine']['device'])}" for record in records})
+    machines = sorted(
+        {f"{record['machine']['processor']}, {record['machine'].get('gpu', record['machine']['device'])}" for record in records}
+    )
     codes = {record.get("code") for record in records} | {more.get("code") for record in records for more in record.get("added later", [])}
     named = codes - {None}
-    dates, versions = sorted({record["date"] for record in records}), sorted({f"torch {record['versions']['torch']}, open_clip {record['versions']['open_clip_torch']}" for record in records})
-    return [f"{len(records)} results, {hours_of(study):.1f} hours of training and measuring, {dates[0]}" + f" to {dates[-1]}" * (len(dates) > 1), "; ".join(machines), "; ".join(versions),
-            f"{len(named)} version{'s' * (len(named) != 1)} of the code" + "; some results do not say which" * (None in codes) if named else "the results do not say which version of the code made them", shown(precision_line(study)[:1].lower() + precision_line(study)[1:], 1000)]
+    dates, versions = sorted({record["date"] for record in records}), sorted(
+        {f"torch {record['versions']['torch']}, open_clip {record['versions']['open_clip_torch']}" for record in records}
+    )
+    return [
+        f"{len(records)} results, {hours_of(study):.1f} hours of training and measuring, {dates[0]}"
+        + f" to {dates[-1]}" * (len(dates) > 1),
+        "; ".join(machines),
+        "; ".join(versions),
+        (
+            f"{len(named)} version{'s' * (len(named) != 1)} of the code" + "; some results do not say which" * (None in codes)
+            if named
+            else "the results do not say which version of the code made them"
+        ),
+        shown(precision_line(study)[:1].lower() + precision_line(study)[1:], 1000),
+    ]
 
 # %% ../nbs/18_findings.ipynb #545e13f4
 def command_of(
     study: Study, arm: str,
     seed: int | None = None,   # the first that is there, if not given
 ) -> str | None:
-    "The command that makes the model of an arm without a plan; None where there is none: for the start, a model on the way, and what learned in a drawn world, from some of the pairs, or from a start that the plan trains."
+    """The command that makes the model of an arm without a plan; None where there is none: for the start, a model on the way, and what
+    learned in a drawn world, from some of the pairs, or from a start that the plan trains.
+    """
     seed = min(study.results[arm]) if seed is None else seed
     record = study.results[arm][seed]
     start, pairs, out = record["start"], record["pairs of the plan"], stem(arm, None if arm in study.common else seed)
@@ -411,9 +607,19 @@ def command_of(
         words = ["pli", "average", *models, *(["--shares", *(f"{share:.10g}" for share in shares)] if len({*shares}) > 1 else [])]
     elif "settings" in record:
         usual = asdict(TuneSettings())
-        told = {name: value for name, value in record["settings"].items() if value != usual.get(name) and name not in (*IDLE, "symmetric")} | ({"seed": seed} if seed != usual["seed"] else {})
-        words = ["pli", "tune", pairs, "--model", start["model"], *(word for name, value in told.items() for word in (f"--{name.replace('_', '-')}", str(value)))] + ["--one-way"] * (not record["settings"].get("symmetric", True))
-    else: return None
+        told = {
+            name: value for name, value in record["settings"].items() if value != usual.get(name) and name not in (*IDLE, "symmetric")
+        } | ({"seed": seed} if seed != usual["seed"] else {})
+        words = [
+            "pli",
+            "tune",
+            pairs,
+            "--model",
+            start["model"],
+            *(word for name, value in told.items() for word in (f"--{name.replace('_', '-')}", str(value))),
+        ] + ["--one-way"] * (not record["settings"].get("symmetric", True))
+    else:
+        return None
     return shlex.join([*words, *(["--pretrained", start["pretrained"]] if start.get("pretrained") else []), "--out", out])
 
 # %% ../nbs/18_findings.ipynb #a8de15dc
@@ -423,13 +629,28 @@ def study_record(study: Study) -> dict:
     for kind, rows in study.kinds.items():
         arms = {}
         for arm in study.arms:
-            arms[arm] = {measure: level(study, arm, kind, measure) for measure in ("recall@1", "recall@10")} | {"halves": alone(study, arm, kind)}
-            if gained(study, arm, kind): arms[arm]["gain"] = {measure: gain(study, arm, kind=kind, measure=measure) for measure in ("recall@1", "recall@10")}
+            arms[arm] = {measure: level(study, arm, kind, measure) for measure in ("recall@1", "recall@10")} | {
+                "halves": alone(study, arm, kind)
+            }
+            if gained(study, arm, kind):
+                arms[arm]["gain"] = {measure: gain(study, arm, kind=kind, measure=measure) for measure in ("recall@1", "recall@10")}
         sections[kind] = {"queries": int(rows.sum()), "arms": arms}
-    settings = {arm: {key: own[min(own)].get(key) for key in ("settings", "most pairs", "average", "shares", "pairs", "at")} for arm, own in study.results.items()}
-    return {"title": study.title, "control": study.control, "composers chosen by": CHOSEN_BY, "benchmark": {key: study.benchmark[key] for key in ("name", "queries", "gallery", "digest")}, "made": made_of(study), "missing": list(study.missing),
-            "kinds": sections, "plain recall": {arm: {seed: record["plain recall"] for seed, record in own.items()} for arm, own in study.results.items()},
-            "plain gain": {arm: {way: plain_gain(study, arm, way) for way in WAYS} for arm in study.arms}, "arms": settings}
+    settings = {
+        arm: {key: own[min(own)].get(key) for key in ("settings", "most pairs", "average", "shares", "pairs", "at")}
+        for arm, own in study.results.items()
+    }
+    return {
+        "title": study.title,
+        "control": study.control,
+        "composers chosen by": CHOSEN_BY,
+        "benchmark": {key: study.benchmark[key] for key in ("name", "queries", "gallery", "digest")},
+        "made": made_of(study),
+        "missing": list(study.missing),
+        "kinds": sections,
+        "plain recall": {arm: {seed: record["plain recall"] for seed, record in own.items()} for arm, own in study.results.items()},
+        "plain gain": {arm: {way: plain_gain(study, arm, way) for way in WAYS} for arm in study.arms},
+        "arms": settings,
+    }
 
 # %% ../nbs/18_findings.ipynb #5d1c5ea0
 def printed(study: Study) -> int:
@@ -442,24 +663,67 @@ def by_hand(study: Study, arms: Iterable[str] | None = None) -> list[str]:
     "The commands that make the models of arms, all of them if not given, without a plan; in Markdown."
     commands = [command for arm in (study.arms if arms is None else arms) if (command := command_of(study, arm))]
     if not commands: return []
-    return ["The same models without a plan, one by one, in the folder that its paths start from (the pairs that a plan holds out, a single run learns from as well, but for those that it validates on):", "\n".join(["```sh", *(shown(command, 2000) for command in commands), "```"])]
+    return [
+        (
+            "The same models without a plan, one by one, in the folder that its paths start from (the pairs that a plan holds out, a single"
+            " run learns from as well, but for those that it validates on):"
+        ),
+        "\n".join(["```sh", *(shown(command, 2000) for command in commands), "```"]),
+    ]
 
 # %% ../nbs/18_findings.ipynb #aaa4d673
 def study_page(study: Study, figures: dict[str, str]) -> str:   # `figures`: file -> title
     "The report in Markdown."
     sizes, count = " / ".join(dict.fromkeys(study.benchmark["gallery"].values())), printed(study)
-    parts = [f"# {in_markdown(study.title)}", f"{study.benchmark['queries']:,} queries, gallery of {in_markdown(sizes)}. Percent with 95 % bootstrap intervals over queries, values averaged over seeds query by query; differences and ratios are paired over the same queries, against *{in_markdown(study.control)}*. "
-             f"Every arm has its own best composer, chosen per kind of query by {CHOSEN_BY} on the other half of the queries, from the same list; under *all* one composer serves all kinds. A seed changes {varied(study)}; what that does stands beside the means and is not in the intervals, which are over queries. "
-             f"So read a difference as real when its interval is clear of zero *and* every seed has the same sign. If no arm differed from its control, about {count * 0.05:.0f} of the {count} intervals of differences below would still be clear of zero."]
+    parts = [
+        f"# {in_markdown(study.title)}",
+        (
+            f"{study.benchmark['queries']:,} queries, gallery of {in_markdown(sizes)}. Percent with 95 % bootstrap intervals over queries,"
+            " values averaged over seeds query by query; differences and ratios are paired over the same queries, against"
+            f" *{in_markdown(study.control)}*. Every arm has its own best composer, chosen per kind of query by {CHOSEN_BY} on the other"
+            f" half of the queries, from the same list; under *all* one composer serves all kinds. A seed changes {varied(study)}; what"
+            " that does stands beside the means and is not in the intervals, which are over queries. So read a difference as real when its"
+            f" interval is clear of zero *and* every seed has the same sign. If no arm differed from its control, about {count * 0.05:.0f}"
+            f" of the {count} intervals of differences below would still be clear of zero."
+        ),
+    ]
     if found := unmatched(study):
-        parts.append(f"**No gain is given** for what learned longer, faster, in batches of another size or from other pairs than *{in_markdown(study.control)}*, or was measured at a step at which that was not: " + "; ".join(map(in_markdown, found)) + ". Name a control for it in the plan.")
-    if study.missing: parts.append(f"**Not there yet, and left out** ({len(study.missing)}): " + "; ".join(map(in_markdown, study.missing[:40])) + " ..." * (len(study.missing) > 40))
+        parts.append(
+            "**No gain is given** for what learned longer, faster, in batches of another size or from other pairs than"
+            f" *{in_markdown(study.control)}*, or was measured at a step at which that was not: "
+            + "; ".join(map(in_markdown, found))
+            + ". Name a control for it in the plan."
+        )
+    if study.missing:
+        parts.append(
+            f"**Not there yet, and left out** ({len(study.missing)}): "
+            + "; ".join(map(in_markdown, study.missing[:40]))
+            + " ..." * (len(study.missing) > 40)
+        )
     parts += [f"![{in_markdown(title)}]({file})" for file, title in figures.items()]
     for kind, rows in study.kinds.items():
         parts.append(f"## {in_markdown(kind)} ({int(rows.sum()):,} queries)")
-        parts += [as_markdown(*table(study, kind, measure)) for measure in ("recall@1", "recall@10")] + [as_markdown(*halves_table(study, kind)), f"*{in_markdown(precision_line(study), 1000)}.*"]
-    return "\n\n".join([*parts, "## Without composing",
-        f"What the models can still do: held-out pairs, percent, mean over seeds. A start that was trained on these very pairs remembers them: compare with *{in_markdown(study.control)}*, not with the start.", as_markdown(*plain_table(study)), "## Made", *(in_markdown(line, 2000) for line in made_of(study)), *by_hand(study)]) + "\n"
+        parts += [as_markdown(*table(study, kind, measure)) for measure in ("recall@1", "recall@10")] + [
+            as_markdown(*halves_table(study, kind)),
+            f"*{in_markdown(precision_line(study), 1000)}.*",
+        ]
+    return (
+        "\n\n".join(
+            [
+                *parts,
+                "## Without composing",
+                (
+                    "What the models can still do: held-out pairs, percent, mean over seeds. A start that was trained on these very pairs"
+                    f" remembers them: compare with *{in_markdown(study.control)}*, not with the start."
+                ),
+                as_markdown(*plain_table(study)),
+                "## Made",
+                *(in_markdown(line, 2000) for line in made_of(study)),
+                *by_hand(study),
+            ]
+        )
+        + "\n"
+    )
 
 # %% ../nbs/18_findings.ipynb #95bff03a
 def write_study(out: str | Path, plan: Plan | None = None) -> list[Path]:   # the files that were written
@@ -481,5 +745,6 @@ def write_study(out: str | Path, plan: Plan | None = None) -> list[Path]:   # th
             viz.save_figure(drawing, path)
             figures[path.name] = figure.get("title", "") or figure["kind"]
     write()
-    if failed: raise PliError(f"{out / 'report.md'}: written, but {len(failed)} of {len(wanted)} figures cannot be drawn: " + "; ".join(failed))
+    if failed:
+        raise PliError(f"{out / 'report.md'}: written, but {len(failed)} of {len(wanted)} figures cannot be drawn: " + "; ".join(failed))
     return [*(out / name for name in figures), out / "report.json", out / "report.md"]

@@ -36,8 +36,24 @@ from torch.utils.data import DataLoader, Dataset
 
 from .backbones import Backbone
 from pli.core import (
-    LOCK, PliError, alone_in, atomic, bar, check_workers, generator, open_regular, read_regular, read_sealed, save_tensors, sealed, still_alone_in,
-    tensors_digest, tidy, told_of_workers, unit, write_json,
+    LOCK,
+    PliError,
+    alone_in,
+    atomic,
+    bar,
+    check_workers,
+    generator,
+    open_regular,
+    read_regular,
+    read_sealed,
+    save_tensors,
+    sealed,
+    still_alone_in,
+    tensors_digest,
+    tidy,
+    told_of_workers,
+    unit,
+    write_json,
 )
 from .data import BatchOrder, Company, collate, shown
 from .gallery.encode import ALIKE, encode_pixels, search
@@ -55,7 +71,8 @@ class TuneSettings:
     weight: float = 1.0            # weight of the masked picture beside the words in the training query
     clip_weight: float = 0.0       # how much to add of the CLIP loss between the whole picture and the words of the query
     avoid: str = "none"            # a further wrong answer: the corrupted picture itself, of the query's `own` or of `all`
-    ignore_same_picture: bool = True   # the same picture again, or under another caption, is no wrong answer (`paper` counts it as one, as released)
+    # the same picture again, or under another caption, is no wrong answer (`paper` counts it as one, as released)
+    ignore_same_picture: bool = True
     tune: str = "both"             # which towers learn: `both`, `image`, `text`
     steps: int = 1000              # optimiser steps
     batch_size: int = 128          # pairs a step
@@ -79,7 +96,9 @@ def same_picture(
     return same if same.sum() > len(same) else None
 
 # %% ../nbs/07_tuning.ipynb #ef4c80ec
-def query_view(backbone: Backbone, pixels: Tensor, captions: list[str], settings: TuneSettings, random: torch.Generator, progress: float) -> View:
+def query_view(
+    backbone: Backbone, pixels: Tensor, captions: list[str], settings: TuneSettings, random: torch.Generator, progress: float
+) -> View:
     "The batch with something hidden, in the pictures or in their words."
     return parse_hide(settings.hide)(View(pixels, backbone.grid, captions=tuple(captions), progress=progress), random)
 
@@ -93,13 +112,16 @@ def masked_objective(
     progress: float = 1.0,      # share of the run that is done; a schedule of hiding reads it
     same: Tensor | None = None, # `(batch, batch)` bool, which rows show the same picture
 ) -> Tensor:                    # a number
-    "Masked picture and caption, unit features, find the whole picture (normalised form); `same` holds for every direction and for the CLIP loss that is added."
+    """Masked picture and caption, unit features, find the whole picture (normalised form); `same` holds for every direction and for the
+    CLIP loss that is added.
+    """
     view = query_view(backbone, pixels, captions, settings, random, progress)
     text, whole = backbone.encode_text(view.captions), backbone.encode_image(pixels)
     query = composed(backbone.encode_image(view.pixels, view.hidden), text, settings.weight)
     further = {} if settings.avoid == "none" else already_there(backbone, pixels, view.pixels, whole) | {"own": settings.avoid == "own"}
     loss = contrastive(query, whole, backbone.scale, settings.symmetric, same=same, **further)
-    if settings.clip_weight: loss = loss + settings.clip_weight * contrastive(whole, text, backbone.scale, same=same)   # on the same words as the query
+    # on the same words as the query
+    if settings.clip_weight: loss = loss + settings.clip_weight * contrastive(whole, text, backbone.scale, same=same)
     return loss
 
 # %% ../nbs/07_tuning.ipynb #e5e9c22d
@@ -125,7 +147,9 @@ def paper_objective(
     progress: float = 1.0,      # share of the run that is done; a schedule of hiding reads it
     same: Tensor | None = None, # `(batch, batch)` bool, which rows show the same picture
 ) -> Tensor:                    # a number
-    "Masked tuning exactly as released (arXiv 2311.07622): unnormalised sum, temperature 1, query to target; other captions of a picture count as wrong, whatever `same` says."
+    """Masked tuning exactly as released (arXiv 2311.07622): unnormalised sum, temperature 1, query to target; other captions of a
+    picture count as wrong, whatever `same` says.
+    """
     view = query_view(backbone, pixels, captions, settings, random, progress)
     return paper_loss(backbone.encode_image(view.pixels, view.hidden), backbone.encode_text(view.captions), backbone.encode_image(pixels))
 
@@ -154,7 +178,9 @@ def flip_objective(
 ) -> Tensor:                    # a number
     "The CLIP loss between masked or corrupted pictures and their words (FLIP, Li et al. 2023, arXiv 2212.00794): hiding as augmentation."
     view = query_view(backbone, pixels, captions, settings, random, progress)
-    return contrastive(backbone.encode_image(view.pixels, view.hidden), backbone.encode_text(view.captions), backbone.scale, settings.symmetric, same=same)
+    return contrastive(
+        backbone.encode_image(view.pixels, view.hidden), backbone.encode_text(view.captions), backbone.scale, settings.symmetric, same=same
+    )
 
 # %% ../nbs/07_tuning.ipynb #5abd8c96
 def picture_objective(
@@ -168,7 +194,9 @@ def picture_objective(
 ) -> Tensor:                    # a number
     "A masked or corrupted picture finds its own whole, without words (as in SimCLR, Chen et al. 2020, arXiv 2002.05709): invariance only."
     view = query_view(backbone, pixels, captions, settings, random, progress)
-    return contrastive(backbone.encode_image(view.pixels, view.hidden), backbone.encode_image(pixels), backbone.scale, settings.symmetric, same=same)
+    return contrastive(
+        backbone.encode_image(view.pixels, view.hidden), backbone.encode_image(pixels), backbone.scale, settings.symmetric, same=same
+    )
 
 # %% ../nbs/07_tuning.ipynb #c3ad1296
 OBJECTIVES: dict[str, Callable] = {
@@ -197,7 +225,10 @@ def never_warm(settings: TuneSettings) -> str | None:
     "One line where a run ends before its warm-up does, and so never learns at the rate that was asked for."
     if settings.warmup < settings.steps: return None
     highest = learning_rate(settings.steps - 1, settings)
-    return f"the warm-up of {settings.warmup} steps is as long as the run or longer: of the learning rate {settings.learning_rate:g} it reaches {highest:.2g}; choose a shorter warm-up"
+    return (
+        f"the warm-up of {settings.warmup} steps is as long as the run or longer: of the learning rate {settings.learning_rate:g} it"
+        f" reaches {highest:.2g}; choose a shorter warm-up"
+    )
 
 # %% ../nbs/07_tuning.ipynb #567a4031
 MOST = 10**12   # of whatever is counted
@@ -206,10 +237,18 @@ def check_settings(settings: TuneSettings) -> None:
     "Raise a `PliError` that names the setting, its value and what it may be."
     for item in dataclasses.fields(settings):
         value, kind = getattr(settings, item.name), type(item.default)
-        if type(value) is not kind and not (kind is float and type(value) is int): raise PliError(f"{item.name} must be of type {kind.__name__}, got {value!r}")
-    one_of = {"objective": OBJECTIVES, "schedule": SCHEDULES, "tune": ("both", "image", "text"), "precision": ("auto", "fp32", "bf16"), "avoid": ("none", "own", "all")}
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise PliError(f"{item.name} must be of type {kind.__name__}, got {value!r}")
+    one_of = {
+        "objective": OBJECTIVES,
+        "schedule": SCHEDULES,
+        "tune": ("both", "image", "text"),
+        "precision": ("auto", "fp32", "bf16"),
+        "avoid": ("none", "own", "all"),
+    }
     for name, known in one_of.items():
-        if getattr(settings, name) not in known: raise PliError(f"{name} must be one of {', '.join(known)}, got {getattr(settings, name)!r}")
+        if getattr(settings, name) not in known:
+            raise PliError(f"{name} must be one of {', '.join(known)}, got {getattr(settings, name)!r}")
     for name, least in {"steps": 1, "batch_size": 2, "checkpoint_every": 1, "warmup": 0, "validate_every": 0}.items():
         if getattr(settings, name) < least: raise PliError(f"{name} must be at least {least}, got {getattr(settings, name)}")
         if getattr(settings, name) > MOST: raise PliError(f"{name} must be at most {MOST:,}, got {getattr(settings, name)}")
@@ -220,7 +259,8 @@ def check_settings(settings: TuneSettings) -> None:
     check_batches(settings.batches)
     if settings.objective != "masked" and (settings.weight != 1 or settings.clip_weight or settings.avoid != "none"):
         raise PliError(f"weight, clip_weight and avoid belong to the objective masked, not to {settings.objective}: leave them out")
-    if settings.objective == "picture" and settings.tune == "text": raise PliError("objective picture uses no words: tune must be both or image, got 'text'")
+    if settings.objective == "picture" and settings.tune == "text":
+        raise PliError("objective picture uses no words: tune must be both or image, got 'text'")
 
 # %% ../nbs/07_tuning.ipynb #969a9efc
 NEAREST = 16   # neighbours of which one is drawn
@@ -230,7 +270,9 @@ def near_company(
     what: str = "",    # not used
     workers: int = 0,
 ) -> Company:
-    "Every picture's nearest, by the features that the model gives now. Pictures of the same pixels are one; those that cannot be read have no company."
+    """Every picture's nearest, by the features that the model gives now. Pictures of the same pixels are one; those that cannot be read
+    have no company.
+    """
     pairs_of, features = {}, []                                    # what a picture looks like -> its pairs
     with told_of_workers():
         for items in bar(DataLoader(data, batch_size=ALIKE, num_workers=workers, collate_fn=list, generator=generator(0, "neighbours"))):
@@ -275,7 +317,8 @@ def check_batches(text: str) -> None:
     "Raise a `PliError` for batches that nobody can make."
     name, _, what = text.partition(":")
     if name not in BATCHES: raise PliError(f"batches must be one of {', '.join(BATCHES)}, got {text!r}")
-    if name == "kin" and what not in WORD_LISTS: raise PliError(f"batches {text!r}: kin differ in the words of a list, as in kin:colour; lists are {', '.join(WORD_LISTS)}")
+    if name == "kin" and what not in WORD_LISTS:
+        raise PliError(f"batches {text!r}: kin differ in the words of a list, as in kin:colour; lists are {', '.join(WORD_LISTS)}")
     if name != "kin" and text != name: raise PliError(f"batches {text!r}: {name} takes no setting")
 
 def make_company(
@@ -289,7 +332,8 @@ def make_company(
     check_batches(text)
     name, _, what = text.partition(":")
     if BATCHES[name] is None: return None
-    if not (hasattr(data, "captions") and hasattr(data, "pictures")): raise PliError(f"batches {text!r}: the pairs must know their captions and pictures, as PairSet and TensorPairs do")
+    if not (hasattr(data, "captions") and hasattr(data, "pictures")):
+        raise PliError(f"batches {text!r}: the pairs must know their captions and pictures, as PairSet and TensorPairs do")
     company = BATCHES[name](backbone, data, what, workers)
     paired = sum(map(bool, company.partners))
     if not paired: raise PliError(f"batches {text!r}: no pair has a partner of that kind; batches 'random' needs none")
@@ -309,12 +353,15 @@ def make_optimiser(
         weight.requires_grad_(learns)
         if learns: (decayed if weight.ndim > 1 else plain).append(weight)
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=backbone.device.type == "cpu")   # there, one pass over the weights instead of ten
+    # there, one pass over the weights instead of ten
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=backbone.device.type == "cpu")
 
 # %% ../nbs/07_tuning.ipynb #2aa4813b
 def uses_bf16(precision: str, device: torch.device) -> bool:
     "Whether a step computes in bfloat16."
-    return precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
+    return precision == "bf16" or (
+        precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
 
 # %% ../nbs/07_tuning.ipynb #f111b9c4
 def bf16_in_hardware(
@@ -341,7 +388,13 @@ def plain_attention(wanted: bool):
 def class_token_alone(backbone: Backbone):
     "While it lasts, the last block of the picture tower computes the class token only, where nothing else is read off it."
     visual = backbone.model.visual
-    plain = type(visual) is VisionTransformer and visual.attn_pool is None and visual.pool_type == "tok" and not visual.output_tokens and visual.transformer.batch_first
+    plain = (
+        type(visual) is VisionTransformer
+        and visual.attn_pool is None
+        and visual.pool_type == "tok"
+        and not visual.output_tokens
+        and visual.transformer.batch_first
+    )
     block = visual.transformer.resblocks[-1] if plain else None
     if type(block) is not ResidualAttentionBlock:
         yield
@@ -351,15 +404,23 @@ def class_token_alone(backbone: Backbone):
         first = first + block.ls_1(block.attention(seen[:, :1], seen, seen))
         return first + block.ls_2(block.mlp(block.ln_2(first)))
     block.forward = forward
-    try: yield
+    try:yield
     finally: del block.forward
 
 # %% ../nbs/07_tuning.ipynb #0b6de492
 @contextmanager
 def words_alone(backbone: Backbone):
-    "While it lasts, a text tower that looks back only computes no place behind the longest text, and its last block the end mark only. Other towers are left as they are."
+    """While it lasts, a text tower that looks back only computes no place behind the longest text, and its last block the end mark only.
+    Other towers are left as they are.
+    """
     model = backbone.model
-    plain = type(model) is open_clip.CLIP and model.text_pool_type == "argmax" and model.attn_mask is not None and model.transformer.batch_first and not model.transformer.grad_checkpointing
+    plain = (
+        type(model) is open_clip.CLIP
+        and model.text_pool_type == "argmax"
+        and model.attn_mask is not None
+        and model.transformer.batch_first
+        and not model.transformer.grad_checkpointing
+    )
     *blocks, last = model.transformer.resblocks if plain else [None]
     if type(last) is not ResidualAttentionBlock:
         yield
@@ -371,12 +432,15 @@ def words_alone(backbone: Backbone):
         x = model.token_embedding(text).to(kind) + model.positional_embedding[:text.shape[1]].to(kind)
         for block in blocks: x = block(x, attn_mask=mask)
         seen, own = last.ln_1(x), x[rows, end][:, None]
-        own = own + last.ls_1(last.attention(seen[rows, end][:, None], seen, seen, mask[end].repeat_interleave(last.attn.num_heads, 0)[:, None]))
+        own = own + last.ls_1(
+            last.attention(seen[rows, end][:, None], seen, seen, mask[end].repeat_interleave(last.attn.num_heads, 0)[:, None])
+        )
         found = model.ln_final(own + last.ls_2(last.mlp(last.ln_2(own))))[:, 0]
-        if model.text_projection is not None: found = model.text_projection(found) if isinstance(model.text_projection, torch.nn.Linear) else found @ model.text_projection
+        if model.text_projection is not None:
+            found = model.text_projection(found) if isinstance(model.text_projection, torch.nn.Linear) else found @ model.text_projection
         return torch.nn.functional.normalize(found, dim=-1) if normalize else found
     model.encode_text = encode_text
-    try: yield
+    try:yield
     finally: del model.encode_text
 
 # %% ../nbs/07_tuning.ipynb #b60f98d8
@@ -391,16 +455,34 @@ def take_step(
     on_gpu = [backbone.device] if backbone.device.type == "cuda" else []
     half = uses_bf16(settings.precision, backbone.device)
     same = same_picture(pictures) if pictures is not None and settings.ignore_same_picture else None
-    with torch.random.fork_rng(devices=on_gpu), torch.autocast(backbone.device.type, torch.bfloat16, enabled=half), plain_attention(half and backbone.device.type == "cpu"), class_token_alone(backbone), words_alone(backbone):
-        torch.manual_seed(generator(settings.seed, "step", before + step).initial_seed())       # for models that draw random numbers themselves
+    with (
+        torch.random.fork_rng(devices=on_gpu),
+        torch.autocast(backbone.device.type, torch.bfloat16, enabled=half),
+        plain_attention(half and backbone.device.type == "cpu"),
+        class_token_alone(backbone),
+        words_alone(backbone),
+    ):
+        # for models that draw random numbers themselves
+        torch.manual_seed(generator(settings.seed, "step", before + step).initial_seed())
         floats = pixels.to(backbone.device).float().div(255)
-        loss = OBJECTIVES[settings.objective](backbone, floats, captions, settings, generator(settings.seed, "hide", before + step), step / max(1, settings.steps - 1), same=same)
+        loss = OBJECTIVES[settings.objective](
+            backbone,
+            floats,
+            captions,
+            settings,
+            generator(settings.seed, "hide", before + step),
+            step / max(1, settings.steps - 1),
+            same=same,
+        )
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     weights = [weight for group in optimiser.param_groups for weight in group["params"] if weight.grad is not None]
     norm = torch.nn.utils.clip_grad_norm_(weights, settings.clip_gradient or math.inf)
     if not (torch.isfinite(loss) and torch.isfinite(norm)):
-        raise PliError(f"step {step}: the loss is {loss.item():.4g} and the gradient norm {norm.item():.4g}; a lower learning rate (now {rate:.2g}) or a longer warm-up usually helps")
+        raise PliError(
+            f"step {step}: the loss is {loss.item():.4g} and the gradient norm {norm.item():.4g}; a lower learning rate (now {rate:.2g}) or"
+            " a longer warm-up usually helps"
+        )
     optimiser.step()
     with torch.no_grad(): backbone.model.logit_scale.clamp_(0, math.log(100))          # CLIP's own bound
     return {"step": step, "loss": loss.item(), "learning_rate": rate, "scale": backbone.scale.item(), "gradient_norm": norm.item()}
@@ -409,7 +491,9 @@ def take_step(
 def save_checkpoint(
     path: Path, backbone: Backbone, optimiser: torch.optim.AdamW, record: dict,
 ) -> None:
-    "Weights, moments and a record of where the run is, in one file that is whole or not there, with a digest of it all. Raises `NoRoom` where the disk is full; the file before it then stays."
+    """Weights, moments and a record of where the run is, in one file that is whole or not there, with a digest of it all. Raises
+    `NoRoom` where the disk is full; the file before it then stays.
+    """
     tensors = {f"model.{name}": value for name, value in backbone.model.state_dict().items()}
     for name, weight in backbone.model.named_parameters():
         for key, value in optimiser.state.get(weight, {}).items(): tensors[f"optimiser.{key}.{name}"] = value
@@ -426,14 +510,17 @@ def is_intact(
         record = json.loads(file.metadata()["record"])
         said = record.pop("sha256", None)
         if said is None: return False
-        if tensors_digest(((name, file.get_tensor(name)) for name in sorted(file.keys())), json.dumps(record)) != said: raise ValueError("its contents are not what was written, some bits have changed")
+        if tensors_digest(((name, file.get_tensor(name)) for name in sorted(file.keys())), json.dumps(record)) != said:
+            raise ValueError("its contents are not what was written, some bits have changed")
     return True
 
 def load_checkpoint(
     path: Path, backbone: Backbone, optimiser: torch.optim.AdamW,
     say: Callable[[str], None] = print,
 ) -> dict:   # the record
-    "Put weights and moments back in place. Raises `PliError` if the file is damaged, in a single bit too, or belongs to another model; then nothing was put in place."
+    """Put weights and moments back in place. Raises `PliError` if the file is damaged, in a single bit too, or belongs to another model;
+    then nothing was put in place.
+    """
     try:
         open_regular(path, sys.maxsize).close()                   # safetensors would wait for a pipe
         if not is_intact(path): say(f"{shown(path)}: an older version wrote it without a digest, so damage in it could not be noticed")
@@ -445,7 +532,9 @@ def load_checkpoint(
                 state = {key: file.get_tensor(f"optimiser.{key}.{name}") for key in keys}
                 if state: optimiser.state[weight] = state | {"step": state["step"].cpu()}
     except Exception as error:
-        raise PliError(f"{path}: this checkpoint cannot be continued ({str(error).splitlines()[0]}); remove the folder to start again") from error
+        raise PliError(
+            f"{path}: this checkpoint cannot be continued ({str(error).splitlines()[0]}); remove the folder to start again"
+        ) from error
     return record
 
 # %% ../nbs/07_tuning.ipynb #74dcefd9
@@ -469,7 +558,9 @@ def settings_before(
     settings: dict,         # of the run that is wanted
     data: Dataset | None,   # its pairs
 ) -> dict:
-    "What an older run did where it had no name for a setting. Without a picture that is there twice, ignoring such pictures or not is the same run; so it is in the paper's objective."
+    """What an older run did where it had no name for a setting. Without a picture that is there twice, ignoring such pictures or not is
+    the same run; so it is in the paper's objective.
+    """
     alike = settings.get("objective") == "paper" or (data is not None and not holds_pictures_twice(data))
     return ADDED | ({"ignore_same_picture": settings.get("ignore_same_picture")} if alike else {})
 
@@ -478,30 +569,50 @@ def claim_folder(
     data: Dataset | None = None,   # the pairs
     say: Callable[[str], None] = print,
 ) -> bool:   # whether there is something to continue
-    "Write what the run is into its folder, or check that the folder holds the same run. Raises `PliError` for another run and for other picture files; another number of threads is told."
+    """Write what the run is into its folder, or check that the folder holds the same run. Raises `PliError` for another run and for
+    other picture files; another number of threads is told.
+    """
     path, again = folder / "run.json", "choose another folder, or remove this one to start again"
     if folder.exists() and not folder.is_dir(): raise PliError(f"{folder}: is not a folder; choose another place for the run")
-    torn = lambda file: file.name.startswith(".") and file.name.endswith(".part")     # half-written by a process that was killed, the first record of the run too
+    # half-written by a process that was killed, the first record of the run too
+    torn = lambda file: file.name.startswith(".") and file.name.endswith(".part")
     if not path.exists():
-        if folder.exists() and not all(torn(file) or file.name == LOCK for file in folder.iterdir()): raise PliError(f"{folder}: the folder is not empty and holds no run of pli; choose another one")
+        if folder.exists() and not all(torn(file) or file.name == LOCK for file in folder.iterdir()):
+            raise PliError(f"{folder}: the folder is not empty and holds no run of pli; choose another one")
         write_json(path, sealed(run))
         tidy(folder)
         return False
     before = read_sealed(path, again)
-    if not isinstance(before, dict) or not isinstance(before.get("settings"), dict): raise PliError(f"{path}: is no record of a run; {again}")
-    if before.get("threads", run.get("threads")) != run.get("threads"): say(f"{folder}: the run began with {before['threads']} threads, this process has {run['threads']}: its numbers will not repeat to the bit")
+    if not isinstance(before, dict) or not isinstance(before.get("settings"), dict):
+        raise PliError(f"{path}: is no record of a run; {again}")
+    if before.get("threads", run.get("threads")) != run.get("threads"):
+        say(
+            f"{folder}: the run began with {before['threads']} threads, this process has {run['threads']}: its numbers will not repeat to"
+            " the bit"
+        )
     flat = lambda record: {**record.get("settings", {}), **{key: value for key, value in record.items() if key not in BESIDE}}
     old, new = flat(before), flat(run)
     if ADDED.keys() - old.keys(): old = settings_before(run["settings"], data) | old
     old = {"activation": run.get("activation")} | old                                       # older runs do not say theirs
-    if str(old["activation"]).partition(",")[0] == str(new.get("activation")).partition(",")[0]: old["activation"] = new.get("activation")   # who says so may differ
-    changed = [f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in sorted(new.keys() | flat(before).keys()) if old.get(key) != new.get(key)]
+    # who says so may differ
+    if str(old["activation"]).partition(",")[0] == str(new.get("activation")).partition(",")[0]: old["activation"] = new.get("activation")
+    changed = [
+        f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
+        for key in sorted(new.keys() | flat(before).keys())
+        if old.get(key) != new.get(key)
+    ]
     files = run.get("picture files")
-    if not changed and before.get("picture files", files) != files: raise PliError(f"{folder}: the picture files are not those that the run began with (the sizes of all or the contents of a sample differ); bring them back, or choose another folder")
-    if changed: raise PliError(f"{folder}: holds another run ({'; '.join(changed)}); choose another folder, or remove this one to start again")
+    if not changed and before.get("picture files", files) != files:
+        raise PliError(
+            f"{folder}: the picture files are not those that the run began with (the sizes of all or the contents of a sample differ);"
+            " bring them back, or choose another folder"
+        )
+    if changed:
+        raise PliError(f"{folder}: holds another run ({'; '.join(changed)}); choose another folder, or remove this one to start again")
     for part in [folder, *(path for path in folder.rglob("*") if path.is_dir())]: tidy(part)
     there = (folder / "checkpoint.safetensors").exists()
-    if not there and (folder / "last").exists(): say(f"{folder}: this run was done, but its checkpoint is gone; it begins again at step 0, and its models are replaced")
+    if not there and (folder / "last").exists():
+        say(f"{folder}: this run was done, but its checkpoint is gone; it begins again at step 0, and its models are replaced")
     return there
 
 # %% ../nbs/07_tuning.ipynb #126e3fba
@@ -513,17 +624,21 @@ def take_over(
     say: Callable[[str], None] = print,
 ) -> int:                              # steps until there, of all runs before
     "Begin with what another run has left. Raises `PliError` for a run that is not done, or has left no checkpoint."
-    if folder is not None and folder.resolve() == finished.resolve(): raise PliError(f"{finished}: a run is prolonged as another run; choose another folder for it")
+    if folder is not None and folder.resolve() == finished.resolve():
+        raise PliError(f"{finished}: a run is prolonged as another run; choose another folder for it")
     checkpoint = finished / "checkpoint.safetensors"
-    if not (finished / "run.json").exists() or not checkpoint.exists(): raise PliError(f"{finished}: holds no run with a checkpoint, and there is nothing else to prolong")
+    if not (finished / "run.json").exists() or not checkpoint.exists():
+        raise PliError(f"{finished}: holds no run with a checkpoint, and there is nothing else to prolong")
     run = read_sealed(finished / "run.json", "bring back a copy, or prolong another run")
     try: steps, earlier = run["settings"]["steps"], run.get("steps before", 0)
     except (TypeError, KeyError, AttributeError): raise PliError(f"{finished / 'run.json'}: is no record of a run") from None
     record = load_checkpoint(checkpoint, backbone, optimiser, say)
-    if record["step"] != steps: raise PliError(f"{finished}: this run is at step {record['step']} of {steps}; finish it first, with its own command")
+    if record["step"] != steps:
+        raise PliError(f"{finished}: this run is at step {record['step']} of {steps}; finish it first, with its own command")
     for weight in list(optimiser.state):
         if not weight.requires_grad: del optimiser.state[weight]      # a tower that learns no more
-    if hasattr(data, "digest") and run.get("pairs digest") != data.digest(): say(f"{finished}: learned from other pairs than these; what is held out now it may have seen")
+    if hasattr(data, "digest") and run.get("pairs digest") != data.digest():
+        say(f"{finished}: learned from other pairs than these; what is held out now it may have seen")
     return steps + earlier
 
 # %% ../nbs/07_tuning.ipynb #fdde2af8
@@ -541,8 +656,15 @@ def files_digest(data: Dataset) -> str | None:
 
 def run_record(backbone: Backbone, data: Dataset, settings: TuneSettings, before: int = 0) -> dict:
     "What a run is."
-    run = {"settings": asdict(settings), "start": fingerprint(backbone), "pairs": len(data), "pairs digest": data.digest() if hasattr(data, "digest") else None,
-           "bf16": uses_bf16(settings.precision, backbone.device), "threads": torch.get_num_threads(), "activation": getattr(backbone, "choices", {}).get("activation")}
+    run = {
+        "settings": asdict(settings),
+        "start": fingerprint(backbone),
+        "pairs": len(data),
+        "pairs digest": data.digest() if hasattr(data, "digest") else None,
+        "bf16": uses_bf16(settings.precision, backbone.device),
+        "threads": torch.get_num_threads(),
+        "activation": getattr(backbone, "choices", {}).get("activation"),
+    }
     if (files := files_digest(data)) is not None: run["picture files"] = files
     return run | ({"steps before": before} if before else {})
 
@@ -570,8 +692,10 @@ def read_log(
     lines = read_regular(path, sys.maxsize - 1).splitlines(keepends=True)[:steps] if path.exists() else []
     try: history = [json.loads(line) for line in lines]
     except (ValueError, RecursionError): history = []
-    if digest and len(history) == steps and hashlib.sha256(b"".join(lines)).hexdigest() != digest: raise PliError(f"{path}: is not what was written, some bits have changed; remove the folder to start again")
-    if len(history) < steps: raise PliError(f"{path}: does not hold the {steps} steps before the checkpoint; remove the folder to start again")
+    if digest and len(history) == steps and hashlib.sha256(b"".join(lines)).hexdigest() != digest:
+        raise PliError(f"{path}: is not what was written, some bits have changed; remove the folder to start again")
+    if len(history) < steps:
+        raise PliError(f"{path}: does not hold the {steps} steps before the checkpoint; remove the folder to start again")
     return history
 
 # %% ../nbs/07_tuning.ipynb #7251def1
@@ -582,14 +706,21 @@ class RunFiles:
     def alone(self): return nullcontext() if self.folder is None else alone_in(self.folder)
 
     def check(self):
-        if not (self.folder / "run.json").exists() or not still_alone_in(self.folder): raise PliError(f"{self.folder}: the folder of this run was removed or replaced while it ran; nothing more is written there")
+        if not (self.folder / "run.json").exists() or not still_alone_in(self.folder):
+            raise PliError(f"{self.folder}: the folder of this run was removed or replaced while it ran; nothing more is written there")
 
     def save(self, backbone, optimiser, step, result):
         if self.folder is None: return
         self.check()
         text = "".join(json.dumps(record) + "\n" for record in result.history)
         with atomic(self.folder / "log.jsonl", make=False) as temporary: temporary.write_text(text)
-        record = {"step": step, "scores": result.scores, "problems": result.problems, "best": result.best, "log": hashlib.sha256(text.encode()).hexdigest()}
+        record = {
+            "step": step,
+            "scores": result.scores,
+            "problems": result.problems,
+            "best": result.best,
+            "log": hashlib.sha256(text.encode()).hexdigest(),
+        }
         save_checkpoint(self.folder / "checkpoint.safetensors", backbone, optimiser, record)
 
     def load(self, backbone, optimiser, result, say) -> int:
@@ -618,7 +749,8 @@ def tune(
     data: Dataset,                                         # `PairSet` or `TensorPairs`: items `(index, pixels, caption)`
     settings: TuneSettings = TuneSettings(),
     folder: str | Path | None = None,                      # where the run lives; a run found there is continued
-    validate: Callable[[Backbone], float | None] | None = None,   # higher is better; None: no score. Called on the start too, unless its `at_start` is False
+    # higher is better; None: no score. Called on the start too, unless its `at_start` is False
+    validate: Callable[[Backbone], float | None] | None = None,
     workers: int = 0,                                      # processes that read pictures
     say: Callable[[str], None] = print,                    # where a line goes now and then
     prolong: str | Path | None = None,                     # a finished run: begin with its weights and moments
@@ -637,15 +769,19 @@ def tune(
             if settings.batches != "random": start = copy.deepcopy(backbone)   # the checkpoint must not choose the company
             first = files.load(backbone, optimiser, result, say)
             say(f"continuing at step {first} of {settings.steps}")
-        if first < settings.steps and settings.objective != "picture" and hasattr(backbone, "check_words"): backbone.check_words(getattr(data, "captions", ()))
+        if first < settings.steps and settings.objective != "picture" and hasattr(backbone, "check_words"):
+            backbone.check_words(getattr(data, "captions", ()))
         if first == 0 and validate is not None and getattr(validate, "at_start", True): score_now(backbone, 0, files, result, validate, say)
         company = make_company(settings.batches, start, data, workers, say) if first < settings.steps else None
         order = BatchOrder(len(data), settings.batch_size, settings.seed, before + first, settings.steps - first, company)
-        loader = DataLoader(data, batch_sampler=order, collate_fn=collate, num_workers=workers, generator=generator(settings.seed, "workers"))
+        loader = DataLoader(
+            data, batch_sampler=order, collate_fn=collate, num_workers=workers, generator=generator(settings.seed, "workers")
+        )
         progress = bar(loader, total=len(order))
         for step, batch in enumerate(progress, start=first):
             result.problems += [[str(path), reason] for path, reason in batch.failed]
-            if len(batch.captions) < 2: raise PliError(f"step {step}: fewer than two pictures of the batch could be read; the first reason: {batch.failed[0]}")
+            if len(batch.captions) < 2:
+                raise PliError(f"step {step}: fewer than two pictures of the batch could be read; the first reason: {batch.failed[0]}")
             result.history.append(take_step(backbone, optimiser, batch.pixels, batch.captions, step, settings, batch.pictures, before))
             progress.comment = f"loss {result.history[-1]['loss']:.3f}"
             after_step(backbone, optimiser, step + 1, settings, files, result, validate, say)
@@ -670,12 +806,16 @@ def no_help(result: TuneResult) -> str | None:
     if result.start is None or not later or not result.start >= max(record["score"] for record in later): return None
     best = max(later, key=lambda record: (record["score"], record["step"]))
     held = "best/ holds the start itself" if best["score"] < result.start else f"best/ holds step {best['step']}, which is as good"
-    return f"by this validation tuning did not help: the start has {result.start:.4f}, the best step after it {best['score']:.4f} (step {best['step']}); {held}, last/ the end of the run"
+    return (
+        f"by this validation tuning did not help: the start has {result.start:.4f}, the best step after it {best['score']:.4f} (step"
+        f" {best['step']}); {held}, last/ the end of the run"
+    )
 
 def after_step(backbone, optimiser, done, settings, files, result, validate, say) -> None:
     "Validate, report and save when it is time."
     last = done == settings.steps
-    if validate is not None and (last or (settings.validate_every and done % settings.validate_every == 0)): score_now(backbone, done, files, result, validate)
+    if validate is not None and (last or (settings.validate_every and done % settings.validate_every == 0)):
+        score_now(backbone, done, files, result, validate)
     if last or done % max(1, settings.steps // 10) == 0:
         recent = [record["loss"] for record in result.history[-50:]]
         score = f", validation {result.scores[-1]['score']:.4f}" if result.scores and result.scores[-1]["step"] == done else ""
@@ -690,13 +830,26 @@ def average(
     "The weighted mean of all weights. Raises `PliError` for models that do not match and for shares that are none."
     if not backbones: raise PliError("an average needs at least one model")
     shares = [1 / len(backbones)] * len(backbones) if shares is None else [float(share) for share in shares]
-    if len(shares) != len(backbones): raise PliError(f"an average needs one share a model: got {len(backbones)} models and {len(shares)} shares")
-    if not all(map(math.isfinite, shares)) or abs(sum(shares) - 1) > 1e-6: raise PliError(f"shares must be numbers that sum to 1, got {', '.join(f'{share:g}' for share in shares)}")
-    states, kind = [backbone.model.state_dict() for backbone in backbones], lambda backbone: json.dumps(backbone.config["model_cfg"], sort_keys=True, default=str)
+    if len(shares) != len(backbones):
+        raise PliError(f"an average needs one share a model: got {len(backbones)} models and {len(shares)} shares")
+    if not all(map(math.isfinite, shares)) or abs(sum(shares) - 1) > 1e-6:
+        raise PliError(f"shares must be numbers that sum to 1, got {', '.join(f'{share:g}' for share in shares)}")
+    states, kind = [backbone.model.state_dict() for backbone in backbones], lambda backbone: json.dumps(
+        backbone.config["model_cfg"], sort_keys=True, default=str
+    )
     for backbone, state in zip(backbones, states):
-        odd = [name for name in states[0].keys() | state.keys() if name not in state or name not in states[0] or state[name].shape != states[0][name].shape]
-        if odd: raise PliError(f"only models of one shape have an average: {backbones[0].name} and {backbone.name} differ in {min(odd)} and {len(odd) - 1} more")
-        if kind(backbone) != kind(backbones[0]): raise PliError(f"only models of one kind have an average: the configurations of {backbones[0].name} and {backbone.name} differ")
+        odd = [
+            name
+            for name in states[0].keys() | state.keys()
+            if name not in state or name not in states[0] or state[name].shape != states[0][name].shape
+        ]
+        if odd:
+            raise PliError(
+                f"only models of one shape have an average: {backbones[0].name} and {backbone.name} differ in {min(odd)} and {len(odd) - 1}"
+                " more"
+            )
+        if kind(backbone) != kind(backbones[0]):
+            raise PliError(f"only models of one kind have an average: the configurations of {backbones[0].name} and {backbone.name} differ")
     mean = copy.deepcopy(backbones[0]).eval().requires_grad_(False)
     for name, value in mean.model.state_dict().items():
         if not value.is_floating_point(): continue                                     # counters and tables of indices
