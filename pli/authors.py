@@ -36,7 +36,8 @@ def caption_pairs(
         except UnicodeEncodeError: raise PliError(f"{place} is not UTF-8: {shown(line)}") from None
         if len(parts) < 3: raise PliError(f"{place} is not 'category/REFERENCE.jpg;category/TARGET.jpg;caption': {shown(line.strip())}")
         names = [part.strip().split("/")[-1].split(".")[0] for part in parts[:2]]
-        if not all(names) or "\\" in "".join(names) or "\0" in "".join(names): raise PliError(f"{place}: a picture has no name there: {shown(line.strip())}")
+        if not all(names) or "\\" in "".join(names) or "\0" in "".join(names):
+            raise PliError(f"{place}: a picture has no name there: {shown(line.strip())}")
         rows.append((place, *names, parts[-1]))
     if not rows: raise PliError(f"{path}: there are no pairs in it")
     if len(rows) % 2: raise PliError(f"{rows[-1][0]}: a pair is two lines, one a caption, and this one is alone; is the file complete?")

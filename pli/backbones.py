@@ -30,10 +30,9 @@ from torchvision.transforms import Compose, Normalize, PILToTensor
 
 from .core import PliError, read_json, save_tensors, tensors_digest, write_json
 from .data import shown
-from pli.weights import (
-    DIGEST, Choices, Notice, Weights, WeightsNotice, check_beside, check_config, check_tag, choose_for_file, choose_for_model, from_config, in_whole_words,
-    named_activation, no_network, offline_for, put_weights, read_weights, similar, tuned_from_a_file, weights_names,
-)
+from .weights import DIGEST, Choices, Notice, Weights, WeightsNotice, check_beside, check_config, check_tag, choose_for_file
+from .weights import choose_for_model, from_config, in_whole_words, named_activation, no_network, offline_for, put_weights
+from .weights import read_weights, similar, tuned_from_a_file, weights_names
 
 # %% ../nbs/02_backbones.ipynb #bfba70d9
 def register_tiny() -> None:
@@ -115,7 +114,11 @@ class TargetPad:
         wanted = max(width, height) / self.ratio              # the shorter side, once padded
         across, down = (max(0, int((wanted - side) / 2)) for side in (width, height))
         padded = (width + 2 * across) * (height + 2 * down)
-        if padded > MOST_PADDED: raise PliError(f"{width} x {height}: padded to {width + 2 * across} x {height + 2 * down} it has {padded:,} pixels; {MOST_PADDED:,} are the most. Make it smaller first")
+        if padded > MOST_PADDED:
+            raise PliError(
+                f"{width} x {height}: padded to {width + 2 * across} x {height + 2 * down} it has {padded:,} pixels; {MOST_PADDED:,} are"
+                " the most. Make it smaller first"
+            )
         return ImageOps.expand(picture, (across, down, across, down), fill=(0, 0, 0))
 
 # %% ../nbs/02_backbones.ipynb #9821b3b9
@@ -147,10 +150,12 @@ class Backbone(nn.Module):
     ):
         super().__init__()
         self.model, self.config, self.name, self.preprocess = model, config, name, preprocess
-        self.pixels = pixel_transform(transform)      # picture -> `uint8 (3, height, width)`; a plain object, so that worker processes can take it along
+        # picture -> `uint8 (3, height, width)`; a plain object, so that worker processes can take it along
+        self.pixels = pixel_transform(transform)
         self.make_tokenizer, self.tokenizer = tokenizer, None
         self.cut_texts: dict[str, None] = {}          # texts that were too long for the model, so far
-        self.choices: dict[str, str] = {}             # what a report must say beside the name: activation and normalisation, and who says so
+        # what a report must say beside the name: activation and normalisation, and who says so
+        self.choices: dict[str, str] = {}
         norm = next(step for step in transform.transforms if isinstance(step, Normalize))
         self.register_buffer("mean", torch.tensor(norm.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(norm.std)[:, None, None], persistent=False)
@@ -353,10 +358,21 @@ def against(
     quick: bool,           # what is built
 ) -> tuple[str, ...]:      # a notice, or none
     "What the weights of a folder say against the configuration beside them."
-    said = next((piece for piece in from_config(weights.said.get("open_clip_config", ""), "the metadata of its weights", model_cfg) if piece.quick_gelu != quick), None)
+    said = next(
+        (
+            piece
+            for piece in from_config(weights.said.get("open_clip_config", ""), "the metadata of its weights", model_cfg)
+            if piece.quick_gelu != quick
+        ),
+        None,
+    )
     if said is None: return ()
-    return (f"{shown(weights.path.parent)}: {named_activation(quick)} is built, as its configuration says, but {said.source} says {named_activation(said.quick_gelu)}; "
-            "--quick-gelu or --no-quick-gelu (quick_gelu=) decides",)
+    return (
+        (
+            f"{shown(weights.path.parent)}: {named_activation(quick)} is built, as its configuration says, but {said.source} says"
+            f" {named_activation(said.quick_gelu)}; --quick-gelu or --no-quick-gelu (quick_gelu=) decides"
+        ),
+    )
 
 def choose(
     name: str, pretrained: str | None, config: dict, weights: Weights | None,
@@ -367,7 +383,8 @@ def choose(
     note, open_end = note if isinstance(note, dict) else {}, "quick_gelu" not in model_cfg
     if name.startswith("local-dir:"):
         chosen = choose_for_model(name, model_cfg, "as its configuration says", asked)
-        if asked is None and weights is not None: chosen = replace(chosen, notices=chosen.notices + against(weights, model_cfg, chosen.quick_gelu))
+        if asked is None and weights is not None:
+            chosen = replace(chosen, notices=chosen.notices + against(weights, model_cfg, chosen.quick_gelu))
         source = tuned_from_a_file(weights.path.parent) if open_end and asked is None else None
         if source:
             line = f"was tuned by an older pli from {shown(source)}, which did not say its activation; gelu was assumed, and is"
@@ -446,7 +463,11 @@ def load_backbone(
         with no_network(offline): config = read_config(name, pretrained, cache_dir)
         weights = weights_for(name, pretrained)
         chosen = choose(name, pretrained, config, weights, quick_gelu)
-        tags = [] if ":" in name or pretrained or name.startswith("pli-tiny") else open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))
+        tags = (
+            []
+            if ":" in name or pretrained or name.startswith("pli-tiny")
+            else open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))
+        )
         quiet = weights is not None or name.startswith("pli-tiny") or bool(tags)          # what is told below is told once
         with no_network(offline), torch.random.fork_rng(devices=[]), random_weights_wanted(quiet):
             torch.manual_seed(seed)
@@ -457,7 +478,13 @@ def load_backbone(
     except Exception as error:
         raise PliError(f"model {shown(name)!r} with weights {shown(pretrained)!r} cannot be loaded: {type(error).__name__}: "
                        f"{in_whole_words(error)}") from error
-    if tags: warnings.warn(f"{name}: no weights are named, so they are random, and answers mean nothing; name them with --pretrained / pretrained=, such as {tags[-1]}", WeightsNotice, stacklevel=2)
+    if tags:
+        warnings.warn(
+            f"{name}: no weights are named, so they are random, and answers mean nothing; name them with --pretrained / pretrained=, such"
+            f" as {tags[-1]}",
+            WeightsNotice,
+            stacklevel=2,
+        )
     for line in chosen.notices: warnings.warn(line, WeightsNotice, stacklevel=2)
     config["model_cfg"].pop("quick_gelu", None)
     if chosen.quick_gelu: config["model_cfg"]["quick_gelu"] = True
@@ -486,6 +513,7 @@ def save_backbone(
     about = {"open_clip_config": text, DIGEST: tensors_digest(sorted(weights.items()), text)}
     save_tensors(folder / "open_clip_model.safetensors", weights, about)
     write_json(folder / "open_clip_config.json", config)
-    if backbone.tokenizer is None and backbone.config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"): backbone.tokenizer = backbone.make_tokenizer()
+    if backbone.tokenizer is None and backbone.config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"):
+        backbone.tokenizer = backbone.make_tokenizer()
     inner = getattr(backbone.tokenizer, "tokenizer", None)    # only tokenizers from the hub have files of their own
     if hasattr(inner, "save_pretrained"): inner.save_pretrained(str(folder))

@@ -21,15 +21,33 @@ from pathlib import Path
 def gallery_options(parser: argparse.ArgumentParser) -> None:
     "Options that say which folder, which model, and where the gallery lives."
     parser.add_argument("folder", metavar="FOLDER", help="the folder of pictures; folders below it are included, hidden ones are not")
-    parser.add_argument("--model", metavar="NAME", help="makes the features: a name that open_clip knows (ViT-B-32), hf-hub:org/model, or a folder such as a tuned model (default: the model of the gallery that is there, "
-                        "else ViT-B-32 with laion2b_s34b_b79k: 605 MB, MIT licence, downloaded once)")
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help=(
+            "makes the features: a name that open_clip knows (ViT-B-32), hf-hub:org/model, or a folder such as a tuned model (default: the"
+            " model of the gallery that is there, else ViT-B-32 with laion2b_s34b_b79k: 605 MB, MIT licence, downloaded once)"
+        ),
+    )
     parser.add_argument("--pretrained", metavar="TAG", help="weights for a named model: a tag such as openai, or a checkpoint file")
-    parser.add_argument("--preprocess", default="model", metavar="NAME", help="model (the model's own transform) or target-pad (default: model)")
-    parser.add_argument("--quick-gelu", action=argparse.BooleanOptionalAction, help="the weights were trained with QuickGELU, as OpenAI's were, or not (default: what tag, configuration or file say)")
+    parser.add_argument(
+        "--preprocess", default="model", metavar="NAME", help="model (the model's own transform) or target-pad (default: model)"
+    )
+    parser.add_argument(
+        "--quick-gelu",
+        action=argparse.BooleanOptionalAction,
+        help="the weights were trained with QuickGELU, as OpenAI's were, or not (default: what tag, configuration or file say)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     parser.add_argument("--workers", type=_processes, default=0, metavar="N", help="processes that read pictures (default: 0)")
-    parser.add_argument("--gallery", metavar="DIR", help="where the gallery lives (default: .pli in the folder or, where that cannot be written to, the user's cache)")
-    parser.add_argument("--forget-missing", action="store_true", help="drop pictures whose files are not there even where a drive may just be away")
+    parser.add_argument(
+        "--gallery",
+        metavar="DIR",
+        help="where the gallery lives (default: .pli in the folder or, where that cannot be written to, the user's cache)",
+    )
+    parser.add_argument(
+        "--forget-missing", action="store_true", help="drop pictures whose files are not there even where a drive may just be away"
+    )
 
 def _processes(text: str) -> int:
     from pli.core import PliError, check_workers, shown
@@ -46,9 +64,25 @@ def add_index(commands) -> None:
     parser = commands.add_parser("index", help="make a folder of pictures searchable, or bring that up to date",
         description="Look at every new or changed picture of a folder once. Can be stopped at any time; the same command goes on.")
     gallery_options(parser)
-    parser.add_argument("--approximate", action="store_true", help="make the approximate index, too, for galleries of millions, or bring it up to date; pli search --approximate reads it (needs pli[lance])")
-    parser.add_argument("--publish", metavar="PLACE", help="copy the gallery, small pictures included, to a folder or an object store such as s3://bucket/name, or bring that copy up to date; pli search PLACE searches it from anywhere (needs pli[lance])")
-    parser.add_argument("--problems", metavar="FILE", help="write every picture that cannot be read, with the reason, to a file, one a line")
+    parser.add_argument(
+        "--approximate",
+        action="store_true",
+        help=(
+            "make the approximate index, too, for galleries of millions, or bring it up to date; pli search --approximate reads it (needs"
+            " pli[lance])"
+        ),
+    )
+    parser.add_argument(
+        "--publish",
+        metavar="PLACE",
+        help=(
+            "copy the gallery, small pictures included, to a folder or an object store such as s3://bucket/name, or bring that copy up to"
+            " date; pli search PLACE searches it from anywhere (needs pli[lance])"
+        ),
+    )
+    parser.add_argument(
+        "--problems", metavar="FILE", help="write every picture that cannot be read, with the reason, to a file, one a line"
+    )
     parser.set_defaults(run=run_index)
 
 def run_index(args) -> None:
@@ -66,7 +100,17 @@ def run_index(args) -> None:
 
 def _opened(args):
     from pli.gallery.search import open_gallery
-    return open_gallery(args.folder, args.model, args.pretrained, getattr(args, "query_model", None), args.gallery, args.device, args.preprocess, args.workers, args.quick_gelu)
+    return open_gallery(
+        args.folder,
+        args.model,
+        args.pretrained,
+        getattr(args, "query_model", None),
+        args.gallery,
+        args.device,
+        args.preprocess,
+        args.workers,
+        args.quick_gelu,
+    )
 
 def _check_copies(args, needed: bool) -> None:
     "Raise a `PliError` before any work where a copy cannot be made, or searched."
@@ -74,10 +118,15 @@ def _check_copies(args, needed: bool) -> None:
     from pli.gallery.approximate import check_place, lance
     from pli.gallery.search import is_copy
     copied = is_copy(args.folder)
-    if copied and not hasattr(args, "words"): raise PliError(f"{shown(args.folder)}: is a copy of a gallery; pli index takes the folder of pictures that it was made from")
+    if copied and not hasattr(args, "words"):
+        raise PliError(f"{shown(args.folder)}: is a copy of a gallery; pli index takes the folder of pictures that it was made from")
     if needed or copied: lance()
     for name in ("copy_to", "link_to", "gallery", "explain"):
-        if copied and getattr(args, name) is not None: raise PliError(f"--{name.replace('_', '-')} needs the pictures themselves, and {shown(args.folder)} is a copy that holds small ones only; search the folder that it was made from")
+        if copied and getattr(args, name) is not None:
+            raise PliError(
+                f"--{name.replace('_', '-')} needs the pictures themselves, and {shown(args.folder)} is a copy that holds small ones only;"
+                " search the folder that it was made from"
+            )
     if getattr(args, "publish", None): check_place(args.publish)
 
 def _published(gallery, place) -> None:
@@ -86,11 +135,15 @@ def _published(gallery, place) -> None:
     _tell(changes.line())
 
 def _updated(gallery, args, wait: bool = False) -> None:
-    "Bring the gallery up to date, with progress and news on standard error; where it cannot be written to, or another process does it and this one does not wait, say so and go on with what is there."
+    """Bring the gallery up to date, with progress and news on standard error; where it cannot be written to, or another process does it
+    and this one does not wait, say so and go on with what is there.
+    """
     from pli.core import shown
     from pli.gallery.index import Indexing
-    if gallery.root is None: return _tell(f"{shown(gallery.table.place)}: {len(gallery):,} pictures, a copy of {shown(gallery.table.facts.get('made'))}")
-    if not gallery.table.writable: return _tell(f"{shown(gallery.table.path)}: cannot be written to, so it is searched as it is; --gallery names another place")
+    if gallery.root is None:
+        return _tell(f"{shown(gallery.table.place)}: {len(gallery):,} pictures, a copy of {shown(gallery.table.facts.get('made'))}")
+    if not gallery.table.writable:
+        return _tell(f"{shown(gallery.table.path)}: cannot be written to, so it is searched as it is; --gallery names another place")
     try:
         with contextlib.redirect_stdout(sys.stderr): changes = gallery.update(args.forget_missing, _tell, wait)
     except Indexing as error: return _tell(f"{error}. Meanwhile the {len(gallery):,} pictures that are there are searched")
@@ -98,32 +151,74 @@ def _updated(gallery, args, wait: bool = False) -> None:
 
 # %% ../nbs/14a_cli_gallery.ipynb #f62377df
 def add_search(commands) -> None:
-    parser = commands.add_parser("search", help="search a folder of pictures with a picture, words, or both",
-        description="Bring the folder's gallery up to date and search it: pli search FOLDER \"in red\" --image ref.jpg. Words alone and pictures alone work too. In place of FOLDER, a copy that pli index --publish made: s3://bucket/name.")
+    parser = commands.add_parser(
+        "search",
+        help="search a folder of pictures with a picture, words, or both",
+        description=(
+            "Bring the folder's gallery up to date and search it: pli search FOLDER \"in red\" --image ref.jpg. Words alone and pictures"
+            " alone work too. In place of FOLDER, a copy that pli index --publish made: s3://bucket/name."
+        ),
+    )
     gallery_options(parser)
     parser.add_argument("words", nargs="*", metavar="WORDS", help="what to look for, or what to change in the picture")
-    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a reference picture; may be repeated, then their mean counts")
-    parser.add_argument("--without", action="append", default=[], metavar="WORDS", help="what is not wanted, such as \"stripes\"; may be repeated")
-    parser.add_argument("--query-model", metavar="DIR", help="reads the query: a model that was tuned for the gallery's features (default: the gallery's model)")
+    parser.add_argument(
+        "--image", action="append", default=[], metavar="FILE", help="a reference picture; may be repeated, then their mean counts"
+    )
+    parser.add_argument(
+        "--without", action="append", default=[], metavar="WORDS", help="what is not wanted, such as \"stripes\"; may be repeated"
+    )
+    parser.add_argument(
+        "--query-model",
+        metavar="DIR",
+        help="reads the query: a model that was tuned for the gallery's features (default: the gallery's model)",
+    )
     parser.add_argument("--weight", type=float, metavar="X", help="how much the picture counts beside the words (default: 1)")
-    parser.add_argument("--composer", metavar="SPEC", help="how picture and words are put together: sum, slerp, product, harris; with a weight as in sum:0.5 (default: sum:1)")
+    parser.add_argument(
+        "--composer",
+        metavar="SPEC",
+        help="how picture and words are put together: sum, slerp, product, harris; with a weight as in sum:0.5 (default: sum:1)",
+    )
     parser.add_argument("--k", type=int, default=20, metavar="N", help="how many hits (default: 20)")
-    parser.add_argument("--at-least", type=float, metavar="X", help="leave out hits that the words fit hardly better than everyday captions do: by less than X of their standard deviations; 1.7 leaves out most hits of words that have nothing to do with the pictures")
+    parser.add_argument(
+        "--at-least",
+        type=float,
+        metavar="X",
+        help=(
+            "leave out hits that the words fit hardly better than everyday captions do: by less than X of their standard deviations; 1.7"
+            " leaves out most hits of words that have nothing to do with the pictures"
+        ),
+    )
     parser.add_argument("--in", dest="below", metavar="DIR", help="search a folder below FOLDER only")
     parser.add_argument("--name", metavar="PATTERN", help="file names of this pattern only, such as 'IMG_2*'")
     parser.add_argument("--since", metavar="DATE", help="taken on this day or later: 2024-05-01, 2024-05 or 2024")
     parser.add_argument("--until", metavar="DATE", help="taken on this day or earlier")
     parser.add_argument("--by-date", action="store_true", help="list and number the hits by date, newest first, instead of by score")
-    parser.add_argument("--approximate", action="store_true", help="look at the candidates of an index only: for galleries of millions; a picture may be missing, scores are exact (needs pli[lance])")
+    parser.add_argument(
+        "--approximate",
+        action="store_true",
+        help=(
+            "look at the candidates of an index only: for galleries of millions; a picture may be missing, scores are exact (needs"
+            " pli[lance])"
+        ),
+    )
     parser.add_argument("--no-index", action="store_true", help="search what is indexed, do not look for changes")
     parser.add_argument("--json", action="store_true", help="hits as JSON")
     parser.add_argument("--csv", action="store_true", help="hits as CSV")
     parser.add_argument("--figure", metavar="FILE", help="save the hits as a contact sheet (.png, .jpg), or as .json or .csv")
-    parser.add_argument("--explain", type=int, metavar="N", help="say why the N-th hit is a hit, from 1; with --figure FILE.png as a figure")
+    parser.add_argument(
+        "--explain", type=int, metavar="N", help="say why the N-th hit is a hit, from 1; with --figure FILE.png as a figure"
+    )
     parser.add_argument("--copy-to", metavar="DIR", help="copy the hits into a folder, numbered in their order")
     parser.add_argument("--link-to", metavar="DIR", help="the same with links instead of copies")
     parser.add_argument("--open", action="store_true", help="show the hits as a contact sheet in the system's picture viewer")
-    parser.add_argument("--queries", metavar="FILE", help="many searches: a file with one JSON object a line, such as {\"image\": \"ref.jpg\", \"text\": \"in red\"}; answers are one line of JSON each")
+    parser.add_argument(
+        "--queries",
+        metavar="FILE",
+        help=(
+            "many searches: a file with one JSON object a line, such as {\"image\": \"ref.jpg\", \"text\": \"in red\"}; answers are one"
+            " line of JSON each"
+        ),
+    )
     parser.set_defaults(run=run_search)
 
 # %% ../nbs/14a_cli_gallery.ipynb #f1907984
@@ -133,28 +228,45 @@ def check_search(args) -> None:
     from pli.data import open_picture
     from pli.gallery.search import check_at_least, chosen_composer
     asked = bool(args.words or args.image)
-    if args.queries and (asked or args.without or args.figure or args.copy_to or args.link_to or args.open or args.csv): raise PliError("--queries brings its own pictures and words, and answers in JSON: leave out words, --image, --without, --csv, --figure, --open, --copy-to and --link-to")
-    if not args.queries and not asked: raise PliError("a search needs words, --image FILE, or both" + "; --without alone finds nothing" * bool(args.without))
+    if args.queries and (asked or args.without or args.figure or args.copy_to or args.link_to or args.open or args.csv):
+        raise PliError(
+            "--queries brings its own pictures and words, and answers in JSON: leave out words, --image, --without, --csv, --figure,"
+            " --open, --copy-to and --link-to"
+        )
+    if not args.queries and not asked:
+        raise PliError("a search needs words, --image FILE, or both" + "; --without alone finds nothing" * bool(args.without))
     if args.json and args.csv: raise PliError("--json and --csv exclude each other")
-    if args.explain is not None and not 1 <= args.explain <= args.k: raise PliError(f"--explain {args.explain}: name one of the {args.k} hits, from 1")
-    if args.queries and (args.weight is not None or args.composer or args.by_date): raise PliError("--queries: say \"weight\" and \"composer\" in each line of the file, and leave out --weight, --composer and --by-date")
-    if args.explain is not None and (args.queries or args.csv or args.copy_to or args.link_to): raise PliError("--explain says why one hit is a hit; leave out --queries, --csv, --copy-to and --link-to")
-    if args.explain is not None and args.figure and Path(args.figure).suffix.lower() not in (".png", ".pdf", ".svg"): raise PliError(f"--figure {shown(args.figure)}: an explanation is drawn as .png, .svg or .pdf")
+    if args.explain is not None and not 1 <= args.explain <= args.k:
+        raise PliError(f"--explain {args.explain}: name one of the {args.k} hits, from 1")
+    if args.queries and (args.weight is not None or args.composer or args.by_date):
+        raise PliError(
+            "--queries: say \"weight\" and \"composer\" in each line of the file, and leave out --weight, --composer and --by-date"
+        )
+    if args.explain is not None and (args.queries or args.csv or args.copy_to or args.link_to):
+        raise PliError("--explain says why one hit is a hit; leave out --queries, --csv, --copy-to and --link-to")
+    if args.explain is not None and args.figure and Path(args.figure).suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise PliError(f"--figure {shown(args.figure)}: an explanation is drawn as .png, .svg or .pdf")
     if args.k < 1: raise PliError(f"--k must be at least 1, got {args.k}")
     if not args.queries: chosen_composer(bool(args.image), bool(args.words), args.composer, args.weight)
     if not args.queries: check_at_least(args.at_least, bool(args.words))
     _where(args)
-    if args.figure and args.explain is None and Path(args.figure).suffix.lower() not in (".png", ".jpg", ".jpeg", ".json", ".csv"): raise PliError(f"--figure {shown(args.figure)}: hits are written as .png, .jpg, .json or .csv; the end of the name says which")
+    if args.figure and args.explain is None and Path(args.figure).suffix.lower() not in (".png", ".jpg", ".jpeg", ".json", ".csv"):
+        raise PliError(f"--figure {shown(args.figure)}: hits are written as .png, .jpg, .json or .csv; the end of the name says which")
     for option, folder in (("--copy-to", args.copy_to), ("--link-to", args.link_to)):
         if not folder: continue
         if Path(folder).exists() and not Path(folder).is_dir(): raise PliError(f"{option} {shown(folder)}: is not a folder")
-        if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(args.folder)): raise PliError(f"{option} {shown(folder)}: lies in the searched folder, where the hits would be found again next time; name a folder outside of it")
+        if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(args.folder)):
+            raise PliError(
+                f"{option} {shown(folder)}: lies in the searched folder, where the hits would be found again next time; name a folder"
+                " outside of it"
+            )
         check_writable(folder, folder=True)
     if args.figure: check_writable(args.figure)
     for name in args.image:
-        try: open_picture(name)
+        try:open_picture(name)
         except PliError as error: raise PliError(f"--image {error}") from None
-    if args.open and args.explain is not None: raise PliError("--open shows the list of hits; leave out --explain, or draw it with --figure")
+    if args.open and args.explain is not None:
+        raise PliError("--open shows the list of hits; leave out --explain, or draw it with --figure")
     if args.open: viewer()
 
 def _where(args):
@@ -173,9 +285,22 @@ def run_search(args) -> None:
         if queries is not None:
             for query in queries: print(json.dumps(_answer(gallery, query, args, where)), flush=True)
             return
-        hits = gallery.search(args.image or None, " ".join(args.words) or None, args.without, args.weight, args.composer, args.k, where, approximate=args.approximate, at_least=args.at_least)
+        hits = gallery.search(
+            args.image or None,
+            " ".join(args.words) or None,
+            args.without,
+            args.weight,
+            args.composer,
+            args.k,
+            where,
+            approximate=args.approximate,
+            at_least=args.at_least,
+        )
         if not hits and args.at_least is not None: _tell(f"no hit fits the words by at least {args.at_least:g}")
-        if args.by_date: hits.hits = [replace(hit, rank=rank) for rank, hit in enumerate(sorted(hits, key=lambda hit: hit.picture.date, reverse=True), 1)]
+        if args.by_date:
+            hits.hits = [
+                replace(hit, rank=rank) for rank, hit in enumerate(sorted(hits, key=lambda hit: hit.picture.date, reverse=True), 1)
+            ]
         if args.explain is not None: return explain_hit(hits, args)
         print_hits(hits, args)
         if args.figure:
@@ -209,7 +334,9 @@ def explain_hit(hits, args) -> None:
         _tell(f"saved: {shown(args.figure)}")
 
 def copy_hits(hits, folder: Path, links: bool = False) -> None:
-    "Copy hits into a folder, or link them there, under their rank and name; nothing that is there is overwritten. Raises `PliError` for a folder or file that cannot be written."
+    """Copy hits into a folder, or link them there, under their rank and name; nothing that is there is overwritten. Raises `PliError`
+    for a folder or file that cannot be written.
+    """
     from pli.core import PliError, shown
     width = len(str(len(hits)))
     try:
@@ -217,9 +344,12 @@ def copy_hits(hits, folder: Path, links: bool = False) -> None:
         for hit in hits:
             target = folder / _short_name(f"{hit.rank:0{width}}-", hit.file.name)
             if target.exists() or target.is_symlink(): raise PliError(f"{shown(target)}: is there already; name an empty folder")
-            if links: target.symlink_to(hit.file.absolute())
+            if links:target.symlink_to(hit.file.absolute())
             else: shutil.copy2(hit.file, target)
-    except OSError as error: raise PliError(f"{shown(folder)}: the hits cannot be {'linked' if links else 'copied'} ({shown(error.strerror or error)})") from None
+    except OSError as error:
+        raise PliError(
+            f"{shown(folder)}: the hits cannot be {'linked' if links else 'copied'} ({shown(error.strerror or error)})"
+        ) from None
     _tell(f"{len(hits)} pictures {'linked in' if links else 'copied to'} {shown(folder)}")
 
 def _short_name(number: str, name: str) -> str:
@@ -233,20 +363,36 @@ def viewer() -> list[str]:
     from pli.core import PliError
     if os.name == "nt": return []
     found = shutil.which("open" if sys.platform == "darwin" else "xdg-open")
-    if found is None: raise PliError("--open: this system has no xdg-open, which starts the picture viewer; --figure hits.png writes the same picture to a file")
+    if found is None:
+        raise PliError(
+            "--open: this system has no xdg-open, which starts the picture viewer; --figure hits.png writes the same picture to a file"
+        )
     return [found]
 
 def show_hits(hits) -> None:
-    "Open a contact sheet in the system's viewer. The file is our own and has our name: nothing that a picture is called reaches another program."
+    """Open a contact sheet in the system's viewer. The file is our own and has our name: nothing that a picture is called reaches
+    another program.
+    """
     from pli.core import atomic
     from pli.gallery.encode import cache_folder
     sheet = (cache_folder() / "galleries" / "last-hits.png").absolute()
     with atomic(sheet) as temporary: hits.sheet().save(temporary, "PNG")
     if os.name == "nt": return os.startfile(sheet)
-    subprocess.Popen([*viewer(), str(sheet)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    subprocess.Popen(
+        [*viewer(), str(sheet)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
 
 # %% ../nbs/14a_cli_gallery.ipynb #3ea4e75c
-FIELDS = {"image": (str, list), "text": (str, list), "without": (str, list), "weight": (int, float), "composer": (str,), "k": (int,), "at_least": (int, float), "id": (str, int)}
+FIELDS = {
+    "image": (str, list),
+    "text": (str, list),
+    "without": (str, list),
+    "weight": (int, float),
+    "composer": (str,),
+    "k": (int,),
+    "at_least": (int, float),
+    "id": (str, int),
+}
 
 def read_searches(path: str | Path) -> list[dict]:
     "The searches in a file. Raises `PliError` that names line and field."
@@ -257,23 +403,29 @@ def read_searches(path: str | Path) -> list[dict]:
     for number, line in enumerate(text_lines(path), 1):
         if not line.strip(): continue
         place = f"{shown(path)}, line {number}"
-        try: query = json.loads(line)
+        try:query = json.loads(line)
         except (ValueError, RecursionError): raise PliError(f"{place}: is not one JSON object") from None
-        if not isinstance(query, dict) or not (query.get("image") or query.get("text")): raise PliError(f"{place}: a search is an object with 'image', 'text', or both")
+        if not isinstance(query, dict) or not (query.get("image") or query.get("text")):
+            raise PliError(f"{place}: a search is an object with 'image', 'text', or both")
         for name, value in query.items():
             if name not in FIELDS: raise PliError(f"{place}: unknown field {shown(name)!r}; known are {', '.join(FIELDS)}")
-            fits = isinstance(value, FIELDS[name]) and not isinstance(value, bool) and (not isinstance(value, list) or value and all(isinstance(item, str) for item in value))
+            fits = (
+                isinstance(value, FIELDS[name])
+                and not isinstance(value, bool)
+                and (not isinstance(value, list) or value and all(isinstance(item, str) for item in value))
+            )
             if not fits: raise PliError(f"{place}: {name} is not what it should be: {shown(repr(value))}")
         if query.get("k", 1) < 1: raise PliError(f"{place}: k must be at least 1")
         try:
             chosen_composer(bool(query.get("image")), bool(query.get("text")), query.get("composer"), query.get("weight"))
             check_at_least(query.get("at_least"), bool(query.get("text")))
-        except PliError as error: raise PliError(f"{place}: {error}") from None
+        except PliError as error:
+            raise PliError(f"{place}: {error}") from None
         for key in ("image",) * ("image" in query):
             names = query[key] if isinstance(query[key], list) else [query[key]]
             query[key] = [str(Path(path).parent / name) for name in names]
             for name in query[key]:
-                try: name in opened or open_picture(name)
+                try:name in opened or open_picture(name)
                 except PliError as error: raise PliError(f"{place}: {error}") from None
                 opened.add(name)
         found.append(query)
@@ -282,5 +434,15 @@ def read_searches(path: str | Path) -> list[dict]:
 
 def _answer(gallery, query: dict, args, where) -> dict:
     "One search as a record."
-    hits = gallery.search(query.get("image"), query.get("text"), query.get("without"), query.get("weight", None), query.get("composer"), query.get("k", args.k), where, approximate=args.approximate, at_least=query.get("at_least", args.at_least if query.get("text") else None))
+    hits = gallery.search(
+        query.get("image"),
+        query.get("text"),
+        query.get("without"),
+        query.get("weight", None),
+        query.get("composer"),
+        query.get("k", args.k),
+        where,
+        approximate=args.approximate,
+        at_least=query.get("at_least", args.at_least if query.get("text") else None),
+    )
     return ({"id": query["id"]} if "id" in query else {}) | {"query": hits.asked, "hits": hits.records()}

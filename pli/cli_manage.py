@@ -26,8 +26,16 @@ def add_gallery(commands) -> None:
              "duplicates": "pictures that are there more than once, byte for byte, as of the last index"}
     for name, text in about.items():
         action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        if name != "list": action.add_argument("folder", metavar="FOLDER", help="the folder of pictures" + " as it was when it was indexed" * (name in ("move", "forget")))
-        if name == "move": action.add_argument("new", metavar="NEWPLACE", help="an empty or new folder for the gallery; if FOLDER is gone because its pictures were moved: their folder now")
+        if name != "list":
+            action.add_argument(
+                "folder", metavar="FOLDER", help="the folder of pictures" + " as it was when it was indexed" * (name in ("move", "forget"))
+            )
+        if name == "move":
+            action.add_argument(
+                "new",
+                metavar="NEWPLACE",
+                help="an empty or new folder for the gallery; if FOLDER is gone because its pictures were moved: their folder now",
+            )
         if name != "list": action.add_argument("--gallery", metavar="DIR", help="the place that was named when the gallery was made")
         if name == "forget": action.add_argument("--yes", action="store_true", help="do not ask")
         if name in ("list", "show", "duplicates"): action.add_argument("--json", action="store_true", help="as JSON")
@@ -39,15 +47,23 @@ def run_list(args) -> None:
     records = []
     for known in known_galleries():
         record = {"folder": known.folder, "place": str(known.home), "there": known.there}
-        try: records.append(facts(known.table, known.folder) if known.there else record)
+        try:records.append(facts(known.table, known.folder) if known.there else record)
         except PliError as error: records.append(record | {"error": str(error)})
     if args.json: return print(json.dumps(records, indent=1))
     if not records: return print("no gallery is known; pli index FOLDER makes one")
     from pli.evaluate import as_text
-    rows = [[record["folder"], *(_in_short(record) if "model" in record else ["", "", "", "cannot be read" if record["there"] else "not there now"]), record["place"]] for record in records]
+    rows = [
+        [
+            record["folder"],
+            *(_in_short(record) if "model" in record else ["", "", "", "cannot be read" if record["there"] else "not there now"]),
+            record["place"],
+        ]
+        for record in records
+    ]
     print(as_text(["folder", "pictures", "model", "size", "updated", "gallery"], rows))
 
-def _in_short(record: dict) -> list[str]: return [f"{record['pictures']:,}", _model(record), _size(record["bytes"]), str(record["updated"] or record["made"])[:10]]
+def _in_short(record: dict) -> list[str]:
+    return [f"{record['pictures']:,}", _model(record), _size(record["bytes"]), str(record["updated"] or record["made"])[:10]]
 
 def _model(record: dict) -> str: return "/".join(str(part) for part in (record["model"], record["pretrained"]) if part)
 
@@ -59,8 +75,14 @@ def run_show(args) -> None:
     records = [facts(table, args.folder) for table in galleries_of(args.folder, args.gallery)]
     if args.json: return print(json.dumps(records, indent=1))
     for record in records:
-        print(f"{shown(record['folder'])}: {record['pictures']:,} pictures, {record['broken']:,} that cannot be read, {record['duplicates']:,} exact duplicates")
-        print(f"  model    {shown(_model(record))}\n  size     {_size(record['bytes'])}\n  made     {shown(record['made'])}\n  updated  {shown(record['updated'])}\n  gallery  {shown(record['place'], WHOLE)}")
+        print(
+            f"{shown(record['folder'])}: {record['pictures']:,} pictures, {record['broken']:,} that cannot be read,"
+            f" {record['duplicates']:,} exact duplicates"
+        )
+        print(
+            f"  model    {shown(_model(record))}\n  size     {_size(record['bytes'])}\n  made     {shown(record['made'])}\n  updated "
+            f" {shown(record['updated'])}\n  gallery  {shown(record['place'], WHOLE)}"
+        )
 
 def run_move(args) -> None:
     from pli.core import shown
@@ -68,15 +90,24 @@ def run_move(args) -> None:
     place = move(args.folder, args.new, args.gallery)
     pictures = args.folder if Path(args.folder).is_dir() else args.new
     beside = place.name == ".pli" and place.absolute().parent == Path(pictures).absolute()
-    print(f"the gallery of {shown(pictures)} is at {shown(place)}" + ("" if beside else f"; search it with: --gallery {shown(place)}") if args.gallery or Path(args.folder).is_dir() else f"the gallery follows its pictures to {shown(pictures)}")
+    print(
+        f"the gallery of {shown(pictures)} is at {shown(place)}" + ("" if beside else f"; search it with: --gallery {shown(place)}")
+        if args.gallery or Path(args.folder).is_dir()
+        else f"the gallery follows its pictures to {shown(pictures)}"
+    )
 
 def run_forget(args) -> None:
     from pli.core import PliError, shown
     from pli.gallery.manage import facts, forget, galleries_of
     tables = galleries_of(args.folder, args.gallery)
     for table in tables:
-        try: print(f"{shown(table.parent)}: {facts(table, args.folder)['pictures']:,} pictures are known here; the pictures themselves stay", file=sys.stderr)
-        except PliError as error: print(error, file=sys.stderr)
+        try:
+            print(
+                f"{shown(table.parent)}: {facts(table, args.folder)['pictures']:,} pictures are known here; the pictures themselves stay",
+                file=sys.stderr,
+            )
+        except PliError as error:
+            print(error, file=sys.stderr)
     if not args.yes:
         if not sys.stdin.isatty(): raise PliError(f"{len(tables)} galleries would be deleted: say --yes")
         print("Delete? [y/N] ", end="", file=sys.stderr, flush=True)
@@ -91,22 +122,39 @@ def run_duplicates(args) -> None:
     from pli.gallery.store import PictureTable
     newest = max(galleries_of(args.folder, args.gallery), key=lambda table: table.stat().st_mtime)
     with PictureTable(newest, writable=False) as table: groups, updated = duplicates(table), table.about().get("updated")
-    if args.json: return print(json.dumps([[{"path": one.path, "size": one.size, "date": one.date} for one in group] for group in groups], indent=1))
+    if args.json:
+        return print(json.dumps([[{"path": one.path, "size": one.size, "date": one.date} for one in group] for group in groups], indent=1))
     print("\n\n".join("\n".join(shown(one.path, WHOLE) for one in group) for group in groups), end="\n" if groups else "")
     extra = sum(group[0].size * (len(group) - 1) for group in groups)
-    print(f"{len(groups):,} pictures are there more than once, {sum(len(group) - 1 for group in groups):,} files too many, {_size(extra)}; as of {shown(updated)}", file=sys.stderr)
+    print(
+        f"{len(groups):,} pictures are there more than once, {sum(len(group) - 1 for group in groups):,} files too many, {_size(extra)}; as"
+        f" of {shown(updated)}",
+        file=sys.stderr,
+    )
 
 RUN = {"list": run_list, "show": run_show, "move": run_move, "forget": run_forget, "duplicates": run_duplicates}
 
 # %% ../nbs/14b_cli_manage.ipynb #2f5170f5
 def add_model(commands) -> None:
-    parser = commands.add_parser("model", help="list models, or fetch one into a folder for a machine without a network",
-        description="Models come from open_clip, which downloads a named one once. A folder that fetch has written is used with --model DIR, with no network.")
+    parser = commands.add_parser(
+        "model",
+        help="list models, or fetch one into a folder for a machine without a network",
+        description=(
+            "Models come from open_clip, which downloads a named one once. A folder that fetch has written is used with --model DIR, with"
+            " no network."
+        ),
+    )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    action = actions.add_parser("list", help="the default model, and all names and weights that open_clip knows", description="The default model, and what else open_clip knows.")
+    action = actions.add_parser(
+        "list",
+        help="the default model, and all names and weights that open_clip knows",
+        description="The default model, and what else open_clip knows.",
+    )
     action.add_argument("word", nargs="?", metavar="WORD", help="only names that contain this word, such as SigLIP")
     action.set_defaults(run=run_model_list)
-    action = actions.add_parser("fetch", help="download a model and write it as a folder", description="Download a model and write it as a folder for --model.")
+    action = actions.add_parser(
+        "fetch", help="download a model and write it as a folder", description="Download a model and write it as a folder for --model."
+    )
     action.add_argument("name", metavar="NAME", help="a name that open_clip knows, such as ViT-B-32, or hf-hub:org/model")
     action.add_argument("folder", metavar="DIR", help="a new or empty folder")
     action.add_argument("--pretrained", metavar="TAG", help="weights for a named model (default for ViT-B-32: laion2b_s34b_b79k)")
@@ -125,7 +173,8 @@ def run_model_fetch(args) -> None:
     from pli.core import PliError, shown
     from pli.gallery.search import with_weights
     folder = Path(args.folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())): raise PliError(f"{shown(folder)}: is there already; name an empty or a new folder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise PliError(f"{shown(folder)}: is there already; name an empty or a new folder")
     backbone = load_backbone(args.name, with_weights(args.name, args.pretrained))
     try: backbone.save(folder)
     except OSError as error: raise PliError(f"{shown(folder)}: cannot be written ({error.strerror or error})") from None

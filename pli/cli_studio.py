@@ -15,19 +15,37 @@ from .cli_gallery import gallery_options
 
 # %% ../nbs/14c_cli_studio.ipynb #92c47f2b
 def add_studio(commands) -> None:
-    parser = commands.add_parser("studio", help="search a folder of pictures on a page in the browser: pick or drop a picture, type words, watch the ranking",
-        description="Bring the folder's gallery up to date and open it as a page in the browser of this computer. Nobody else can open it: it listens on this computer only, and its address holds a secret that is made anew each time. "
-                    "Nothing is fetched from the network, and no file is served. Ctrl-C ends it.")
+    parser = commands.add_parser(
+        "studio",
+        help="search a folder of pictures on a page in the browser: pick or drop a picture, type words, watch the ranking",
+        description=(
+            "Bring the folder's gallery up to date and open it as a page in the browser of this computer. Nobody else can open it: it"
+            " listens on this computer only, and its address holds a secret that is made anew each time. Nothing is fetched from the"
+            " network, and no file is served. Ctrl-C ends it."
+        ),
+    )
     gallery_options(parser)
-    parser.add_argument("--second-model", metavar="DIR", help="a folder of another model, such as one that pli tune has written: its results are shown beside those of --model")
-    parser.add_argument("--marks", metavar="FILE", help="where hits that you mark right or wrong are saved, as queries that pli evaluate reads (default: queries.json beside the gallery)")
+    parser.add_argument(
+        "--second-model",
+        metavar="DIR",
+        help="a folder of another model, such as one that pli tune has written: its results are shown beside those of --model",
+    )
+    parser.add_argument(
+        "--marks",
+        metavar="FILE",
+        help=(
+            "where hits that you mark right or wrong are saved, as queries that pli evaluate reads (default: queries.json beside the"
+            " gallery)"
+        ),
+    )
     parser.add_argument("--port", type=_port, metavar="N", help="port on this computer (default: the first free one from 8600)")
     parser.add_argument("--no-browser", action="store_true", help="print the address and open no browser")
     parser.add_argument("--no-index", action="store_true", help="show what is indexed, do not look for changes")
     parser.set_defaults(run=run_studio)
 
 def _port(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 65536: raise argparse.ArgumentTypeError(f"{text!r} is not a port: a number from 1 to 65535")
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: a number from 1 to 65535")
     return int(text)
 
 def check_packages() -> None:
@@ -45,9 +63,11 @@ def run_studio(args) -> None:
     for sock in bound(args.port): sock.close()                                    # a port that is taken is told before long work
     opening = {name: getattr(args, name) for name in ("model", "pretrained", "gallery", "device", "preprocess", "workers", "quick_gelu")}
     say = lambda line: print(line, file=sys.stderr, flush=True)
-    with contextlib.redirect_stdout(sys.stderr): session = open_session(args.folder, args.second_model, args.marks, not args.no_index, say, args.forget_missing, **opening)
+    with contextlib.redirect_stdout(sys.stderr):
+        session = open_session(args.folder, args.second_model, args.marks, not args.no_index, say, args.forget_missing, **opening)
     for gallery in session.galleries:
-        if not gallery.table.writable: say(f"{gallery.table.path}: cannot be written to, so it is searched as it is; --gallery names another place")
+        if not gallery.table.writable:
+            say(f"{gallery.table.path}: cannot be written to, so it is searched as it is; --gallery names another place")
     session.close()
     settings = {"folder": args.folder, "cwd": os.getcwd(), "opening": opening | {"second_model": args.second_model, "marks": args.marks}}
     say("Open this address in a browser of this computer; Ctrl-C here ends it:")

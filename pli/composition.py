@@ -33,11 +33,14 @@ class Composer:
 
     def __post_init__(self):
         low, high = self.limits
-        try: weight = float(self.weight)
+        try:weight = float(self.weight)
         except (TypeError, ValueError): raise PliError(f"{self.name}: weight must be a number, got {self.weight!r}") from None
         if low == high and weight != low: raise PliError(f"{self.name} takes no weight, got {weight:g}: write just {self.name!r}")
         if not (math.isfinite(weight) and low <= weight <= high):
-            raise PliError(f"{self.name}: weight must be {f'from {low:g} to {high:g}' if high < math.inf else 'finite and not negative'}, got {weight:g}")
+            raise PliError(
+                f"{self.name}: weight must be {f'from {low:g} to {high:g}' if high < math.inf else 'finite and not negative'}, got"
+                f" {weight:g}"
+            )
         object.__setattr__(self, "weight", weight)
 
     def __str__(self): return self.name if self.limits[0] == self.limits[1] else f"{self.name}:{repr(self.weight).removesuffix('.0')}"
@@ -148,13 +151,21 @@ def _aligned(reference: Tensor, text: Tensor, gallery: Tensor, left_out) -> Tens
     "The left-out pictures as indices on the gallery's device, or a `PliError` for shapes that do not fit."
     shapes = [tuple(x.shape) for x in (reference, text, gallery)]
     if any(len(shape) != 2 for shape in shapes) or len({shape[1] for shape in shapes}) > 1 or shapes[0] != shapes[1]:
-        raise PliError(f"reference and text must be (queries, width), the gallery (pictures, width) of the same width; got {shapes[0]}, {shapes[1]} and {shapes[2]}")
+        raise PliError(
+            f"reference and text must be (queries, width), the gallery (pictures, width) of the same width; got {shapes[0]}, {shapes[1]}"
+            f" and {shapes[2]}"
+        )
     if not len(gallery): raise PliError("the gallery is empty: there is nothing to search")
     if left_out is None: return torch.full((len(text),), -1, device=gallery.device)
     left_out = torch.as_tensor(left_out, dtype=torch.int64).to(gallery.device)
-    if left_out.shape != (len(text),): raise PliError(f"left_out must hold one index a query ({len(text)}), got shape {tuple(left_out.shape)}")
+    if left_out.shape != (len(text),):
+        raise PliError(f"left_out must hold one index a query ({len(text)}), got shape {tuple(left_out.shape)}")
     wrong = ((left_out < -1) | (left_out >= len(gallery))).nonzero().flatten().tolist()
-    if wrong: raise PliError(f"query {wrong[0]}: left-out picture {left_out[wrong[0]].item()} is outside the gallery of {len(gallery)} pictures; -1 means none")
+    if wrong:
+        raise PliError(
+            f"query {wrong[0]}: left-out picture {left_out[wrong[0]].item()} is outside the gallery of {len(gallery)} pictures; -1 means"
+            " none"
+        )
     return left_out
 
 def _common_text(text: Tensor) -> Tensor:

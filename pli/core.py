@@ -59,7 +59,8 @@ class PliError(ValueError):
     "Input that cannot be used: the message names the file, record or option and says what to do."
 
 # %% ../nbs/00_core.ipynb #89fcf0f1
-BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0")   # printable, says Unicode, but nobody sees them
+# printable, says Unicode, but nobody sees them
+BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0")
 
 def shown(
     text,             # anything; names and captions from foreign files above all
@@ -83,7 +84,14 @@ def first_line(
 
 # %% ../nbs/00_core.ipynb #1f3e153e
 MOST_BYTES = 2**30   # of a JSON file, of a configuration, of a picture
-KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket", stat.S_IFLNK: "a link"}
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFLNK: "a link",
+}
 
 class MissingFile(PliError):
     "A file that is not there."
@@ -92,7 +100,9 @@ def open_regular(
     path: str | Path,
     most: int = MOST_BYTES,  # bytes that the file may hold
 ) -> BinaryIO:               # open for reading; the caller closes it
-    "Open a file that somebody else named. Raises `MissingFile`, or a `PliError` for what is no regular file, is too large or cannot be opened; never waits."
+    """Open a file that somebody else named. Raises `MissingFile`, or a `PliError` for what is no regular file, is too large or cannot be
+    opened; never waits.
+    """
     try:
         status = os.stat(path)
         if stat.S_ISREG(status.st_mode):
@@ -102,7 +112,8 @@ def open_regular(
             if stat.S_ISREG(status.st_mode) and status.st_size <= most: return file
             file.close()
     except (FileNotFoundError, NotADirectoryError): raise MissingFile(f"{shown(path)}: no such file") from None
-    except (OSError, ValueError) as error: raise PliError(f"{shown(path)}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    except (OSError, ValueError) as error:
+        raise PliError(f"{shown(path)}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     kind = KINDS.get(stat.S_IFMT(status.st_mode), "a file")
     if not stat.S_ISREG(status.st_mode): raise PliError(f"{shown(path)}: {kind}, not a file; name a regular file")
     raise PliError(f"{shown(path)}: holds {status.st_size:,} bytes, more than the {most:,} that are read here; is it the right file?")
@@ -111,7 +122,9 @@ def read_regular(
     path: str | Path,
     most: int = MOST_BYTES,  # bytes that the file may hold
 ) -> bytes:
-    "All bytes of a file that somebody else named. Raises what `open_regular` does, also for a file that grows past `most` while it is read."
+    """All bytes of a file that somebody else named. Raises what `open_regular` does, also for a file that grows past `most` while it is
+    read.
+    """
     try:
         with open_regular(path, most) as file:
             held = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)     # not `most` at once: so much memory would be asked for
@@ -124,7 +137,11 @@ def read_regular(
 class NoRoom(PliError, OSError):
     "A file that the disk does not take."
 
-FULL = {errno.ENOSPC: "the disk is full", errno.EFBIG: "files may not be so large there", **({errno.EDQUOT: "the quota is used up"} if hasattr(errno, "EDQUOT") else {})}
+FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EFBIG: "files may not be so large there",
+    **({errno.EDQUOT: "the quota is used up"} if hasattr(errno, "EDQUOT") else {}),
+}
 
 def full(error: Exception) -> str | None:
     "Why there is no room, or None for an error that says something else."
@@ -136,16 +153,20 @@ PART = re.compile(r"\..+\.\d+\.part")   # what a half-written file is called: th
 
 def same_file(path: Path, file: int) -> bool:
     "Is the file of that name the open one?"
-    try: return os.path.samestat(os.stat(path), os.fstat(file))
-    except FileNotFoundError: return False
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file))
+    except FileNotFoundError:
+        return False
 
 def begun(path: Path) -> int:
     "Make a file, lock it and leave it open; the lock ends with the process."
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)                # less the umask, as for every new file
         if fcntl:
-            with suppress(OSError): fcntl.flock(file, fcntl.LOCK_EX)       # some file systems know no locks
-        if same_file(path, file): return file
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)       # some file systems know no locks
+        if same_file(path, file):
+            return file
         os.close(file)                                                     # `tidy` was faster
 
 def tidy(
@@ -153,16 +174,26 @@ def tidy(
     name: str = "",    # of a target; all if not given
 ) -> None:
     "Remove half-written files that no process writes any more."
-    try: parts = [Path(folder) / each for each in os.listdir(folder) if PART.fullmatch(each) and each.startswith(f".{name}." if name else ".")]
-    except OSError: return
+    try:
+        parts = [
+            Path(folder) / each for each in os.listdir(folder) if PART.fullmatch(each) and each.startswith(f".{name}." if name else ".")
+        ]
+    except OSError:
+        return
     for part in parts:
-        try: file = os.open(part, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        except OSError: continue
         try:
-            if fcntl: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if fcntl or time.time() - os.fstat(file).st_mtime > 86400: part.unlink(missing_ok=True)
-        except OSError: pass                                               # somebody writes it
-        finally: os.close(file)
+            file = os.open(part, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        except OSError:
+            continue
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl or time.time() - os.fstat(file).st_mtime > 86400:
+                part.unlink(missing_ok=True)
+        except OSError:
+            pass                                               # somebody writes it
+        finally:
+            os.close(file)
 
 # %% ../nbs/00_core.ipynb #c7c60ab1
 def to_disk(
@@ -183,13 +214,16 @@ def _replaceable(path: Path) -> None:
     "Raise a `PliError` for what is there and is no regular file."
     try: kind = stat.S_IFMT(path.stat().st_mode)
     except (OSError, ValueError): kind = stat.S_IFREG      # not there yet; what else is wrong will be told later
-    if kind != stat.S_IFREG or os.path.realpath(path.parent) == "/dev": raise PliError(f"{shown(path)}: is {KINDS.get(kind, 'no place for files')} and would be replaced; name a regular file")
+    if kind != stat.S_IFREG or os.path.realpath(path.parent) == "/dev":
+        raise PliError(f"{shown(path)}: is {KINDS.get(kind, 'no place for files')} and would be replaced; name a regular file")
 
 def check_writable(
     path: str | Path,      # of a file that will be written
     folder: bool = False,  # of a folder that files will be written into
 ) -> None:
-    "Raise a `PliError`, before long work, where a file could not be written: an empty one is made beside it, or in the nearest folder that is there, and removed again."
+    """Raise a `PliError`, before long work, where a file could not be written: an empty one is made beside it, or in the nearest folder
+    that is there, and removed again.
+    """
     path = Path(path)
     target = path / "file" if folder else path
     try:
@@ -198,7 +232,8 @@ def check_writable(
         trial = above / f".{target.name if above == target.absolute().parent else 'new'}.{os.getpid()}.part"
         os.close(begun(trial))
         trial.unlink(missing_ok=True)
-    except (OSError, ValueError) as error: raise PliError(f"{shown(path)}: cannot be written ({getattr(error, 'strerror', None) or error}); name another place") from None
+    except (OSError, ValueError) as error:
+        raise PliError(f"{shown(path)}: cannot be written ({getattr(error, 'strerror', None) or error}); name another place") from None
 
 @contextmanager
 def atomic(
@@ -206,7 +241,9 @@ def atomic(
     needs: int | None = None, # bytes that it will hold, where that is known, for the message when the disk is full
     make: bool = True,        # make its folder where there is none; else that is an error
 ):                            # yields a temporary path in the same folder to write to
-    "Write a file so that it is either complete or not there at all, also after a power cut. Raises `NoRoom` where the disk takes no more; then the old file is still there."
+    """Write a file so that it is either complete or not there at all, also after a power cut. Raises `NoRoom` where the disk takes no
+    more; then the old file is still there.
+    """
     path = Path(path)
     _replaceable(path)
     if make: path.parent.mkdir(parents=True, exist_ok=True)
@@ -223,12 +260,17 @@ def atomic(
         to_disk(path.parent)
     except Exception as error:
         if isinstance(error, FileNotFoundError) and not os.path.lexists(temporary):
-            raise PliError(f"{shown(path)}: its folder was removed or replaced while it was written; nothing more is written there") from None
+            raise PliError(
+                f"{shown(path)}: its folder was removed or replaced while it was written; nothing more is written there"
+            ) from None
         if isinstance(error, NoRoom) or (why := full(error)) is None: raise
         reached = temporary.stat().st_size if temporary.exists() else 0
         temporary.unlink(missing_ok=True)
         size = f"{needs:,} bytes" if needs else f"more than the {reached:,} bytes that could be written"
-        raise NoRoom(f"{shown(path)}: cannot be written, {why}: it needs {size}, and {shutil.disk_usage(path.parent).free:,} are free there. What was there before is whole; make room and give the same command again") from None
+        raise NoRoom(
+            f"{shown(path)}: cannot be written, {why}: it needs {size}, and {shutil.disk_usage(path.parent).free:,} are free there. What"
+            " was there before is whole; make room and give the same command again"
+        ) from None
     finally:
         if fcntl and file is not None: os.close(file)
         temporary.unlink(missing_ok=True)
@@ -240,7 +282,8 @@ def write_json(
 ) -> None:
     "Write a record as indented JSON, whole or not at all."
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-    text = re.sub("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)   # what a terminal obeys, and bytes of a name that are no UTF-8
+    # what a terminal obeys, and bytes of a name that are no UTF-8
+    text = re.sub("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
     with atomic(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
@@ -263,9 +306,12 @@ def read_json(
     held = read_regular(path, most)
     try:
         return json.loads(held.decode("utf-8-sig"), object_pairs_hook=once)   # some editors begin a file with a mark
-    except PliError as error: raise PliError(f"{shown(path)}: {error}; which one is meant? Leave the other out") from None
+    except PliError as error:
+        raise PliError(f"{shown(path)}: {error}; which one is meant? Leave the other out") from None
     except (ValueError, RecursionError) as error:     # broken text, broken JSON, numbers or nesting without end
-        raise PliError(f"{shown(path)}: not valid JSON ({first_line(error)}); is the file complete? Bring back a whole copy, or make it again") from None
+        raise PliError(
+            f"{shown(path)}: not valid JSON ({first_line(error)}); is the file complete? Bring back a whole copy, or make it again"
+        ) from None
 
 # %% ../nbs/00_core.ipynb #7b24415d
 def tensors_digest(
@@ -291,12 +337,18 @@ def save_tensors(
     about: dict[str, str] = {},    # texts that are kept beside them, in this order
     make: bool = True,             # as in `atomic`
 ) -> None:
-    "Write a safetensors file, whole or not at all, its bytes decided by what is in it. Raises `NoRoom` where the disk is full, and `PliError` for numbers of an unknown kind."
+    """Write a safetensors file, whole or not at all, its bytes decided by what is in it. Raises `NoRoom` where the disk is full, and
+    `PliError` for numbers of an unknown kind.
+    """
     header, end = {"__metadata__": dict(about)} if about else {}, 0
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))       # widest first: each begins at a multiple of its width
+    # widest first: each begins at a multiple of its width
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     for name in order:
         value = tensors[name]
-        if value.dtype not in NUMBERS: raise PliError(f"{shown(path)}: tensor {shown(name)!r} holds {value.dtype}, which is not written; known are {', '.join(NUMBERS.values())}")
+        if value.dtype not in NUMBERS:
+            raise PliError(
+                f"{shown(path)}: tensor {shown(name)!r} holds {value.dtype}, which is not written; known are {', '.join(NUMBERS.values())}"
+            )
         header[name] = {"dtype": NUMBERS[value.dtype], "shape": list(value.shape), "data_offsets": [end, end + value.nbytes]}
         end += value.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -322,36 +374,54 @@ def read_sealed(
     except MissingFile: raise
     except PliError as error: raise PliError(f"{str(error).partition('; is the file complete?')[0]}; {way_on}") from None
     if not isinstance(record, dict) or SEAL not in record: return record
-    if sealed(record)[SEAL] != record[SEAL]: raise PliError(f"{shown(path)}: is not what was written, some bits or words have changed; {way_on}")
+    if sealed(record)[SEAL] != record[SEAL]:
+        raise PliError(f"{shown(path)}: is not what was written, some bits or words have changed; {way_on}")
     return {key: value for key, value in record.items() if key != SEAL}
 
 # %% ../nbs/00_core.ipynb #10926dc5
 def locked(path: Path) -> int | None:
-    "Lock a file and open it; None where another holds the lock. Without POSIX locks the file itself is the lock, and one that lies there is an error."
+    """Lock a file and open it; None where another holds the lock. Without POSIX locks the file itself is the lock, and one that lies
+    there is an error.
+    """
     if fcntl is None:
-        try: return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileExistsError: raise PliError(f"{shown(path)}: several processes at once need a POSIX system; if no other process works here, remove the file") from None
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            raise PliError(
+                f"{shown(path)}: several processes at once need a POSIX system; if no other process works here, remove the file"
+            ) from None
     for again in range(3):                                                             # somebody may have looked whether it is held
         while True:
-            if path.is_symlink(): raise PliError(f"{shown(path)}: is a link, not a lock; remove it")            # a stranger's folder: what it leads to would be written to
+            # a stranger's folder: what it leads to would be written to
+            if path.is_symlink():
+                raise PliError(f"{shown(path)}: is a link, not a lock; remove it")
             file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
-            try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError: break
-            if same_file(path, file): return file                                      # not one that its last owner has just removed
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                break
+            if same_file(path, file):
+                return file                                      # not one that its last owner has just removed
             os.close(file)
         os.close(file)
-        if again < 2: time.sleep(0.01)
+        if again < 2:
+            time.sleep(0.01)
     return None
 
 def held(path: Path) -> bool:
     "Does a process hold this lock? One that was killed leaves the file and holds nothing."
-    try: file = os.open(path, os.O_RDWR)
-    except OSError: return False
     try:
-        if fcntl: fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        file = os.open(path, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return fcntl is None
-    except OSError: return True
-    finally: os.close(file)
+    except OSError:
+        return True
+    finally:
+        os.close(file)
 
 # %% ../nbs/00_core.ipynb #f46b93d2
 _LOCKS: set[int] = set()   # open files that hold a claim
@@ -396,7 +466,8 @@ def alone_in(folder: Path):   # a folder, made if it is not there
     "Work in a folder as the only process. Raises a `PliError` that names the process which is at work there."
     if folder.exists() and not folder.is_dir(): raise PliError(f"{shown(folder)}: is not a folder; choose another place")
     with claim(folder / LOCK) as ours:
-        if not ours: raise PliError(f"{shown(folder)}: {holder(folder / LOCK)} is at work there; wait until it is done, or choose another folder")
+        if not ours:
+            raise PliError(f"{shown(folder)}: {holder(folder / LOCK)} is at work there; wait until it is done, or choose another folder")
         yield
 
 def still_alone_in(folder: Path) -> bool:
@@ -407,11 +478,15 @@ def still_alone_in(folder: Path) -> bool:
 @contextmanager
 def told_of_workers():
     "Inside, an error of a process that reads pictures becomes a `PliError` of one line."
-    try: yield
+    try:
+        yield
     except Exception as error:
         text = str(error)
         if re.match(r"DataLoader worker \(pid", text):
-            raise PliError(f"a process that reads pictures died ({first_line(error).rstrip('. ')}); often memory or shared memory ran out: use fewer workers, or 0. What was stored before is whole; the same command goes on from there") from None
+            raise PliError(
+                f"a process that reads pictures died ({first_line(error).rstrip('. ')}); often memory or shared memory ran out: use fewer"
+                " workers, or 0. What was stored before is whole; the same command goes on from there"
+            ) from None
         if isinstance(error, PliError) and re.match(r"Caught \w+ in DataLoader worker", text):
             raise PliError(shown(text.strip().splitlines()[-1].partition("Error: ")[2], 1000)) from None
         raise
@@ -502,6 +577,12 @@ def provenance(
     device: str = "cpu",       # where it ran
 ) -> dict:
     "Who made this number: command, seed, date, machine and versions."
-    machine = {"system": platform.system(), "processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "device": str(device)}
+    machine = {
+        "system": platform.system(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+    }
     if str(device).startswith("cuda"): machine["gpu"] = torch.cuda.get_device_name(device)
     return {"command": command, "seed": seed, "date": datetime.date.today().isoformat(), "machine": machine, "versions": versions()}

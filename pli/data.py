@@ -61,14 +61,22 @@ CONVERT = "convert it to JPEG or PNG"
 DEVELOP = f"{CONVERT} with the camera's program, or pip install \"pli[raw]\" to read its preview here"
 RAW = frozenset(".3fr .arw .cr2 .cr3 .dng .erf .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .raw .rw2 .sr2 .srf .srw .x3f".split())
 STRANGE = RAW | frozenset(".jxl .mov .mp4 .pdf .psd .svg .webm".split())   # looked at where a caption lies beside them
-BEGINNINGS = (   # first bytes, what the file is, what its owner can do
-    (b"CR\2", "a camera's raw file (CR2)", DEVELOP),   # these three bytes stand at the ninth place
-    (b"FUJIFILM", "a camera's raw file", DEVELOP), (b"IIU\0", "a camera's raw file", DEVELOP),
-    (b"IIRO", "a camera's raw file", DEVELOP), (b"IIRS", "a camera's raw file", DEVELOP),
-    (b"\xff\x0a", "a JPEG XL picture", CONVERT), (b"\0\0\0\x0cJXL ", "a JPEG XL picture", CONVERT), (b"8BPS", "a Photoshop file", "save it as PNG"),
-    (b"\0\0\1\0", "an icon", CONVERT), (b"%PDF", "a PDF document", "save its page as PNG"), (b"%!PS", "a PostScript document", "save its page as PNG"),
-    (b"\x1aE\xdf\xa3", "a video", "save one of its frames as JPEG or PNG"), (b"\0\0\1\xba", "a video", "save one of its frames as JPEG or PNG"),
-    (b"PK\3\4", "a zip archive", "unpack it first"), (b"\x1f\x8b", "a gzip archive", "unpack it first"),
+BEGINNINGS = (  # first bytes, what the file is, what its owner can do
+    (b"CR\2", "a camera's raw file (CR2)", DEVELOP),  # these three bytes stand at the ninth place
+    (b"FUJIFILM", "a camera's raw file", DEVELOP),
+    (b"IIU\0", "a camera's raw file", DEVELOP),
+    (b"IIRO", "a camera's raw file", DEVELOP),
+    (b"IIRS", "a camera's raw file", DEVELOP),
+    (b"\xff\x0a", "a JPEG XL picture", CONVERT),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL picture", CONVERT),
+    (b"8BPS", "a Photoshop file", "save it as PNG"),
+    (b"\0\0\1\0", "an icon", CONVERT),
+    (b"%PDF", "a PDF document", "save its page as PNG"),
+    (b"%!PS", "a PostScript document", "save its page as PNG"),
+    (b"\x1aE\xdf\xa3", "a video", "save one of its frames as JPEG or PNG"),
+    (b"\0\0\1\xba", "a video", "save one of its frames as JPEG or PNG"),
+    (b"PK\3\4", "a zip archive", "unpack it first"),
+    (b"\x1f\x8b", "a gzip archive", "unpack it first"),
     (b"version https://git-lfs", "a pointer of Git LFS, not the file itself", "fetch it with `git lfs pull`"),
 )
 OWN = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"BM": "BMP"}
@@ -81,9 +89,13 @@ def what_it_is(
     if head[4:8] == b"ftyp":             # a family of formats: the brands say which member
         brands = {head[at:at + 4] for at in (8, *range(16, min(int.from_bytes(head[:4], "big"), 200), 4))}
         if b"crx " in brands: return "a camera's raw file (CR3)", DEVELOP
-        if brands & {b"avif", b"avis"}: return "an AVIF picture, and this installation of Pillow cannot read it", f"{CONVERT}, or install a newer Pillow"
+        if brands & {b"avif", b"avis"}:
+            return "an AVIF picture, and this installation of Pillow cannot read it", f"{CONVERT}, or install a newer Pillow"
         if brands & {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"}:
-            return "a HEIC/HEIF picture, and this installation of Pillow cannot read it", f'{CONVERT}, or pip install "pli[heic]" to read it here'
+            return (
+                "a HEIC/HEIF picture, and this installation of Pillow cannot read it",
+                f'{CONVERT}, or pip install "pli[heic]" to read it here',
+            )
         return "a video", "save one of its frames as JPEG or PNG"
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ": return "a video", "save one of its frames as JPEG or PNG"
     for begins, kind, advice in BEGINNINGS:
@@ -91,9 +103,15 @@ def what_it_is(
     if suffix.lower() in RAW: return "a camera's raw file", DEVELOP
     words = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if b"<svg" in words and words.startswith((b"<svg", b"<?xml", b"<!--", b"<!doctype svg")): return "an SVG drawing", "save it as PNG"
-    if words.startswith((b"<!doctype html", b"<html")): return "a web page, probably an error message in place of the picture", "fetch the picture again"
-    own = next((name for begins, name in OWN.items() if head.startswith(begins)), "WEBP" if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else None)
-    return own and (f"it begins like a {own}, but is damaged or of a rare kind", "if a picture viewer can open it, save it again as PNG with 8 bits a channel")
+    if words.startswith((b"<!doctype html", b"<html")):
+        return "a web page, probably an error message in place of the picture", "fetch the picture again"
+    own = next(
+        (name for begins, name in OWN.items() if head.startswith(begins)), "WEBP" if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else None
+    )
+    return own and (
+        f"it begins like a {own}, but is damaged or of a rare kind",
+        "if a picture viewer can open it, save it again as PNG with 8 bits a channel",
+    )
 
 # %% ../nbs/06_data.ipynb #2f8499e7
 def header_of(
@@ -106,27 +124,41 @@ def header_of(
     file.seek(0)
     large = f"more than {MOST_PIXELS // 10**6} million pixels, maybe a decompression bomb; make it smaller first"
     said = what_it_is(head, suffix)
-    kind = "heic" if said and said[0].startswith("a HEIC") else "raw" if said and said[0].startswith("a camera's raw") or suffix.lower() in RAW else None
+    kind = (
+        "heic"
+        if said and said[0].startswith("a HEIC")
+        else "raw" if said and said[0].startswith("a camera's raw") or suffix.lower() in RAW else None
+    )
     if kind and not decoders.has_extra(kind): raise PictureError(path, "unsupported picture", "; ".join(said))
     try:
-        if kind == "heic": picture = decoders.HeicPicture(file, MOST_PIXELS)
-        elif kind == "raw": picture = decoders.raw_preview(file, MOST_PIXELS)
+        if kind == "heic":picture = decoders.HeicPicture(file, MOST_PIXELS)
+        elif kind == "raw":picture = decoders.raw_preview(file, MOST_PIXELS)
         else: picture = Image.open(file, formats=readable_formats())
         thumbnail = picture.format == "TIFF" and (int(picture.tag_v2.get(254, 0)) & 1 or 50706 in picture.tag_v2)
-    except decoders.DecoderError as error: raise PictureError(path, "broken picture", f"{said[0].partition(',')[0]}; {first_line(error)}") from None
+    except decoders.DecoderError as error:
+        raise PictureError(path, "broken picture", f"{said[0].partition(',')[0]}; {first_line(error)}") from None
     except UnidentifiedImageError:
         if said is None: raise PictureError(path, "broken picture", "not one of " + ", ".join(readable_formats())) from None
-        raise PictureError(path, "broken picture" if said[0].startswith(("it begins", "a web page", "a pointer")) else "unsupported picture", "; ".join(said)) from None
+        raise PictureError(
+            path,
+            "broken picture" if said[0].startswith(("it begins", "a web page", "a pointer")) else "unsupported picture",
+            "; ".join(said),
+        ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise PictureError(path, "too large picture", large) from None
     except Exception as error:  # the parsers of foreign bytes raise nearly everything
         raise PictureError(path, "broken picture", first_line(error)) from None
     short, long = sorted(picture.size)
-    if thumbnail: raise PictureError(path, "unsupported picture", f"a camera's raw file (DNG), or a TIFF that begins with a thumbnail; {CONVERT}")
+    if thumbnail:
+        raise PictureError(path, "unsupported picture", f"a camera's raw file (DNG), or a TIFF that begins with a thumbnail; {CONVERT}")
     if short * long > MOST_PIXELS: raise PictureError(path, "too large picture", f"{picture.width} x {picture.height}: {large}")
     if long > MOST_RATIO * short:
-        raise PictureError(path, "too long picture", f"{picture.width} x {picture.height}: one side is more than {MOST_RATIO} times the other, and a model that reads S pixels a side "
-                           f"would need S x {round(long / max(short, 1)):,} S of them; crop it first")
+        raise PictureError(
+            path,
+            "too long picture",
+            f"{picture.width} x {picture.height}: one side is more than {MOST_RATIO} times the other, and a model that reads S pixels a"
+            f" side would need S x {round(long / max(short, 1)):,} S of them; crop it first",
+        )
     return picture
 
 # %% ../nbs/06_data.ipynb #d8d3afb9
@@ -162,13 +194,16 @@ def value_range(
     if 341 in tags: low, high = float(first(340, 0)), float(first(341, 0))
     elif first(339, 1) == 1: low, high = 0, 2 ** int(first(258, 16)) - 1
     else: return None
-    if not (math.isfinite(high - low) and high > low): raise PliError(f"its tags state a range from {low:g} to {high:g}, which is none; {DEEP}")
+    if not (math.isfinite(high - low) and high > low):
+        raise PliError(f"its tags state a range from {low:g} to {high:g}, which is none; {DEEP}")
     return low, high
 
 def eight_bit(
     picture: Image.Image,  # loaded; mode `I;16*`, `I` or `F`: one channel of more than 8 bits
 ) -> Image.Image:          # mode `L`
-    "Bring a deep grey picture to 8 bits by the range that its file states; its transparent value, if it has one, becomes white, and NaN black. Raises `PliError` where it states none and the values don't lie between 0 and 1."
+    """Bring a deep grey picture to 8 bits by the range that its file states; its transparent value, if it has one, becomes white, and
+    NaN black. Raises `PliError` where it states none and the values don't lie between 0 and 1.
+    """
     values = np.asarray(picture)
     stated = value_range(picture)
     if picture.mode == "I" and stated and stated[0] >= 0: values = values.view(np.uint32)      # 32 bits without a sign, to Pillow with one
@@ -176,7 +211,10 @@ def eight_bit(
     low, high = (float(known.min()), float(known.max())) if known.size else (math.nan, math.nan)
     if stated is None and not (picture.mode == "F" and 0 <= low and high <= 1):
         kind = "floating point numbers" if picture.mode == "F" else "whole numbers with a sign"
-        raise PliError(f"its pixels are {kind} from {low:g} to {high:g}, and the file does not say which is black and which is white; bring floating point to 0 ... 1, or {DEEP}")
+        raise PliError(
+            f"its pixels are {kind} from {low:g} to {high:g}, and the file does not say which is black and which is white; bring floating"
+            f" point to 0 ... 1, or {DEEP}"
+        )
     black, white = stated or (0, 1)
     if picture.format == "TIFF" and picture.tag_v2.get(262) == 0: black, white = white, black     # in this file, zero is white
     pixels, step = np.empty(values.shape, np.uint8), max(1, 2**22 // max(values.shape[1], 1))    # some rows at a time: floats take room
@@ -196,7 +234,11 @@ def check_colour(
     many = lambda tag, usual: set(tags[tag] if isinstance(tags[tag], tuple) else (tags[tag],)) if tag in tags else usual
     full = {2 ** int(bits) - 1 for bits in many(258, {1})}
     low, high = many(340, {0}), many(341, full)
-    if max(full) > 255 and (low != {0} or high != full): raise PliError(f"its tags state a range of values from {min(low):g} to {max(high):g}, which is not that of its bits; save it with 8 bits a channel")
+    if max(full) > 255 and (low != {0} or high != full):
+        raise PliError(
+            f"its tags state a range of values from {min(low):g} to {max(high):g}, which is not that of its bits; save it with 8 bits a"
+            " channel"
+        )
 
 def halve_transparent(
     picture: Image.Image,   # opened, not loaded
@@ -256,7 +298,8 @@ class Pairs:
     notes: tuple[str, ...] = ()          # what else a reader should know: columns that were chosen, names found under another spelling
 
     def __post_init__(self):
-        if len(self.paths) != len(self.captions): raise PliError(f"{len(self.paths)} paths, but {len(self.captions)} captions: a pair needs one of each")
+        if len(self.paths) != len(self.captions):
+            raise PliError(f"{len(self.paths)} paths, but {len(self.captions)} captions: a pair needs one of each")
 
     def __len__(self) -> int: return len(self.paths)
 
@@ -286,7 +329,10 @@ def report(
     first: int = 3,  # problems to show of each cause
 ) -> str:
     "What was read and what was left out, for people."
-    lines = [f"{len(pairs):,} pairs of {len(set(pairs.paths)):,} pictures; {len(pairs.problems):,} records left out", *(f"  note: {note}" for note in pairs.notes)]
+    lines = [
+        f"{len(pairs):,} pairs of {len(set(pairs.paths)):,} pictures; {len(pairs.problems):,} records left out",
+        *(f"  note: {note}" for note in pairs.notes),
+    ]
     by_cause = {}
     for problem in pairs.problems: by_cause.setdefault(problem.cause, []).append(problem)
     for cause, problems in sorted(by_cause.items(), key=lambda item: -len(item[1])):
@@ -323,7 +369,8 @@ def fence(
         if not path.startswith(below): raise PliError(f"{shown(name)} leads out of the folder {shown(root)}; {ELSEWHERE}")
         real = os.path.join(real_folder(os.path.dirname(path)), os.path.basename(path))
         if os.path.islink(real): real = os.path.realpath(real)
-        if not os.path.join(real, "").startswith(real_below): raise PliError(f"{shown(name)} is a link out of the folder {shown(root)}, to {shown(real)}; {ELSEWHERE}")
+        if not os.path.join(real, "").startswith(real_below):
+            raise PliError(f"{shown(name)} is a link out of the folder {shown(root)}, to {shown(real)}; {ELSEWHERE}")
         return path
 
     def inside(name: str) -> str:
@@ -348,42 +395,66 @@ def captions_of(
     if text is None:
         yield Problem(picture, None, "no caption file", "no .txt of the same name beside it")
         return
-    try: inside(os.path.abspath(text))
+    try:
+        inside(os.path.abspath(text))
     except PliError as error:
         yield Problem(text, None, "outside the folder", str(error))
         return
     try:
         lines = [(number, line.strip()) for number, line in enumerate(text_lines(text, CAPTION_BYTES), 1)]
     except PliError as error:
-        yield Problem(text, None, "wrong encoding" if "UTF-16" in str(error) else "unreadable caption file", str(error).removeprefix(f"{shown(text)}: "))
+        yield Problem(
+            text,
+            None,
+            "wrong encoding" if "UTF-16" in str(error) else "unreadable caption file",
+            str(error).removeprefix(f"{shown(text)}: "),
+        )
         return
     for number, line in lines:
-        if line: yield Record(text, number, os.path.abspath(picture), line)
-    if not any(line for _, line in lines): yield Problem(text, None, "empty caption", "the file has no words in it")
+        if line:
+            yield Record(text, number, os.path.abspath(picture), line)
+    if not any(line for _, line in lines):
+        yield Problem(text, None, "empty caption", "the file has no words in it")
 
 # %% ../nbs/06_data.ipynb #b857044d
 def walk(
     path: str | Path,
     inside: Callable[[str], str],  # see `fence`
 ) -> Iterator[tuple[str, list[str], list[Problem]]]:   # a folder, the names of its files, and the links in it that are not followed
-    "All folders below one, each once: a link is followed where the fence allows it to lead out, and not where it leads into what is read anyway, or round in a circle."
+    """All folders below one, each once: a link is followed where the fence allows it to lead out, and not where it leads into what is
+    read anyway, or round in a circle.
+    """
     top, seen, waiting = os.path.realpath(path), {os.path.realpath(path)}, [os.fspath(path)]
     while waiting:
         where, folders, files, problems = waiting.pop(), [], [], []
-        try: names = sorted(name for name in os.listdir(where) if not name.startswith("."))
-        except OSError as error: names, problems = [], [Problem(where, None, "unreadable folder", f"cannot be read ({error.strerror})")]
+        try:
+            names = sorted(name for name in os.listdir(where) if not name.startswith("."))
+        except OSError as error:
+            names, problems = [], [Problem(where, None, "unreadable folder", f"cannot be read ({error.strerror})")]
         for name in names:
             entry = os.path.join(where, name)
-            if not os.path.isdir(entry): files.append(name)
-            elif not os.path.islink(entry): folders.append(entry)
+            if not os.path.isdir(entry):
+                files.append(name)
+            elif not os.path.islink(entry):
+                folders.append(entry)
             else:
                 real = os.path.realpath(entry)
-                try: inside(os.path.abspath(entry))
-                except PliError as error: problems.append(Problem(entry, None, "linked folder", str(error)))
+                try:
+                    inside(os.path.abspath(entry))
+                except PliError as error:
+                    problems.append(Problem(entry, None, "linked folder", str(error)))
                 else:
                     if real in seen or os.path.join(real, "").startswith(os.path.join(top, "")) or top.startswith(os.path.join(real, "")):
-                        problems.append(Problem(entry, None, "linked folder", f"leads to {shown(real)}, which is read anyway or goes round in a circle; not followed"))
-                    else: folders.append(entry)
+                        problems.append(
+                            Problem(
+                                entry,
+                                None,
+                                "linked folder",
+                                f"leads to {shown(real)}, which is read anyway or goes round in a circle; not followed",
+                            )
+                        )
+                    else:
+                        folders.append(entry)
                     seen.add(real)
         waiting += reversed(folders)
         yield where, files, problems
@@ -402,13 +473,20 @@ def read_folder(
         for name in files:
             stem, suffix = os.path.splitext(name)
             kind = 1 if suffix.lower() == ".txt" else 0 if suffix.lower() in SUFFIXES else 2 if suffix.lower() in STRANGE else None
-            if kind is not None: stems.setdefault(stem, ([], [], []))[kind].append(name)
+            if kind is not None:
+                stems.setdefault(stem, ([], [], []))[kind].append(name)
         for pictures, texts, strange in stems.values():
             text = os.path.join(where, texts[0]) if texts else None
-            for other in texts[1:]: yield Problem(os.path.join(where, other), None, "second caption file", f"{shown(texts[0])} is read, and this one is not; keep one")
-            if text: pictures = pictures or strange      # a raw file with a caption was meant to be read, and is told what it is
-            for picture in pictures: yield from captions_of(os.path.join(where, picture), text, inside)
-            if text and not pictures: yield Problem(text, None, "caption without picture", "no picture of the same name beside it")
+            for other in texts[1:]:
+                yield Problem(
+                    os.path.join(where, other), None, "second caption file", f"{shown(texts[0])} is read, and this one is not; keep one"
+                )
+            if text:
+                pictures = pictures or strange      # a raw file with a caption was meant to be read, and is told what it is
+            for picture in pictures:
+                yield from captions_of(os.path.join(where, picture), text, inside)
+            if text and not pictures:
+                yield Problem(text, None, "caption without picture", "no picture of the same name beside it")
 
 # %% ../nbs/06_data.ipynb #93b0d057
 def seen(
@@ -426,7 +504,8 @@ def judge(
         record.caption.encode(), record.name.encode()
     except UnicodeEncodeError:
         return Problem(record.file, record.line, "wrong encoding", f"not UTF-8: {shown(record.name, 80)}: {shown(record.caption, 80)}")
-    if not record.name: return Problem(record.file, record.line, "no picture named", f"a caption without a picture: {shown(record.caption, 80)}")
+    if not record.name:
+        return Problem(record.file, record.line, "no picture named", f"a caption without a picture: {shown(record.caption, 80)}")
     if not any(map(seen, record.caption)): return Problem(record.file, record.line, "empty caption", f"{shown(record.name)} has no caption")
     try: return record._replace(name=inside(record.name))
     except PliError as error: return Problem(record.file, record.line, "outside the folder", str(error))
@@ -452,7 +531,10 @@ def reader_of(source: Path) -> Callable:
     if not source.exists(): raise PliError(f"{shown(source)}: no such file or folder")
     if not source.is_file(): raise PliError(f"{shown(source)}: neither a file nor a folder")
     if kind_of(source) in READERS: return READERS[kind_of(source)]
-    raise PliError(f"{shown(source)}: pairs are read from {', '.join(TABLES)} files (packed as .gz or not) or from a folder of pictures with .txt files")
+    raise PliError(
+        f"{shown(source)}: pairs are read from {', '.join(TABLES)} files (packed as .gz or not) or from a folder of pictures with .txt"
+        " files"
+    )
 
 # %% ../nbs/06_data.ipynb #b9c89e20
 def nothing_left(
@@ -478,12 +560,14 @@ def roots_of(
     return [Path(folder) for folder in folders]
 
 def read_pairs(
-    source: str | Path,              # a `.csv`, `.tsv`, `.jsonl` or `.parquet` file, `.gz` or not, or a folder of pictures with a `.txt` beside each
+    # a `.csv`, `.tsv`, `.jsonl` or `.parquet` file, `.gz` or not, or a folder of pictures with a `.txt` beside each
+    source: str | Path,
     check: bool = True,              # open the header of every picture
     limit: int | None = None,        # stop after so many well-formed records
     image_key: str | None = None,    # column or field of the picture; the first of `IMAGE_KEYS` that is there
     caption_key: str | None = None,  # column or field of the caption; the first of `CAPTION_KEYS` that is there
-    root: str | Path | None = None,  # folder that paths are relative to and must stay inside, the source's own if not given; `FOLDER:OTHER` lets links lead to OTHER, too
+    # folder that paths are relative to and must stay inside, the source's own if not given; `FOLDER:OTHER` lets links lead to OTHER, too
+    root: str | Path | None = None,
 ) -> Pairs:                          # what was left out is in `.problems`, never only gone
     "Read image-caption pairs; a `PliError` when there is none, or when a column is missing."
     source = Path(source)
@@ -503,8 +587,11 @@ def read_pairs(
         records, unusable = check_pictures(records)
         problems += unusable
     if not records: raise nothing_left(source, problems)
-    if respelled: notes.append(f"{len(respelled):,} names were found under another spelling (slashes for backslashes, or accents put together otherwise), "
-                               f"the first is {shown(respelled[0])}")
+    if respelled:
+        notes.append(
+            f"{len(respelled):,} names were found under another spelling (slashes for backslashes, or accents put together otherwise), "
+            f"the first is {shown(respelled[0])}"
+        )
     return Pairs(tuple(r.name for r in records), tuple(r.caption for r in records), root, tuple(problems), tuple(notes))
 
 # %% ../nbs/06_data.ipynb #a1ff435d
@@ -587,7 +674,8 @@ class TensorPairs(Dataset):
 
     def digest(self) -> str: return digest_of([hashlib.sha256(self.pixels.contiguous().numpy().data).hexdigest()], self.captions)
 
-    def pictures(self) -> list[int]: return numbered([hashlib.sha256(picture.contiguous().numpy().data).digest() for picture in self.pixels])
+    def pictures(self) -> list[int]:
+        return numbered([hashlib.sha256(picture.contiguous().numpy().data).digest() for picture in self.pixels])
 
     def __getitem__(self, index: int) -> tuple[int, Tensor, str]: return index, self.pixels[index], self.captions[index]
 
@@ -598,7 +686,8 @@ class Batch(NamedTuple):
     pixels: Tensor                 # `(batch, 3, h, w)` uint8
     captions: list[str]
     failed: list[tuple[str, str]]  # path and reason of the pictures that could not be decoded
-    pictures: Tensor               # `(batch,)` int64, a digest of the pixels: the same number for the same picture, whatever its file is called
+    # `(batch,)` int64, a digest of the pixels: the same number for the same picture, whatever its file is called
+    pictures: Tensor
 
 def picture_numbers(
     pixels: Tensor,   # `(batch, 3, h, w)` uint8
@@ -636,10 +725,24 @@ class BatchOrder:
         company: Company | None = None,   # half of every batch brings partners along; None: chance alone
     ):
         if batch_size < 1: raise PliError(f"batch_size must be at least 1, got {batch_size}")
-        if count < batch_size: raise PliError(f"{count} pairs do not fill one batch of {batch_size}: set the batch size to {max(count, 1)} or less, or bring more pairs")
+        if count < batch_size:
+            raise PliError(
+                f"{count} pairs do not fill one batch of {batch_size}: set the batch size to {max(count, 1)} or less, or bring more pairs"
+            )
         if first_step < 0 or (steps or 0) < 0: raise PliError(f"first_step and steps must not be negative, got {first_step} and {steps}")
-        if company is not None and len(set(company.pictures)) < batch_size: raise PliError(f"{len(set(company.pictures))} pictures do not fill a batch of {batch_size} without one being there twice: lower the batch size")
-        self.count, self.batch_size, self.seed, self.first_step, self.steps, self.company = count, batch_size, seed, first_step, steps, company
+        if company is not None and len(set(company.pictures)) < batch_size:
+            raise PliError(
+                f"{len(set(company.pictures))} pictures do not fill a batch of {batch_size} without one being there twice: lower the batch"
+                " size"
+            )
+        self.count, self.batch_size, self.seed, self.first_step, self.steps, self.company = (
+            count,
+            batch_size,
+            seed,
+            first_step,
+            steps,
+            company,
+        )
         self.drawn = batch_size if company is None else batch_size - batch_size // 2   # pairs of a batch that come from the epoch's order
         self.per_epoch = count // self.drawn
         self.epoch, self.order = -1, None

@@ -51,8 +51,10 @@ def _read_raw(data: bytes, pixels: bool, most: int) -> tuple[dict, bytes, bytes]
         except rawpy.LibRawError: preview = None
         turn = {3: 3, 5: 8, 6: 6}.get(raw.sizes.flip, 1)
         if preview is not None and preview.format == rawpy.ThumbFormat.JPEG:
-            if max(Image.open(io.BytesIO(preview.data), formats=("JPEG",)).size) >= SMALLEST_PREVIEW: return {"jpeg": True, "turn": turn}, b"", preview.data
-        if raw.sizes.raw_width * raw.sizes.raw_height > 4 * most: return {"size": (raw.sizes.raw_width, raw.sizes.raw_height), "mode": "RGB"}, b"", b""
+            if max(Image.open(io.BytesIO(preview.data), formats=("JPEG",)).size) >= SMALLEST_PREVIEW:
+                return {"jpeg": True, "turn": turn}, b"", preview.data
+        if raw.sizes.raw_width * raw.sizes.raw_height > 4 * most:
+            return {"size": (raw.sizes.raw_width, raw.sizes.raw_height), "mode": "RGB"}, b"", b""
         found = Image.fromarray(raw.postprocess(half_size=True, use_camera_wb=True, output_bps=8))      # upright
         exif = Image.Exif()
         with suppress(Exception): exif[0x0132] = raw.other.timestamp.strftime("%Y:%m:%d %H:%M:%S")
@@ -67,7 +69,8 @@ def serve() -> None:
     "Answer requests from standard input until it ends; this is what the other process runs."
     with suppress(ImportError, ValueError, OSError):                # Windows has no such limits
         import resource
-        for what, limit in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)): resource.setrlimit(what, (limit, limit))
+        for what, limit in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
+            resource.setrlimit(what, (limit, limit))
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)                                                   # what a library prints must not get between the answers
     while line := sys.stdin.buffer.readline():
@@ -91,9 +94,16 @@ def _started() -> subprocess.Popen:
     "The other process, a new one where there is none."
     global _server
     if _server is None or _server[0] != os.getpid() or _server[1].poll() is not None:
-        paths = [str(Path(find_spec("pli").origin).resolve().parents[1]), *(path for path in sys.path if path and os.path.isabs(path))]    # and never the folder that we are in
+        # and never the folder that we are in
+        paths = [str(Path(find_spec("pli").origin).resolve().parents[1]), *(path for path in sys.path if path and os.path.isabs(path))]
         code = "import sys, json; sys.path = json.loads(sys.argv[1]); from pli.decoders import serve; serve()"
-        _server = os.getpid(), subprocess.Popen([sys.executable, "-I", "-c", code, json.dumps(paths)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, close_fds=True)
+        _server = os.getpid(), subprocess.Popen(
+            [sys.executable, "-I", "-c", code, json.dumps(paths)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            close_fds=True,
+        )
     return _server[1]
 
 @atexit.register
@@ -122,8 +132,11 @@ def ask(
             timely = late.is_alive()
             process.kill()
             process.wait()
-            raise DecoderError(f"its decoder crashed ({_ending(process.returncode)})" if timely else f"its decoder needs more than {SECONDS} s") from None
-        finally: late.cancel()
+            raise DecoderError(
+                f"its decoder crashed ({_ending(process.returncode)})" if timely else f"its decoder needs more than {SECONDS} s"
+            ) from None
+        finally:
+            late.cancel()
     if "error" in about: raise DecoderError(about["error"])
     return about, exif, body
 
@@ -164,5 +177,6 @@ def raw_preview(
         picture.info["exif"] = exif
         return picture
     picture = Image.open(io.BytesIO(body), formats=("JPEG",))
-    if 0x0112 not in picture.getexif(): picture.getexif()[0x0112] = about["turn"]     # the camera's word, where the preview has none of its own
+    # the camera's word, where the preview has none of its own
+    if 0x0112 not in picture.getexif(): picture.getexif()[0x0112] = about["turn"]
     return picture

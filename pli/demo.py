@@ -29,7 +29,8 @@ from .backbones import Backbone, load_backbone
 from .benchmarks import Benchmark, world_queries
 from .core import alone_in, atomic, generator, pick_device, provenance, write_json
 from .data import TensorPairs
-from .evaluate import Features, Outcomes, as_text, choose, choose_families, compare, encode, halves_line, report, scores_of, spread, sweep
+from .evaluate import Features, Outcomes, as_text, choose, choose_families, compare, encode, halves_line, report, scores_of, spread
+from .evaluate import sweep
 from .gallery.encode import top_k
 from .metrics import recall_at
 from .tuning import TuneSettings, tune
@@ -49,13 +50,22 @@ class DemoSettings:
     queries: int = 1_000     # to report on; as many again to choose composers and weights on
     gallery: int = 3_000     # pictures to search
     hide: str = "random:0.75"
-    first: TuneSettings = TuneSettings(objective="clip", hide="none", steps=200, batch_size=128, learning_rate=1e-3, weight_decay=0.05, checkpoint_every=50)
+    first: TuneSettings = TuneSettings(
+        objective="clip", hide="none", steps=200, batch_size=128, learning_rate=1e-3, weight_decay=0.05, checkpoint_every=50
+    )
     then: TuneSettings = TuneSettings(steps=90, batch_size=128, learning_rate=5e-4, warmup=20, checkpoint_every=50)
 
 # %% ../nbs/16_demo.ipynb #40d80871
 def quick(settings: DemoSettings) -> DemoSettings:
     "The same experiment, too small to mean anything."
-    return replace(settings, pairs=600, queries=60, gallery=400, first=replace(settings.first, steps=6, batch_size=32), then=replace(settings.then, steps=4, batch_size=32))
+    return replace(
+        settings,
+        pairs=600,
+        queries=60,
+        gallery=400,
+        first=replace(settings.first, steps=6, batch_size=32),
+        then=replace(settings.then, steps=4, batch_size=32),
+    )
 
 # %% ../nbs/16_demo.ipynb #56f99061
 def command_of(settings: DemoSettings) -> str:
@@ -91,8 +101,12 @@ def set_stage(
     seen = torch.cat([part.attributes for part in drawn.values()])
     rows = world.sample(settings.pairs, generator(settings.seed, "pairs"), without=seen)
     pairs = TensorPairs(world.render(rows, 48), world.caption(rows, said, generator(settings.seed, "captions")))
-    return Stage(pairs, {part: found.attributes for part, found in drawn.items()}, {part: world.render(found.attributes, 48) for part, found in drawn.items()},
-                 {part: world_queries(found) for part, found in drawn.items()})
+    return Stage(
+        pairs,
+        {part: found.attributes for part, found in drawn.items()},
+        {part: world.render(found.attributes, 48) for part, found in drawn.items()},
+        {part: world_queries(found) for part, found in drawn.items()},
+    )
 
 # %% ../nbs/16_demo.ipynb #11270374
 def train_arms(
@@ -129,7 +143,10 @@ def table_rows(
     reports: dict[str, dict],
 ) -> tuple[list[str], list[list[str]]]:
     "The one table: start, control, masked tuning, each with its best composer; recall in percent."
-    rows = [[arm, record["specs"]["best"][0], *(spread(record["kinds"]["all"]["composers"]["best"][f"recall@{k}"]) for k in (1, 5, 10))] for arm, record in reports.items()]
+    rows = [
+        [arm, record["specs"]["best"][0], *(spread(record["kinds"]["all"]["composers"]["best"][f"recall@{k}"]) for k in (1, 5, 10))]
+        for arm, record in reports.items()
+    ]
     return ["model", "composer", "R@1", "R@5", "R@10"], rows
 
 # %% ../nbs/16_demo.ipynb #c85c2f09
@@ -155,13 +172,20 @@ def captioned(stage: Stage, count: int = 6) -> viz.Drawing:
 # %% ../nbs/16_demo.ipynb #9b469cb3
 def bars(reports: dict[str, dict[str, dict]]) -> viz.Drawing:
     "Recall at 10 of the three models in both worlds, with intervals."
-    groups = {name: {arm: tuple(record["kinds"]["all"]["composers"]["best"]["recall@10"]) for arm, record in arms.items()} for name, arms in reports.items()}
+    groups = {
+        name: {arm: tuple(record["kinds"]["all"]["composers"]["best"]["recall@10"]) for arm, record in arms.items()}
+        for name, arms in reports.items()
+    }
     return viz.interval_bars(groups, "recall@10, percent")
 
 # %% ../nbs/16_demo.ipynb #61b195b4
 def sums_by_weight(tables: dict[str, dict[str, Outcomes]]) -> dict[str, dict[str, float]]:   # model -> weight -> recall@10 in percent
     "Recall at 10 of the weighted sum at every weight of the picture."
-    of = lambda table: {spec.partition(":")[2]: round(100 * recall_at(found.rank, 10).mean().item(), 2) for spec, found in table.items() if spec.startswith("sum:")}
+    of = lambda table: {
+        spec.partition(":")[2]: round(100 * recall_at(found.rank, 10).mean().item(), 2)
+        for spec, found in table.items()
+        if spec.startswith("sum:")
+    }
     return {arm: of(table) for arm, table in tables.items()}
 
 def curves(by_weight: dict[str, dict[str, float]]) -> viz.Drawing:
@@ -196,7 +220,15 @@ def neighbours(
     for row in rows:
         for arm in arms:
             found = first_found(reports[arm]["specs"]["best"][0], features[arm], queries, row, count)
-            shown.append(viz.Retrieval(pixels[queries.references[row]], " / ".join(queries.texts[row]), pixels[found], tuple(i in queries.answers[row] for i in found), arm))
+            shown.append(
+                viz.Retrieval(
+                    pixels[queries.references[row]],
+                    " / ".join(queries.texts[row]),
+                    pixels[found],
+                    tuple(i in queries.answers[row] for i in found),
+                    arm,
+                )
+            )
     return viz.retrieval_figure(shown, cell=0.75)
 
 # %% ../nbs/16_demo.ipynb #96577df7
@@ -212,7 +244,10 @@ tr.won td{font-weight:600}figure{margin:1.4rem 0}img{max-width:100%}figcaption,.
 def figure_html(figure: viz.Drawing, caption: str) -> str:
     "A figure with its caption, inside the page."
     data = base64.b64encode(viz.to_png(figure)).decode()
-    return f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+    return (
+        f'<figure><img alt="{html.escape(caption)}"'
+        f' src="data:image/png;base64,{data}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+    )
 
 def table_html(found: dict) -> str:
     "The table of one world; the row of masked tuning stands out where it is surely above the control."
@@ -230,29 +265,71 @@ def page(results: dict, figures: dict[str, viz.Drawing]) -> str:
     hides = "hides three quarters of the picture" if hide == "random:0.75" else f"takes something from the picture (here: {hide})"
     body = [
         "<h1>What masked tuning does, and where it does not</h1>",
-        '<p class="lead">A composed query is a picture and a few words: “this one, but red”. No labelled example of such a query was used for anything you see here.</p>',
-        '<p class="lead">This was a quick run, to see that everything works: its numbers mean nothing.</p>' * made["command"].endswith("--quick"),
-        "<h2>The result</h2>", table_html(sparse),
-        f'<p class="small">Recall in percent with 95 % bootstrap intervals over {results["settings"]["queries"]:,} queries; gallery of {results["settings"]["gallery"]:,} pictures, the reference left out. '
-        "Composer and weight of each row were chosen on other queries. Control and masked tuning continue the same start with the same number of steps on the same pairs.</p>",
-        text(" ".join(sparse["sentences"])), text("Of these queries: " + sparse["halves"] + "."),
-        figure_html(figures["neighbours"], "The first test query of each kind, not a selection: reference and words, then what is found. Right answers have a green frame and a tick."),
+        (
+            '<p class="lead">A composed query is a picture and a few words: “this one, but red”. No labelled example of such a query was'
+            ' used for anything you see here.</p>'
+        ),
+        '<p class="lead">This was a quick run, to see that everything works: its numbers mean nothing.</p>'
+        * made["command"].endswith("--quick"),
+        "<h2>The result</h2>",
+        table_html(sparse),
+        (
+            f'<p class="small">Recall in percent with 95 % bootstrap intervals over {results["settings"]["queries"]:,} queries; gallery of'
+            f' {results["settings"]["gallery"]:,} pictures, the reference left out. Composer and weight of each row were chosen on other'
+            ' queries. Control and masked tuning continue the same start with the same number of steps on the same pairs.</p>'
+        ),
+        text(" ".join(sparse["sentences"])),
+        text("Of these queries: " + sparse["halves"] + "."),
+        figure_html(
+            figures["neighbours"],
+            "The first test query of each kind, not a selection: reference and words, then what is found. Right answers have a green frame"
+            " and a tick.",
+        ),
         "<h2>Why</h2>",
-        text("Captions say what people find worth a word. In this world that is shape and colour. A model that is trained to tell captions apart learns to see shape and colour, and to forget paper, size, place and pattern. "
-             "A composed query needs just those: everything that the words do not change must stay. Masked tuning " + hides + " and asks for the whole one among many. The caption helps with shape and colour; "
-             "what the caption leaves out must come from the patches that are still visible. So the model learns to keep it, and to take from the words what the picture lacks."),
-        figure_html(figures["masks"], "Training pictures with their captions, whole and with half, three quarters and nine tenths of the patches hidden. A hidden patch is absent: the model sees nothing there."),
-        figure_html(figures["curves"], "Recall against the weight of the picture in the weighted sum, on the test queries; the weights in the table were chosen on other queries. " + on_weights(results["sums by weight"])),
+        text(
+            "Captions say what people find worth a word. In this world that is shape and colour. A model that is trained to tell captions"
+            " apart learns to see shape and colour, and to forget paper, size, place and pattern. A composed query needs just those:"
+            " everything that the words do not change must stay. Masked tuning "
+            + hides
+            + " and asks for the whole one among many. The caption helps with shape and colour; what the caption leaves out must come from"
+            " the patches that are still visible. So the model learns to keep it, and to take from the words what the picture lacks."
+        ),
+        figure_html(
+            figures["masks"],
+            "Training pictures with their captions, whole and with half, three quarters and nine tenths of the patches hidden. A hidden"
+            " patch is absent: the model sees nothing there.",
+        ),
+        figure_html(
+            figures["curves"],
+            "Recall against the weight of the picture in the weighted sum, on the test queries; the weights in the table were chosen on"
+            " other queries. "
+            + on_weights(results["sums by weight"]),
+        ),
         "<h2>Where it should not help</h2>",
-        text("If that explanation is right, masked tuning has nothing to give where captions leave nothing out. The second world has the same pictures, and captions that mention each property seven times in ten:"),
-        table_html(full), text(" ".join(full["sentences"])),
+        text(
+            "If that explanation is right, masked tuning has nothing to give where captions leave nothing out. The second world has the"
+            " same pictures, and captions that mention each property seven times in ten:"
+        ),
+        table_html(full),
+        text(" ".join(full["sentences"])),
         figure_html(figures["bars"], "Recall at 10 in both worlds, with 95 % intervals."),
         "<h2>Limits</h2>",
-        text("Drawn pictures are not photographs, one seed is one seed, and random patches cannot hide a property that shows in every patch, such as the colour of a shirt. For that, the query picture must contradict the words: "
-             "recolour it. The README has the numbers on real photographs."),
-        f'<p class="small">Made by <code>{html.escape(made["command"])}</code> on {made["date"]} in {results["seconds"]:.0f} s{" since it was continued" * results["continued"]}, seed {made["seed"]}; {html.escape(made["machine"]["processor"])}, '
-        f'{made["machine"]["cores"]} cores; torch {made["versions"]["torch"]}, open_clip {made["versions"]["open_clip_torch"]}. All numbers: <code>results.json</code>.</p>']
-    return f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>pli demo</title><style>{STYLE}</style></head><body>{"".join(body)}</body></html>'
+        text(
+            "Drawn pictures are not photographs, one seed is one seed, and random patches cannot hide a property that shows in every patch,"
+            " such as the colour of a shirt. For that, the query picture must contradict the words: recolour it. The README has the numbers"
+            " on real photographs."
+        ),
+        (
+            f'<p class="small">Made by <code>{html.escape(made["command"])}</code> on {made["date"]} in {results["seconds"]:.0f}'
+            f' s{" since it was continued" * results["continued"]}, seed {made["seed"]}; {html.escape(made["machine"]["processor"])},'
+            f' {made["machine"]["cores"]} cores; torch {made["versions"]["torch"]}, open_clip {made["versions"]["open_clip_torch"]}. All'
+            ' numbers: <code>results.json</code>.</p>'
+        ),
+    ]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>pli'
+        f' demo</title><style>{STYLE}</style></head><body>{"".join(body)}</body></html>'
+    )
 
 # %% ../nbs/16_demo.ipynb #5ea4c402
 def save_gallery(
@@ -271,19 +348,29 @@ def search_lines(
     folder: Path,
     queries: Benchmark,
 ) -> list[str]:
-    "The command lines that search the saved gallery with the first query that changes one thing and keeps all else, by the start and by the tuned model."
+    """The command lines that search the saved gallery with the first query that changes one thing and keeps all else, by the start and
+    by the tuned model.
+    """
     row = queries.kinds.index("keep")
     typed = sys.argv[0] if Path(sys.argv[0]).name == "pli" and os.sep in sys.argv[0] and not os.path.isabs(sys.argv[0]) else "pli"
     picture, words = folder / "pictures" / f"{int(queries.references[row]):04d}.png", queries.texts[row][0]
-    return [shlex.join([typed, "search", str(folder / "pictures"), words, "--image", str(picture), "--model", str(folder / model)]) for model in ("start", "model")]
+    return [
+        shlex.join([typed, "search", str(folder / "pictures"), words, "--image", str(picture), "--model", str(folder / model)])
+        for model in ("start", "model")
+    ]
 
 # %% ../nbs/16_demo.ipynb #60878f9e
 def world_record(reports: dict[str, dict]) -> dict:
     "What the report says about one world."
     heading, rows = table_rows(reports)
     against = {f"recall@{k}": compare(reports["masked tuning"], reports["control"], f"recall@{k}") for k in (1, 5, 10)}
-    return {"table": {"heading": heading, "rows": rows}, "masked tuning against control": against, "sentences": [sentence_on(against[f"recall@{k}"], k) for k in (1, 10)],
-            "halves": halves_line(reports["masked tuning"]["kinds"]["all"]["halves"]), "reports": reports}
+    return {
+        "table": {"heading": heading, "rows": rows},
+        "masked tuning against control": against,
+        "sentences": [sentence_on(against[f"recall@{k}"], k) for k in (1, 10)],
+        "halves": halves_line(reports["masked tuning"]["kinds"]["all"]["halves"]),
+        "reports": reports,
+    }
 
 # %% ../nbs/16_demo.ipynb #554180bb
 def demo(
@@ -292,14 +379,21 @@ def demo(
     device: str = "auto",
     say: Callable[[str], None] = print,
 ) -> dict:                                    # what `results.json` holds
-    "Run the experiment in both worlds, print the table and write the report. Raises `PliError` where another process is at work in the folder."
+    """Run the experiment in both worlds, print the table and write the report. Raises `PliError` where another process is at work in the
+    folder.
+    """
     pick_device(device)                      # a wrong one leaves no folder behind
     with alone_in(Path(folder)): return run_demo(folder, settings, device, say)
 
 def run_demo(folder: str | Path, settings: DemoSettings, device: str, say: Callable[[str], None]) -> dict:
     "The same, in a folder that no other process works in."
     folder, began, device = Path(folder), time.time(), pick_device(device)
-    results = {"provenance": provenance(command_of(settings), settings.seed, device), "continued": (folder / "runs").is_dir(), "settings": asdict(settings), "worlds": {}}
+    results = {
+        "provenance": provenance(command_of(settings), settings.seed, device),
+        "continued": (folder / "runs").is_dir(),
+        "settings": asdict(settings),
+        "worlds": {},
+    }
     figures, every = {}, {}
     for number, (name, said) in enumerate(WORLDS.items()):
         say(f"\nWorld {number + 1} of {len(WORLDS)}: {name}")
@@ -320,6 +414,9 @@ def run_demo(folder: str | Path, settings: DemoSettings, device: str, say: Calla
     for name, figure in figures.items(): viz.save_figure(figure, folder / "figures" / f"{name}.png")
     write_json(folder / "results.json", results)
     with atomic(folder / "report.html") as temporary: temporary.write_text(page(results, figures), encoding="utf-8")
-    say(f"\n{results['seconds']:.0f} s. Open {folder / 'report.html'}; the tuned model is in {folder / 'model'}, all numbers in {folder / 'results.json'}.")
+    say(
+        f"\n{results['seconds']:.0f} s. Open {folder / 'report.html'}; the tuned model is in {folder / 'model'}, all numbers in"
+        f" {folder / 'results.json'}."
+    )
     say("\nSearch its pictures with a picture and words, before and after tuning:\n" + "\n".join(f"  {line}" for line in searches))
     return results

@@ -30,7 +30,10 @@ def fitted(
     "A text cut in the middle until it is not wider than a cell."
     text = shown(text, 300)
     if font(size).getlength(text) <= width: return text
-    kept = next((n for n in range(len(text) - 1, 0, -1) if font(size).getlength(text[: (n + 1) // 2] + "…" + text[len(text) - n // 2:]) <= width), 0)
+    kept = next(
+        (n for n in range(len(text) - 1, 0, -1) if font(size).getlength(text[: (n + 1) // 2] + "…" + text[len(text) - n // 2 :]) <= width),
+        0,
+    )
     return text[: (kept + 1) // 2] + "…" + text[len(text) - kept // 2:] if kept else ""
 
 # %% ../nbs/08a_drawing.ipynb #d1955920

@@ -40,14 +40,16 @@ def _avoided(
     with torch.autocast(query.device.type, enabled=False):
         logits = scale * (query * avoid).sum(1, keepdim=True) if own else _logits(query, avoid, scale)
     if barred is None: return logits
-    if barred.dtype != torch.bool or barred.shape != query.shape[:1]: raise PliError(f"barred must be bool ({len(query)},), one for each query, got {barred.dtype} {tuple(barred.shape)}")
+    if barred.dtype != torch.bool or barred.shape != query.shape[:1]:
+        raise PliError(f"barred must be bool ({len(query)},), one for each query, got {barred.dtype} {tuple(barred.shape)}")
     return logits.masked_fill(barred[:, None] if own else barred, float("-inf"))
 
 def _without(
     logits: Tensor, same: Tensor,   # `(batch, batch)`
 ) -> Tensor:                        # the same shape; what shows the same picture beside the diagonal is `-inf`, no answer at all
     "Logits in which another copy of the right answer is not a wrong one."
-    if same.dtype != torch.bool or same.shape != logits.shape: raise PliError(f"same must be bool {tuple(logits.shape)}, got {same.dtype} {tuple(same.shape)}")
+    if same.dtype != torch.bool or same.shape != logits.shape:
+        raise PliError(f"same must be bool {tuple(logits.shape)}, got {same.dtype} {tuple(same.shape)}")
     itself = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     return logits.masked_fill(same.to(logits.device) & ~itself, float("-inf"))
 
@@ -59,7 +61,8 @@ def contrastive(
     avoid: Tensor | None = None,   # `(batch, width)`, row i is what the user of query i has already: a further wrong answer
     barred: Tensor | None = None,  # `(batch,)` bool, True = this row of `avoid` is no wrong answer (it shows the target itself)
     own: bool = True,              # each query meets its own row of `avoid` only, not everybody's
-    same: Tensor | None = None,    # `(batch, batch)` bool, True = row and column show the same picture: no wrong answer to each other; the diagonal has no say
+    # `(batch, batch)` bool, True = row and column show the same picture: no wrong answer to each other; the diagonal has no say
+    same: Tensor | None = None,
 ) -> Tensor:                       # a number: 0 = certain and right, `log(batch)` = guessing without `avoid`
     "InfoNCE on unit features: each query must find its own target in the batch. `PliError` for shapes that do not match."
     _matching(query=query, target=target, **({} if avoid is None else {"avoid": avoid}))

@@ -194,16 +194,22 @@ def unlike_border(
 # %% ../nbs/03_masking.ipynb #36e767f1
 @dataclass(frozen=True)
 class Similar:
-    "Draw a patch, rather one that is unlike the border, and hide it with those that look most like it, ties at random (after Wei et al. 2024, arXiv 2405.08815)."
+    """Draw a patch, rather one that is unlike the border, and hide it with those that look most like it, ties at random (after Wei et
+    al. 2024, arXiv 2405.08815).
+    """
     ratio: float = 0.5    # share of the patches to hide, `0 <= r < 1`
-    teaches: ClassVar[str] = "words for a colour or a print that is everywhere in a thing: what looks alike goes together, the thing rather than the page behind it"
+    teaches: ClassVar[str] = (
+        "words for a colour or a print that is everywhere in a thing: what looks alike goes together, the thing rather than the page"
+        " behind it"
+    )
 
     def __post_init__(self): check_share("similar: ratio", self.ratio)
 
     def __call__(self, view: View, generator: torch.Generator) -> View:
         chance = torch.rand(len(view.pixels), view.patches, generator=generator).to(view.pixels.device)
         looks = patch_looks(view.pixels, view.grid)
-        drawn = (-torch.log1p(-chance) / (unlike_border(looks, view.grid) + 1e-4)).argmin(1, keepdim=True)   # the first of exponential clocks: a chance proportional to their rate
+        # the first of exponential clocks: a chance proportional to their rate
+        drawn = (-torch.log1p(-chance) / (unlike_border(looks, view.grid) + 1e-4)).argmin(1, keepdim=True)
         far = (looks - looks.take_along_dim(drawn[:, :, None], 1)).norm(dim=2).scatter(1, drawn, -1.0)       # the drawn one goes first
         return add_mask(view, hide_highest(-(far + 1e-4 * chance), self.ratio))
 
@@ -245,7 +251,8 @@ class Recolour:
 
     def __post_init__(self):
         check_share("recolour: share", self.share, open_end=False)
-        if not 0 <= self.low <= self.high < math.inf: raise PliError(f"recolour: scales must be numbers with 0 <= low <= high, got {self.low} and {self.high}")
+        if not 0 <= self.low <= self.high < math.inf:
+            raise PliError(f"recolour: scales must be numbers with 0 <= low <= high, got {self.low} and {self.high}")
 
     def __call__(self, view: View, generator: torch.Generator) -> View:
         batch, pixels = len(view.pixels), view.pixels
@@ -303,13 +310,19 @@ class Band:
     "Keep only what lies between two blurs, around middle grey (a difference of Gaussians)."
     fine: float = 0.02     # detail finer than this standard deviation / height goes; 0 keeps it all
     coarse: float = 0.15   # what is smoother than this standard deviation / height goes, `fine < coarse <= 1`
-    teaches: ClassVar[str] = "words for fine print and material: the picture keeps outlines, so shape and pose, and beside them much of the colour, which grey+band takes too"
+    teaches: ClassVar[str] = (
+        "words for fine print and material: the picture keeps outlines, so shape and pose, and beside them much of the colour, which"
+        " grey+band takes too"
+    )
 
     def __post_init__(self):
-        if not 0 <= self.fine < self.coarse <= 1: raise PliError(f"band: deviations must have 0 <= fine < coarse <= 1, got {self.fine} and {self.coarse}")
+        if not 0 <= self.fine < self.coarse <= 1:
+            raise PliError(f"band: deviations must have 0 <= fine < coarse <= 1, got {self.fine} and {self.coarse}")
 
     def __call__(self, view: View, generator: torch.Generator) -> View:
-        return view.replace(pixels=(0.5 + smooth(view.pixels, self.fine, product=True) - smooth(view.pixels, self.coarse, product=True)).clamp(0, 1))
+        return view.replace(
+            pixels=(0.5 + smooth(view.pixels, self.fine, product=True) - smooth(view.pixels, self.coarse, product=True)).clamp(0, 1)
+        )
 
 # %% ../nbs/03_masking.ipynb #b98b9510
 @dataclass(frozen=True)
@@ -328,19 +341,31 @@ class Crop:
         window[:, 0, 0] = window[:, 1, 1] = side
         window[:, :, 2] = shift
         where = nn.functional.affine_grid(window.to(view.pixels), list(view.pixels.shape), align_corners=False)
-        return view.replace(pixels=nn.functional.grid_sample(view.pixels, where, mode="bilinear", padding_mode="border", align_corners=False).clamp(0, 1))
+        return view.replace(
+            pixels=nn.functional.grid_sample(view.pixels, where, mode="bilinear", padding_mode="border", align_corners=False).clamp(0, 1)
+        )
 
 # %% ../nbs/03_masking.ipynb #a9212a11
-WORD_LISTS: dict[str, frozenset[str]] = {name: frozenset(words.split()) for name, words in {
-    "colour": """red orange yellow green cyan blue purple pink brown black white grey gray navy beige maroon charcoal olive khaki teal turquoise cream gold golden silver bronze copper peach
+WORD_LISTS: dict[str, frozenset[str]] = {
+    name: frozenset(words.split())
+    for name, words in {
+        "colour": (
+            """red orange yellow green cyan blue purple pink brown black white grey gray navy beige maroon charcoal olive khaki teal turquoise cream gold golden silver bronze copper peach
         lavender magenta mustard rust burgundy tan skin nude multi multicolor multicolour multicoloured multi-coloured colourful colorful violet indigo lilac mauve rose ivory sand mint sky lime coral
-        crimson scarlet aqua fuchsia amber camel coffee mushroom taupe steel metallic fluorescent off-white""",
-    "wearer": "men man men's mens women woman women's womens boy boys boy's girl girls girl's kid kids kid's child children baby infant unisex lady ladies gents male female person people",
-    "pattern": """striped stripes stripe checked checks check checkered printed print prints solid plain dotted dots polka floral flowers graphic patterned pattern plaid paisley camouflage embroidered
-        embroidery textured self-design colourblock""",
-    "tone": "light medium-light medium medium-dark dark skin tone",
-    "shape": "circle square triangle diamond star cross heart arrow",
-}.items()}   # which words say one kind of thing; add your own
+        crimson scarlet aqua fuchsia amber camel coffee mushroom taupe steel metallic fluorescent off-white"""
+        ),
+        "wearer": (
+            "men man men's mens women woman women's womens boy boys boy's girl girls girl's kid kids kid's child children baby infant"
+            " unisex lady ladies gents male female person people"
+        ),
+        "pattern": (
+            """striped stripes stripe checked checks check checkered printed print prints solid plain dotted dots polka floral flowers graphic patterned pattern plaid paisley camouflage embroidered
+        embroidery textured self-design colourblock"""
+        ),
+        "tone": "light medium-light medium medium-dark dark skin tone",
+        "shape": "circle square triangle diamond star cross heart arrow",
+    }.items()
+}  # which words say one kind of thing; add your own
 
 # %% ../nbs/03_masking.ipynb #90bcd0ff
 def bare(word: str) -> str:
@@ -351,7 +376,8 @@ def bare(word: str) -> str:
 def captions_of(view: View, name: str) -> tuple[str, ...]:
     "The words of a view, one caption a picture; a `PliError` where it has none."
     if view.captions is None: raise PliError(f"{name} reads the captions, and there are none here; `pli mask` takes them with --caption")
-    if len(view.captions) != len(view.pixels): raise PliError(f"{name} reads one caption a picture, got {len(view.captions)} for {len(view.pixels)} pictures")
+    if len(view.captions) != len(view.pixels):
+        raise PliError(f"{name} reads one caption a picture, got {len(view.captions)} for {len(view.pixels)} pictures")
     return tuple(view.captions)
 
 # %% ../nbs/03_masking.ipynb #945647b7
@@ -366,7 +392,10 @@ class Drop:
     def __call__(self, view: View, generator: torch.Generator) -> View:
         sentences = [caption.split() for caption in captions_of(view, "drop")]
         chance = torch.rand(len(sentences), max(1, *map(len, sentences), 1), generator=generator).tolist()
-        left = [[word for word, value in zip(words, values) if value >= min(self.ratio, max(values[:len(words)]))] for words, values in zip(sentences, chance)]
+        left = [
+            [word for word, value in zip(words, values) if value >= min(self.ratio, max(values[: len(words)]))]
+            for words, values in zip(sentences, chance)
+        ]
         return view.replace(captions=tuple(map(" ".join, left)))
 
 # %% ../nbs/03_masking.ipynb #0a233807
@@ -375,9 +404,13 @@ def check_list(name: str, what: str) -> None:
     if what not in WORD_LISTS: raise PliError(f"{name}: {what!r} is not a list of words; known are {', '.join(WORD_LISTS)}")
 
 def sift(view: View, name: str, what: str, listed: bool) -> View:
-    "The view with only those words of each caption that are in the list (or are not), as they are spelt; a caption that would lose every word stays as it is."
+    """The view with only those words of each caption that are in the list (or are not), as they are spelt; a caption that would lose
+    every word stays as it is.
+    """
     words, captions = WORD_LISTS[what], captions_of(view, name)
-    return view.replace(captions=tuple(" ".join(word for word in caption.split() if (bare(word) in words) == listed) or caption for caption in captions))
+    return view.replace(
+        captions=tuple(" ".join(word for word in caption.split() if (bare(word) in words) == listed) or caption for caption in captions)
+    )
 
 # %% ../nbs/03_masking.ipynb #cbc73c35
 @dataclass(frozen=True)
@@ -501,7 +534,9 @@ def pick_rows(
     chosen, rows = choice.to(view.pixels.device), torch.arange(len(choice), device=view.pixels.device)
     masks, words = [other.hidden for other in views], [other.captions for other in views]
     bare_rows = torch.zeros(len(choice), view.patches, dtype=torch.bool, device=view.pixels.device)
-    hidden = None if all(mask is None for mask in masks) else torch.stack([bare_rows if mask is None else mask for mask in masks])[chosen, rows]
+    hidden = (
+        None if all(mask is None for mask in masks) else torch.stack([bare_rows if mask is None else mask for mask in masks])[chosen, rows]
+    )
     captions = None if view.captions is None else tuple(words[which][row] for row, which in enumerate(choice.tolist()))
     return view.replace(pixels=torch.stack([other.pixels for other in views])[chosen, rows], hidden=hidden, captions=captions)
 
@@ -523,7 +558,9 @@ class Mixture:
 # %% ../nbs/03_masking.ipynb #7aa44d39
 @dataclass(frozen=True)
 class Schedule:
-    "From the first stage to the last as `view.progress` goes from 0 to 1, drawn for each picture between two neighbouring stages; a stage by itself draws no number of its own."
+    """From the first stage to the last as `view.progress` goes from 0 to 1, drawn for each picture between two neighbouring stages; a
+    stage by itself draws no number of its own.
+    """
     stages: tuple[Hider, ...]
     text: str
     @property
@@ -552,7 +589,8 @@ def parse_steps(
         name, *values = piece.split(":")
         if name not in HIDERS: raise PliError(f"--hide {text!r}: {name!r} is not a way of hiding; known are {', '.join(HIDERS)}")
         fields = dataclasses.fields(HIDERS[name]) if dataclasses.is_dataclass(HIDERS[name]) else ()
-        if len(values) > len(fields): raise PliError(f"--hide {text!r}: {name} takes at most {len(fields)} settings ({', '.join(field.name for field in fields)})")
+        if len(values) > len(fields):
+            raise PliError(f"--hide {text!r}: {name} takes at most {len(fields)} settings ({', '.join(field.name for field in fields)})")
         try: settings = {field.name: value if field.type in (str, "str") else float(value) for field, value in zip(fields, values)}
         except ValueError: raise PliError(f"--hide {text!r}: {piece!r} has a setting that is not a number") from None
         try: steps.append(HIDERS[name](**settings))

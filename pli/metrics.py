@@ -34,7 +34,8 @@ def _checked(
         if not row: raise PliError(f"query {query} has no {what}: leave such queries out before ranking")
         for index in row:
             if not 0 <= index < gallery: raise PliError(f"query {query}: {what} {index} is outside the gallery of {gallery} pictures")
-        if not -1 <= omitted < gallery: raise PliError(f"query {query}: left-out picture {omitted} is outside the gallery of {gallery} pictures; -1 means none")
+        if not -1 <= omitted < gallery:
+            raise PliError(f"query {query}: left-out picture {omitted} is outside the gallery of {gallery} pictures; -1 means none")
         if omitted in row: raise PliError(f"query {query}: its right answer {omitted} is also the picture to leave out")
         right.append(row)
     return right, out
@@ -125,7 +126,9 @@ def places(
     answers: Sequence[Sequence[int]],  # all right pictures of each query, as gallery indices
     left_out: Tensor | None = None,    # `(queries,)` gallery index that takes no part, -1 = none
 ) -> Tensor:                           # `(queries, most)` int64 on the CPU: 1 = top of the list; a row with fewer answers ends in 0
-    "The place of every right answer in the sorted gallery, best first; equal scores of others count against it. Raises `PliError` as `ranks` does."
+    """The place of every right answer in the sorted gallery, best first; equal scores of others count against it. Raises `PliError` as
+    `ranks` does.
+    """
     right, out = _checked(scores.shape, answers, left_out)
     found, done = torch.zeros(len(right), max(map(len, right), default=1), dtype=torch.int64), 0
     for piece, table, listed, rivals in _pieces(scores, right, out):
@@ -145,7 +148,8 @@ def average_precision_at(
     "CIRCO's average precision at `k` for every query, from the places of all its right answers."
     if k < 1: raise PliError(f"average precision at k needs k >= 1, got {k}")
     places = torch.as_tensor(places).cpu()
-    if places.ndim != 2 or not places.shape[1]: raise PliError(f"places must be (queries, most), got shape {tuple(places.shape)}: take them from `places`, not from `ranks`")
+    if places.ndim != 2 or not places.shape[1]:
+        raise PliError(f"places must be (queries, most), got shape {tuple(places.shape)}: take them from `places`, not from `ranks`")
     answers = places.where(places > 0, ABSENT)
     wrong = (places[:, 0] < 1) | (places < 0).any(1) | ((answers.diff() <= 0) & (answers[:, 1:] < ABSENT)).any(1)
     if wrong.any(): raise PliError(f"query {wrong.nonzero()[0].item()}: places must rise from 1 up, with 0 only after the last")
@@ -186,7 +190,8 @@ def _measured(values: Tensor, draws: int, level: float) -> Tensor:
     "One finite number a query in double precision, or a `PliError`."
     values = torch.as_tensor(values).detach().double().cpu()
     if values.ndim != 1 or not len(values): raise PliError(f"an interval needs one value a query, got shape {tuple(values.shape)}")
-    if not values.isfinite().all(): raise PliError(f"query {values.isfinite().logical_not().nonzero()[0].item()}: its value is not a finite number")
+    if not values.isfinite().all():
+        raise PliError(f"query {values.isfinite().logical_not().nonzero()[0].item()}: its value is not a finite number")
     if draws < 1 or not 0 < level < 1: raise PliError(f"an interval needs draws >= 1 and 0 < level < 1, got {draws} and {level}")
     return values
 
@@ -195,7 +200,8 @@ def _strata(strata, queries: int) -> list[Tensor]:
     if strata is None: return [torch.arange(queries)]
     try: labels = torch.as_tensor(strata).cpu()
     except (TypeError, ValueError): raise PliError("strata must hold one whole number a query; give names numbers first") from None
-    if labels.shape != (queries,) or labels.is_floating_point(): raise PliError(f"strata must hold one whole number a query ({queries}), got {labels.dtype} of shape {tuple(labels.shape)}")
+    if labels.shape != (queries,) or labels.is_floating_point():
+        raise PliError(f"strata must hold one whole number a query ({queries}), got {labels.dtype} of shape {tuple(labels.shape)}")
     return [(labels == label).nonzero().flatten() for label in labels.unique()]
 
 # %% ../nbs/08_metrics.ipynb #47aa41e0
@@ -204,7 +210,8 @@ def bootstrap(
     draws: int = 1000,              # how many times the queries are drawn again
     seed: int = 0,                  # the same seed gives the same interval
     level: float = 0.95,            # share of the draws inside the interval
-    strata: Tensor | None = None,   # `(queries,)` int: take the mean of the strata's means, and draw each stratum by itself; None: all queries alike
+    # `(queries,)` int: take the mean of the strata's means, and draw each stratum by itself; None: all queries alike
+    strata: Tensor | None = None,
 ) -> tuple[float, float, float]:  # mean, low, high
     "The mean over queries and the percentile interval in which it moves when the queries are drawn again."
     values = _measured(values, draws, level)
@@ -218,7 +225,8 @@ def paired_bootstrap(
     draws: int = 1000,              # how many times the queries are drawn again
     seed: int = 0,                  # the same seed gives the same interval
     level: float = 0.95,            # share of the draws inside the interval
-    strata: Tensor | None = None,   # `(queries,)` int: take the mean of the strata's means, and draw each stratum by itself; None: all queries alike
+    # `(queries,)` int: take the mean of the strata's means, and draw each stratum by itself; None: all queries alike
+    strata: Tensor | None = None,
 ) -> tuple[float, float, float]:  # difference of the means `a - b`, low, high
     "How much better `a` is than `b` on the same queries, with its interval."
     a, b = _pair(a, b, draws, level)
@@ -237,12 +245,14 @@ def paired_ratio(
     draws: int = 1000,              # how many times the queries are drawn again
     seed: int = 0,                  # the same seed gives the same interval
     level: float = 0.95,            # share of the draws inside the interval
-    strata: Tensor | None = None,   # `(queries,)` int: take the mean of the strata's means, and draw each stratum by itself; None: all queries alike
+    # `(queries,)` int: take the mean of the strata's means, and draw each stratum by itself; None: all queries alike
+    strata: Tensor | None = None,
 ) -> tuple[float, float, float]:  # `mean(a) / mean(b)`, low, high; `inf` where draws of `b` were all zero
     "How many times `b`'s mean `a`'s is, on the same queries, with its interval; a `PliError` where `b`'s mean is 0."
     a, b = _pair(a, b, draws, level)
     strata = _strata(strata, len(a))
-    if _mean(b, strata) == 0: raise PliError("the ratio has no value: the second model's mean is 0. Use paired_bootstrap for the difference")
+    if _mean(b, strata) == 0:
+        raise PliError("the ratio has no value: the second model's mean is 0. Use paired_bootstrap for the difference")
     above, below = _resampled(torch.stack([a, b]), draws, seed, strata)
     ratios = torch.where(below == 0, math.inf, above / below)
     return (_mean(a, strata) / _mean(b, strata)).item(), *_interval(ratios, level)

@@ -111,8 +111,12 @@ def submission(
 ) -> dict:
     "One file for a test server, as a record."
     numbers = getattr(rankings, form.part)
-    if numbers is None: raise PliError(f"{benchmark.title}: the server wants the look-alikes of each query ranked too, and these rankings lack them")
-    return form.header | {query: list(map(form.spelling, names[: form.length])) for query, names in zip(benchmark.ids, named(numbers, benchmark, rankings.strangers))}
+    if numbers is None:
+        raise PliError(f"{benchmark.title}: the server wants the look-alikes of each query ranked too, and these rankings lack them")
+    return form.header | {
+        query: list(map(form.spelling, names[: form.length]))
+        for query, names in zip(benchmark.ids, named(numbers, benchmark, rankings.strangers))
+    }
 
 # %% ../nbs/17_predictions.ipynb #c4d577e7
 def seen(value) -> str:
@@ -151,7 +155,10 @@ def list_faults(
     enough = form.length if searched is None else min(form.length, len(searched) - (barred in searched))
     if form.exact and len(names) != enough: yield f"the list has length {len(names)}, and {enough} pictures are wanted"
     if not form.exact and len(names) < enough:
-        yield f"the list has length {len(names)}, and measuring at {form.length} takes {form.length if enough == form.length else f'all {enough} pictures that there are'}"
+        yield (
+            f"the list has length {len(names)}, and measuring at {form.length} takes"
+            f" {form.length if enough == form.length else f'all {enough} pictures that there are'}"
+        )
 
 # %% ../nbs/17_predictions.ipynb #fb8bc358
 def first_few(names: Iterable[str], most: int = 3) -> str:
@@ -167,7 +174,11 @@ def faults(
     "All that is wrong with the lists of a file, a line each: the query and the rule."
     ids = set(benchmark.ids)
     strange = [query for query in lists if query not in ids]
-    if strange: yield f"{len(strange):,} of its {len(lists):,} queries are not in {benchmark.title}: {first_few(strange)}; is the file for another split or protocol?"
+    if strange:
+        yield (
+            f"{len(strange):,} of its {len(lists):,} queries are not in {benchmark.title}: {first_few(strange)}; is the file for another"
+            " split or protocol?"
+        )
     lacking = [query for query in benchmark.ids if query not in lists]
     if lacking: yield f"{len(lacking):,} of the {len(benchmark):,} queries are missing: {first_few(lacking)}"
     number = {name: i for i, name in enumerate(benchmark.pictures)}
@@ -176,7 +187,13 @@ def faults(
         if query not in lists: continue
         searched = frozenset(benchmark.subsets[row]) if form.part == "subset" else galleries[g] if benchmark.complete else None
         wrong = misspelt(lists[query], form)
-        found = [wrong] if wrong else list_faults([as_listed(benchmark, name) for name in lists[query]], form, number, searched, -1 if form.reference else reference)
+        found = (
+            [wrong]
+            if wrong
+            else list_faults(
+                [as_listed(benchmark, name) for name in lists[query]], form, number, searched, -1 if form.reference else reference
+            )
+        )
         yield from (f"query {shown(query)!r}: {fault}" for fault in found)
 
 # %% ../nbs/17_predictions.ipynb #c7fae713
@@ -186,21 +203,35 @@ def load_record(
 ) -> dict:
     "The object in a JSON file; a `PliError` names the file and what is wrong with it."
     try:
-        with open_regular(path, sys.maxsize) as file: raw = file.read(most_bytes + 1)
-        if len(raw) > most_bytes: raise PliError(f"it is larger than {most_bytes / 1e6:g} MB; list only the best pictures of each query")
+        with open_regular(path, sys.maxsize) as file:
+            raw = file.read(most_bytes + 1)
+        if len(raw) > most_bytes:
+            raise PliError(f"it is larger than {most_bytes / 1e6:g} MB; list only the best pictures of each query")
         record = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=once)
-        if not isinstance(record, dict): raise PliError(f'it holds {seen(record)}; rankings are an object with an entry "<query id>": [pictures, best first] for every query')
+        if not isinstance(record, dict):
+            raise PliError(
+                f'it holds {seen(record)}; rankings are an object with an entry "<query id>": [pictures, best first] for every query'
+            )
         return record
-    except PliError as error: raise PliError(f"{shown(path)}: {str(error).removeprefix(f'{shown(path)}: ')}") from None
-    except OSError as error: raise PliError(f"{shown(path)}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error: raise PliError(f"{shown(path)}: not valid JSON ({first_line(error)}); is the file complete?") from None
+    except PliError as error:
+        raise PliError(f"{shown(path)}: {str(error).removeprefix(f'{shown(path)}: ')}") from None
+    except OSError as error:
+        raise PliError(f"{shown(path)}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise PliError(f"{shown(path)}: not valid JSON ({first_line(error)}); is the file complete?") from None
 
 # %% ../nbs/17_predictions.ipynb #04f15aee
 def server_forms(benchmark: Benchmark) -> tuple[Form, ...]:
     "The files that the benchmark's server takes; a `PliError` where there is no server, or where queries are missing."
-    if benchmark.name not in SERVERS: raise PliError(f"{benchmark.title}: there is no test server; known are {', '.join(SERVERS)}. write_rankings writes a plain ranking file")
+    if benchmark.name not in SERVERS:
+        raise PliError(
+            f"{benchmark.title}: there is no test server; known are {', '.join(SERVERS)}. write_rankings writes a plain ranking file"
+        )
     if benchmark.missing and any(benchmark.missing.queries.values()):
-        raise PliError(f"{benchmark.title}: {sum(benchmark.missing.queries.values()):,} queries are left out because pictures are missing; the server wants every query")
+        raise PliError(
+            f"{benchmark.title}: {sum(benchmark.missing.queries.values()):,} queries are left out because pictures are missing; the server"
+            " wants every query"
+        )
     return SERVERS[benchmark.name]
 
 def form_of(
@@ -210,7 +241,9 @@ def form_of(
     for form in SERVERS[benchmark.name]:
         if all(record.get(entry) == value for entry, value in form.header.items()): return form
     wanted = " or ".join(json.dumps(form.header) for form in SERVERS[benchmark.name])
-    raise PliError(f"the entries have to be {wanted}; here they are {', '.join(f'{entry}: {seen(record.get(entry))}' for entry in form.header)}")
+    raise PliError(
+        f"the entries have to be {wanted}; here they are {', '.join(f'{entry}: {seen(record.get(entry))}' for entry in form.header)}"
+    )
 
 def check_submission(
     path: str | Path, benchmark: Benchmark,
@@ -250,7 +283,13 @@ def write_rankings(
 ) -> None:
     "Write a plain ranking file."
     lists = lambda numbers: dict(zip(benchmark.ids, named(numbers, benchmark, rankings.strangers)))
-    record = {"format": FORMAT, "benchmark": benchmark.name, "split": benchmark.split, "protocol": benchmark.protocol, "rankings": lists(rankings.lists)}
+    record = {
+        "format": FORMAT,
+        "benchmark": benchmark.name,
+        "split": benchmark.split,
+        "protocol": benchmark.protocol,
+        "rankings": lists(rankings.lists),
+    }
     if rankings.subset is not None: record["subset"] = lists(rankings.subset)
     with atomic(path) as temporary: temporary.write_text(json.dumps(record, separators=(",", ":")), encoding="utf-8")
 
@@ -265,11 +304,15 @@ def check_protocol(
 ) -> None:
     "Raise a `PliError` unless rankings were made by the protocol that they are scored by."
     reader = READERS.get(benchmark.name)
-    if isinstance(said, dict): said = ",".join(f"{option}={value}" for option, value in said.items() if reader is None or option in reader.choices)
-    if not isinstance(said, str): raise PliError(f"the entry 'protocol' has to be text such as gallery=val, or an object of such choices, not {seen(said)}")
+    if isinstance(said, dict):
+        said = ",".join(f"{option}={value}" for option, value in said.items() if reader is None or option in reader.choices)
+    if not isinstance(said, str):
+        raise PliError(f"the entry 'protocol' has to be text such as gallery=val, or an object of such choices, not {seen(said)}")
     made = parse_protocol(reader, said, benchmark.split) if reader else dict(part.split("=", 1) for part in said.split(",") if "=" in part)
     usual = {option: values[0] for option, values in reader.choices.items()} if reader else {}
-    made, here = usual | made, {option: benchmark.protocol.get(option, value) for option, value in usual.items()} if reader else benchmark.protocol
+    made, here = usual | made, (
+        {option: benchmark.protocol.get(option, value) for option, value in usual.items()} if reader else benchmark.protocol
+    )
     if made != here: raise PliError(f"its rankings were made by another protocol, {shown(as_choices(made))}; here it is {as_choices(here)}")
 
 def parts_of(
@@ -280,7 +323,8 @@ def parts_of(
         form = form_of(record, benchmark)
         return {form.part: {query: names for query, names in record.items() if query not in form.header}}
     for entry, wanted in {"format": FORMAT, "benchmark": benchmark.name, "split": benchmark.split}.items():
-        if record.get(entry, "") != wanted: raise PliError(f"the entry {entry!r} has to be {wanted!r}; here it is {seen(record.get(entry))}")
+        if record.get(entry, "") != wanted:
+            raise PliError(f"the entry {entry!r} has to be {wanted!r}; here it is {seen(record.get(entry))}")
     if "protocol" in record: check_protocol(record["protocol"], benchmark)
     strange = record.keys() - {"format", "benchmark", "split", "protocol", "rankings", "subset", "about"}
     if strange: raise PliError(f"unknown entries: {first_few(sorted(strange))}; a remark may stand in 'about'")
@@ -313,11 +357,18 @@ def read_rankings(
         declared |= "protocol" in record
         try:
             for part, lists in parts_of(record, benchmark).items():
-                if part in parts: raise PliError(f"a second file with the {'rankings' if part == 'lists' else 'subsets'}; the other one is enough")
-                for fault in faults(lists, benchmark, form_for_reading(benchmark, part)): raise PliError(fault)
+                if part in parts:
+                    raise PliError(f"a second file with the {'rankings' if part == 'lists' else 'subsets'}; the other one is enough")
+                for fault in faults(lists, benchmark, form_for_reading(benchmark, part)):
+                    raise PliError(fault)
                 parts[part] = padded([[number(as_listed(benchmark, name)) for name in lists[query]] for query in benchmark.ids])
-        except PliError as error: raise PliError(f"{shown(path)}: {error}") from None
-    if "lists" not in parts: raise PliError(f"{benchmark.title}: there is no ranking over the whole gallery" + (" beside that of the subsets; give both files" if parts else ""))
+        except PliError as error:
+            raise PliError(f"{shown(path)}: {error}") from None
+    if "lists" not in parts:
+        raise PliError(
+            f"{benchmark.title}: there is no ranking over the whole gallery"
+            + (" beside that of the subsets; give both files" if parts else "")
+        )
     return Rankings(parts["lists"], parts.get("subset"), tuple(strangers), declared)
 
 # %% ../nbs/17_predictions.ipynb #629a610d
@@ -338,7 +389,11 @@ def outcomes_of(
     found = torch.stack([place_in(rankings.lists, answer) for answer in right.T], 1)
     places = found.masked_fill(right < 0, ABSENT + 1).sort(1).values
     places = places.masked_fill(places > ABSENT, 0)
-    return Outcomes(found[:, 0] if benchmark.rules.main_only else places[:, 0], places, None if rankings.subset is None else place_in(rankings.subset, right[:, 0]))
+    return Outcomes(
+        found[:, 0] if benchmark.rules.main_only else places[:, 0],
+        places,
+        None if rankings.subset is None else place_in(rankings.subset, right[:, 0]),
+    )
 
 # %% ../nbs/17_predictions.ipynb #132680dc
 MOST_UNPACKED = 4_000_000_000   # bytes; a small .npz file can claim to be endless
@@ -347,13 +402,18 @@ def from_safetensors(path: Path) -> tuple[list, Tensor]:
     "Names and features of a `.safetensors` file."
     with safe_open(path, "pt") as file:
         if "features" not in file.keys(): raise PliError(f"it has no tensor 'features'; it has {first_few(file.keys()) or 'none'}")
-        if "names" not in (file.metadata() or {}): raise PliError("its metadata has no entry 'names', a JSON list with the name of every row")
+        if "names" not in (file.metadata() or {}):
+            raise PliError("its metadata has no entry 'names', a JSON list with the name of every row")
         return json.loads(file.metadata()["names"]), file.get_tensor("features")
 
 def from_npz(path: Path) -> tuple[list, Tensor]:
     "Names and features of a `.npz` file; nothing in it is executed."
     with zipfile.ZipFile(path) as parts: unpacked = sum(part.file_size for part in parts.infolist())
-    if unpacked > MOST_UNPACKED: raise PliError(f"it unpacks to {unpacked / 1e9:.0f} GB, and {MOST_UNPACKED / 1e9:.0f} are the most that is read; store float16, or use .safetensors")
+    if unpacked > MOST_UNPACKED:
+        raise PliError(
+            f"it unpacks to {unpacked / 1e9:.0f} GB, and {MOST_UNPACKED / 1e9:.0f} are the most that is read; store float16, or use"
+            " .safetensors"
+        )
     with np.load(path, allow_pickle=False) as file:
         for name in ("features", "names"):
             if name not in file.files: raise PliError(f"it has no array {name!r}; it has {first_few(file.files) or 'none'}")
@@ -367,7 +427,8 @@ def to_safetensors(path: Path, names: list[str], features: Tensor) -> None:
 def to_npz(path: Path, names: list[str], features: Tensor) -> None:
     "Write a `.npz` file that `from_npz` reads; bfloat16, which numpy has not, is widened."
     features = features.float() if features.dtype == torch.bfloat16 else features
-    with atomic(path) as temporary, open(temporary, "wb") as file: np.savez(file, features=features.numpy(), names=np.array(names, dtype=str))
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, features=features.numpy(), names=np.array(names, dtype=str))
 
 FEATURE_FILES = {".safetensors": (from_safetensors, to_safetensors), ".npz": (from_npz, to_npz)}
 
@@ -379,12 +440,17 @@ def check_features(
     "Named rows that can be compared, or a `PliError`."
     if misspelt(names, Form("lists", 1, spelling=None)): raise PliError("'names' is not a list of texts or numbers")
     if features.ndim != 2 or not features.is_floating_point():
-        raise PliError(f"'features' has to be floating-point (n, width), and is {str(features.dtype).removeprefix('torch.')} {tuple(features.shape)}")
+        raise PliError(
+            f"'features' has to be floating-point (n, width), and is {str(features.dtype).removeprefix('torch.')} {tuple(features.shape)}"
+        )
     if len(names) != len(features): raise PliError(f"{len(names):,} names for {len(features):,} rows")
     names, features, row = list(map(str, names)), features.float(), {}
     for i, name in enumerate(names):
         if row.setdefault(name, i) != i: raise PliError(f"rows {row[name]} and {i} are both called {shown(name)!r}")
-    for what, wrong in (("holds a number that is not finite", ~features.isfinite().all(1)), ("holds zeros only and points nowhere", ~features.any(1))):
+    for what, wrong in (
+        ("holds a number that is not finite", ~features.isfinite().all(1)),
+        ("holds zeros only and points nowhere", ~features.any(1)),
+    ):
         rows = wrong.nonzero().flatten().tolist()
         if rows: raise PliError(f"{len(rows):,} of {len(names):,} rows cannot be compared; the first, {shown(names[rows[0]])!r}, {what}")
     return names, features
@@ -430,8 +496,12 @@ def rows_for(
     row = {name: i for i, name in enumerate(names)}
     lacking = [name for name in wanted if name not in row]
     if lacking:
-        raise PliError(f"{shown(path)}: {len(lacking):,} of the {len(wanted):,} {what} have no row: {first_few(lacking)}; it has {len(names):,} rows such as {first_few(names[:1])}")
-    if len(names) > len(wanted): say(f"{shown(path)}: {len(names) - len(wanted):,} of {len(names):,} rows are none of the {len(wanted):,} {what} and are left aside")
+        raise PliError(
+            f"{shown(path)}: {len(lacking):,} of the {len(wanted):,} {what} have no row: {first_few(lacking)}; it has {len(names):,} rows"
+            f" such as {first_few(names[:1])}"
+        )
+    if len(names) > len(wanted):
+        say(f"{shown(path)}: {len(names) - len(wanted):,} of {len(names):,} rows are none of the {len(wanted):,} {what} and are left aside")
     chosen, found = torch.tensor([row[name] for name in wanted]), torch.empty(len(wanted), features.shape[1])
     for piece in torch.arange(len(wanted)).split(8192):
         part = features[chosen[piece]].double()
@@ -448,12 +518,15 @@ def named_features(
     "Anybody's features, matched by name. Raises `PliError` for rows that are missing or cannot be compared."
     (ids, asked), (names, found) = read_features(query_file), read_features(gallery_file)
     names = [as_listed(benchmark, name) for name in names]
-    if asked.shape[1] != found.shape[1]: raise PliError(f"{shown(query_file)} has features of width {asked.shape[1]:,}, {shown(gallery_file)} of width {found.shape[1]:,}")
+    if asked.shape[1] != found.shape[1]:
+        raise PliError(f"{shown(query_file)} has features of width {asked.shape[1]:,}, {shown(gallery_file)} of width {found.shape[1]:,}")
     if not benchmark.complete:
         benchmark = with_gallery(benchmark, names)
         say(f"{benchmark.title}: the gallery is taken from {shown(gallery_file)}, {len(names):,} pictures")
     searched = torch.cat([benchmark.galleries[g] for g in benchmark.searches.unique().tolist()]).unique()
-    rows = rows_for([benchmark.pictures[i] for i in searched.tolist()], names, found, gallery_file, f"pictures that {benchmark.title} searches", say)
+    rows = rows_for(
+        [benchmark.pictures[i] for i in searched.tolist()], names, found, gallery_file, f"pictures that {benchmark.title} searches", say
+    )
     texts = rows_for(benchmark.ids, ids, asked, query_file, f"queries of {benchmark.title}", say)
     if len(rows) == len(benchmark.pictures): return Features(rows, texts), benchmark
     return Features(torch.zeros(len(benchmark.pictures), rows.shape[1]).index_copy_(0, searched, rows), texts), benchmark

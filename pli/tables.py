@@ -62,12 +62,14 @@ def choose(
 def doubt(
     path: Path,
     found: Sequence[str],     # names of columns or fields
-    *asked: tuple[str | None, Sequence[str]],   # what the user asked for, and what is looked for otherwise; one for the picture, one for the caption
+    # what the user asked for, and what is looked for otherwise; one for the picture, one for the caption
+    *asked: tuple[str | None, Sequence[str]],
 ) -> Iterator[Note]:
     "A note for every column that was chosen among several."
     for key, usual in asked:
         there = [name for name in usual if name in found]
-        if not key and len(there) > 1: yield Note(f"{shown(path)}: reads {there[0]!r}; {', '.join(map(repr, there[1:]))} is there, too: {OTHER_KEYS}")
+        if not key and len(there) > 1:
+            yield Note(f"{shown(path)}: reads {there[0]!r}; {', '.join(map(repr, there[1:]))} is there, too: {OTHER_KEYS}")
 
 # %% ../nbs/06a_tables.ipynb #d63143e5
 TABLE_BYTES, UNPACKED_BYTES = 2**32, 2**30   # of a table as it lies there, and of one that had to be unpacked
@@ -82,17 +84,24 @@ class Bounded(io.RawIOBase):
         part = self.stream.read(len(space))
         space[:len(part)] = part
         self.left -= len(part)
-        if self.left < 0: raise PliError(f"{shown(self.path)}: unpacks to more than {self.most:,} bytes; if that is right, unpack it first" if isinstance(self.stream, gzip.GzipFile)
-                                         else f"{shown(self.path)}: holds more than {self.most:,} bytes")
+        if self.left < 0:
+            raise PliError(
+                f"{shown(self.path)}: unpacks to more than {self.most:,} bytes; if that is right, unpack it first"
+                if isinstance(self.stream, gzip.GzipFile)
+                else f"{shown(self.path)}: holds more than {self.most:,} bytes"
+            )
         return len(part)
 
 MOST_LINES, LINE_CHARACTERS = 50_000_000, 2**27   # of a table
 
 def bounded_lines(text: io.TextIOBase, path) -> list[str]:
-    "All lines with their ends. Raises `PliError` for more lines, or a longer one, than any table has: a packed megabyte can hold a thousand million."
+    """All lines with their ends. Raises `PliError` for more lines, or a longer one, than any table has: a packed megabyte can hold a
+    thousand million.
+    """
     lines = []
     while line := text.readline(LINE_CHARACTERS + 1):
-        if len(line) > LINE_CHARACTERS: raise PliError(f"{shown(path)}: line {len(lines) + 1:,} has more than {LINE_CHARACTERS:,} characters; is it a table?")
+        if len(line) > LINE_CHARACTERS:
+            raise PliError(f"{shown(path)}: line {len(lines) + 1:,} has more than {LINE_CHARACTERS:,} characters; is it a table?")
         if len(lines) == MOST_LINES: raise PliError(f"{shown(path)}: has more than {MOST_LINES:,} lines; split it")
         lines.append(line)
     return lines
@@ -101,7 +110,9 @@ def text_lines(
     path: str | Path,
     most: int = TABLE_BYTES,   # bytes that the file may hold, also once it is unpacked
 ) -> list[str]:  # with their ends; bytes that are not UTF-8 as lone surrogates
-    "The lines of a UTF-8 file, with or without a byte order mark, packed by gzip or not. Raises `PliError` for what is no text, no regular file, or too much."
+    """The lines of a UTF-8 file, with or without a byte order mark, packed by gzip or not. Raises `PliError` for what is no text, no
+    regular file, or too much.
+    """
     with open_regular(path, most) as file:
         head = file.read(2)
         file.seek(0)
@@ -109,8 +120,10 @@ def text_lines(
         packed = head == b"\x1f\x8b"
         raw = Bounded(gzip.GzipFile(fileobj=file) if packed else file, min(most, UNPACKED_BYTES) if packed else most, path)
         try:
-            with io.TextIOWrapper(io.BufferedReader(raw, 2**20), encoding="utf-8-sig", errors="surrogateescape", newline="") as text: return bounded_lines(text, path)
-        except (EOFError, zlib.error, gzip.BadGzipFile): raise PliError(f"{shown(path)}: is packed by gzip and damaged or cut short; fetch it again") from None
+            with io.TextIOWrapper(io.BufferedReader(raw, 2**20), encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+                return bounded_lines(text, path)
+        except (EOFError, zlib.error, gzip.BadGzipFile):
+            raise PliError(f"{shown(path)}: is packed by gzip and damaged or cut short; fetch it again") from None
         except OSError as error: raise PliError(f"{shown(path)}: cannot be read ({error.strerror or error})") from None
 
 # %% ../nbs/06a_tables.ipynb #3c9cc0d1
@@ -148,7 +161,8 @@ def table_header(
         image, caption = choose(columns, image_key, IMAGE_KEYS), choose(columns, caption_key, CAPTION_KEYS)
         if image and caption:
             for key in (image, caption):
-                if columns.count(key) > 1: raise PliError(f"{shown(path)}: has {columns.count(key)} columns called {shown(repr(key))}; rename all but one")
+                if columns.count(key) > 1:
+                    raise PliError(f"{shown(path)}: has {columns.count(key)} columns called {shown(repr(key))}; rename all but one")
             return delimiter, columns, columns.index(image), columns.index(caption)
         first = first or columns
     wanted = f"{image_key or IMAGE_KEYS[0]} and {caption_key or CAPTION_KEYS[0]}"
@@ -182,12 +196,19 @@ def records_of(
 ) -> Iterator[Record | Problem]:
     "A record for every caption of a picture."
     wrong = lambda why: Problem(file, line, "not text", f"{fields} {why}: {shown(repr(name), 40)}, {shown(repr(captions), 80)}")
-    if not isinstance(name, str): yield wrong("must be text")
-    elif isinstance(captions, str): yield Record(file, line, name.strip(), captions.strip())
-    elif not isinstance(captions, list): yield wrong("must be text, or a list of texts")
-    elif not captions: yield Problem(file, line, "empty caption", f"{shown(name)} has an empty list of captions")
+    if not isinstance(name, str):
+        yield wrong("must be text")
+    elif isinstance(captions, str):
+        yield Record(file, line, name.strip(), captions.strip())
+    elif not isinstance(captions, list):
+        yield wrong("must be text, or a list of texts")
+    elif not captions:
+        yield Problem(file, line, "empty caption", f"{shown(name)} has an empty list of captions")
     else:
-        for caption in captions: yield Record(file, line, name.strip(), caption.strip()) if isinstance(caption, str) else wrong("must be text, or a list of texts")
+        for caption in captions:
+            yield (
+                Record(file, line, name.strip(), caption.strip()) if isinstance(caption, str) else wrong("must be text, or a list of texts")
+            )
 
 def read_json_lines(
     path: Path,
@@ -198,7 +219,8 @@ def read_json_lines(
     "The records of a file with one JSON object a line."
     notes: set[Note] = set()
     for line, text in enumerate(text_lines(path), 1):
-        if not text.strip(): continue
+        if not text.strip():
+            continue
         try:
             fields = json.loads(text, object_pairs_hook=once)
         except (ValueError, RecursionError) as error:
@@ -209,7 +231,8 @@ def read_json_lines(
             continue
         image, caption = choose(fields, image_key, IMAGE_KEYS), choose(fields, caption_key, CAPTION_KEYS)
         for note in doubt(path, fields, (image_key, IMAGE_KEYS), (caption_key, CAPTION_KEYS)):
-            if note not in notes: yield note
+            if note not in notes:
+                yield note
             notes.add(note)
         if image is None or caption is None:
             wanted = (image_key or " or ".join(IMAGE_KEYS)) if image is None else (caption_key or " or ".join(CAPTION_KEYS))
@@ -228,7 +251,8 @@ def parquet_file(
 ):                                                     # pyarrow's reader, the types of the two columns, the open file
     "Open a Parquet file. Raises `PliError` where pyarrow is missing or the file is no Parquet."
     try: from pyarrow import ArrowException, parquet
-    except ImportError: raise PliError(f'{shown(path)}: reading Parquet needs pyarrow: pip install "pli[parquet]", or pip install pyarrow') from None
+    except ImportError:
+        raise PliError(f'{shown(path)}: reading Parquet needs pyarrow: pip install "pli[parquet]", or pip install pyarrow') from None
     file = open_regular(path, TABLE_BYTES)
     try:
         schema = parquet.ParquetFile(file).schema_arrow
@@ -269,9 +293,11 @@ def read_parquet(
     def two_of(names: list[str]) -> tuple[str, str]:
         two = choose(names, image_key, IMAGE_KEYS), choose(names, caption_key, CAPTION_KEYS)
         wanted = f"{image_key or IMAGE_KEYS[0]} and {caption_key or CAPTION_KEYS[0]}"
-        if not all(two): raise PliError(f"{shown(path)}: expected the columns {shown(wanted)}, found {shown(', '.join(names)) or 'none'}; {OTHER_KEYS}")
+        if not all(two):
+            raise PliError(f"{shown(path)}: expected the columns {shown(wanted)}, found {shown(', '.join(names)) or 'none'}; {OTHER_KEYS}")
         for name in two:
-            if names.count(name) > 1: raise PliError(f"{shown(path)}: has {names.count(name)} columns called {shown(repr(name))}; rename all but one")
+            if names.count(name) > 1:
+                raise PliError(f"{shown(path)}: has {names.count(name)} columns called {shown(repr(name))}; rename all but one")
         return two
 
     table, kinds, file = parquet_file(path, two_of)
@@ -285,7 +311,8 @@ def read_parquet(
         row, left = 0, TABLE_BYTES
         for batch in batches(path, table, [image, caption]):
             left -= batch.nbytes
-            if left < 0 or row > MOST_ROWS: raise PliError(f"{shown(path)}: its two columns unpack to more than {TABLE_BYTES:,} bytes or {MOST_ROWS:,} rows; split it")
+            if left < 0 or row > MOST_ROWS:
+                raise PliError(f"{shown(path)}: its two columns unpack to more than {TABLE_BYTES:,} bytes or {MOST_ROWS:,} rows; split it")
             for name, words in zip(texts_of(batch.column(image)), texts_of(batch.column(caption))):
                 row += 1
                 yield from records_of(str(path), row, name, words, f"{shown(image, 40)} and {shown(caption, 40)}")

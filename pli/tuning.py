@@ -35,26 +35,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
 from .backbones import Backbone
-from pli.core import (
-    LOCK,
-    PliError,
-    alone_in,
-    atomic,
-    bar,
-    check_workers,
-    generator,
-    open_regular,
-    read_regular,
-    read_sealed,
-    save_tensors,
-    sealed,
-    still_alone_in,
-    tensors_digest,
-    tidy,
-    told_of_workers,
-    unit,
-    write_json,
-)
+from .core import LOCK, PliError, alone_in, atomic, bar, check_workers, generator, open_regular, read_regular, read_sealed
+from .core import save_tensors, sealed, still_alone_in, tensors_digest, tidy, told_of_workers, unit, write_json
 from .data import BatchOrder, Company, collate, shown
 from .gallery.encode import ALIKE, encode_pixels, search
 from .gallery.search import write_features_read

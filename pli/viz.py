@@ -47,10 +47,27 @@ LOOKS = [   # colour, marker, line, hatch: curves and bars differ in more than c
     ("#56b4e9", "v", "-", "\\\\\\"), ("#d55e00", "P", "-", "xxx"), ("#009e73", "X", "-", "---"), ("#2b2b2b", "*", ":", "+++"),
 ]
 STYLE = {
-    "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8,
-    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": FAINT, "xtick.color": INK, "ytick.color": INK, "legend.frameon": False,
-    "axes.spines.top": False, "axes.spines.right": False, "grid.color": "#e4e4e4", "grid.linewidth": 0.7, "axes.axisbelow": True,
-    "hatch.linewidth": 0.7, "svg.hashsalt": "pli", "text.parse_math": False,   # a caption with two dollar signs is no formula
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "hatch.linewidth": 0.7,
+    "svg.hashsalt": "pli",
+    "text.parse_math": False,  # a caption with two dollar signs is no formula
 }
 
 def styled(draw: Callable) -> Callable:
@@ -72,7 +89,9 @@ def to_png(
     figure.savefig(data, format="png", dpi=dpi, metadata={"Software": None})
     if colours is None: return data.getvalue()
     small = io.BytesIO()
-    Image.open(data).convert("RGB").quantize(colours, Image.Quantize.MEDIANCUT, kmeans=3, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
+    Image.open(data).convert("RGB").quantize(colours, Image.Quantize.MEDIANCUT, kmeans=3, dither=Image.Dither.NONE).save(
+        small, format="PNG", optimize=True
+    )
     return small.getvalue()
 
 class Drawing(Figure):
@@ -80,7 +99,11 @@ class Drawing(Figure):
     def _repr_png_(self) -> bytes: return to_png(self)
 
 # %% ../nbs/12_viz.ipynb #f2873146
-FORMATS = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}, ".pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
+FORMATS = {
+    ".png": {"Software": None},
+    ".svg": {"Date": None, "Creator": None},
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
 
 @styled
 def save_figure(
@@ -90,7 +113,8 @@ def save_figure(
 ) -> None:
     "Write a figure to a file, whole or not at all; a `PliError` for an ending that is not known."
     kind = Path(path).suffix.lower()
-    if kind not in FORMATS: raise PliError(f"{path}: a figure is written as {', '.join(FORMATS)}, not as {kind or 'a file without an ending'}")
+    if kind not in FORMATS:
+        raise PliError(f"{path}: a figure is written as {', '.join(FORMATS)}, not as {kind or 'a file without an ending'}")
     with atomic(path) as temporary: figure.savefig(temporary, format=kind[1:], dpi=dpi, metadata=FORMATS[kind])
 
 # %% ../nbs/12_viz.ipynb #0b3a8345
@@ -136,7 +160,9 @@ def show_view(axis: Axes, view: View, row: int) -> None:
     "Draw one picture of a view exactly as the model gets it: its pixels, and a hatch where there is nothing."
     show_picture(axis, view.pixels[row], view.grid)
     if view.hidden is None or not view.hidden[row].any(): return
-    squares = PathPatch(hidden_squares(view.hidden[row], view.grid), facecolor="#ececec", edgecolor="#a9a9a9", hatch="xxxxxx", linewidth=0.5, gid="hidden")
+    squares = PathPatch(
+        hidden_squares(view.hidden[row], view.grid), facecolor="#ececec", edgecolor="#a9a9a9", hatch="xxxxxx", linewidth=0.5, gid="hidden"
+    )
     axis.add_patch(squares)
 
 # %% ../nbs/12_viz.ipynb #a8247250
@@ -148,9 +174,12 @@ def see(
     captions: Sequence[str] | None = None,   # for ways that read the words
 ) -> View:
     "What the model sees of these pictures, and of their words, under one way of hiding."
-    if pixels.ndim != 4 or pixels.shape[1] != 3 or not len(pixels): raise PliError(f"pictures to hide are (batch, 3, height, width), at least one, got {tuple(pixels.shape)}")
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or not len(pixels):
+        raise PliError(f"pictures to hide are (batch, 3, height, width), at least one, got {tuple(pixels.shape)}")
     floats = pixels.float().div(255) if pixels.dtype == torch.uint8 else pixels
-    return parse_hide(hide)(View(floats, tuple(grid), captions=None if captions is None else tuple(captions)), generator(seed, "figure", hide))
+    return parse_hide(hide)(
+        View(floats, tuple(grid), captions=None if captions is None else tuple(captions)), generator(seed, "figure", hide)
+    )
 
 def title_of(hide: str) -> str:
     "A way of hiding as a column title: a line for each step, long ones folded."
@@ -173,16 +202,20 @@ def mask_figure(
     cell: float = 1.0,                         # width of a picture in inches
 ) -> Drawing:                                  # `batch * (1 + len(hides))` axes, row by row
     "Pictures under several ways of hiding: exactly what the model sees, and a hatch where it sees nothing."
-    if captions is not None and len(captions) != len(pixels): raise PliError(f"{len(captions)} captions for {len(pixels)} pictures: give one for each")
+    if captions is not None and len(captions) != len(pixels):
+        raise PliError(f"{len(captions)} captions for {len(pixels)} pictures: give one for each")
     views = [see(pixels, hide, grid, seed, captions) for hide in ["none", *hides]]
     titles = ["whole picture", *map(title_of, hides)]
     words = [[words_left(view, row, captions) for view in views] for row in range(len(pixels))]
     under = max((0.06 + 0.125 * (text.count("\n") + 1) for line in words for text in line if text), default=0)
     high, gap, left = cell * pixels.shape[-2] / pixels.shape[-1], 0.07, 0.1 + (1.15 if captions else 0)
     top, step = 0.14 * max(title.count("\n") + 1 for title in titles) + 0.16, high + under + gap
-    notes = ["Hatched: hidden. The model sees nothing there, not even grey."] * any(view.hidden is not None for view in views) + ["Words under a picture: what is left of its caption."] * bool(under)
+    notes = ["Hatched: hidden. The model sees nothing there, not even grey."] * any(view.hidden is not None for view in views) + [
+        "Words under a picture: what is left of its caption."
+    ] * bool(under)
     wide = left + len(views) * (cell + gap) + 0.03
-    notes = [line for note in notes for line in textwrap.wrap(note, int((wide - left) / 0.06))]       # a letter is 0.06 inches at most, in the mean
+    # a letter is 0.06 inches at most, in the mean
+    notes = [line for note in notes for line in textwrap.wrap(note, int((wide - left) / 0.06))]
     figure = Drawing(figsize=(wide, top + len(pixels) * step + max(0.1, 0.14 * len(notes) + 0.16)))
     for row in range(len(pixels)):
         y = top + row * step
@@ -208,13 +241,22 @@ class Retrieval:
 
     def __post_init__(self):
         if self.ranked.ndim != 4 or len(self.ranked) != len(self.right) or not len(self.right):
-            raise PliError(f"retrieval {self.text!r}: pictures of shape {tuple(self.ranked.shape)}, but {len(self.right)} marks of what is right; give one for each, and at least one")
+            raise PliError(
+                f"retrieval {self.text!r}: pictures of shape {tuple(self.ranked.shape)}, but {len(self.right)} marks of what is right; give"
+                " one for each, and at least one"
+            )
 
 # %% ../nbs/12_viz.ipynb #86068fa6
 def show_answer(axis: Axes, pixels: Tensor, rank: int, right: bool) -> None:
     "A found picture under its rank; right ones get a thick frame and a tick."
     show_picture(axis, pixels)
-    axis.set_title(f"{rank} \N{CHECK MARK}" if right else f"{rank}", color=GREEN if right else FAINT, size=9, weight="bold" if right else "normal", pad=4.5)
+    axis.set_title(
+        f"{rank} \N{CHECK MARK}" if right else f"{rank}",
+        color=GREEN if right else FAINT,
+        size=9,
+        weight="bold" if right else "normal",
+        pad=4.5,
+    )
     if right:
         for side in axis.spines.values(): side.set(linewidth=3, color=GREEN, position=("outward", 1.5))
 
@@ -223,7 +265,14 @@ def show_row(figure: Figure, row: Retrieval, y: float, cell: float, words: float
     y, gap = y + 0.25, 0.12
     show_picture(axes_at(figure, 0.1, y, cell, cell), row.reference)
     text_at(figure, 0.1, y - 0.06, row.label or "query", va="bottom", weight="bold" if row.label else "normal", size=8.5)
-    text_at(figure, 0.2 + cell, y + cell / 2, "+ " + folded(f"\N{LEFT DOUBLE QUOTATION MARK}{row.text}\N{RIGHT DOUBLE QUOTATION MARK}", 20), va="center", size=8.5)
+    text_at(
+        figure,
+        0.2 + cell,
+        y + cell / 2,
+        "+ " + folded(f"\N{LEFT DOUBLE QUOTATION MARK}{row.text}\N{RIGHT DOUBLE QUOTATION MARK}", 20),
+        va="center",
+        size=8.5,
+    )
     start = 0.2 + cell + words
     text_at(figure, start - 0.14, y + cell / 2, "\N{RIGHTWARDS ARROW}", va="center", ha="center", size=13, color=FAINT)
     for place, (pixels, right) in enumerate(zip(row.ranked, row.right)):
@@ -243,7 +292,9 @@ def retrieval_figure(
     most = max(len(row.right) for row in rows)
     figure = Drawing(figsize=(0.3 + cell + words + most * (cell + 0.12), len(rows) * high + 0.28))
     for place, row in enumerate(rows): show_row(figure, row, place * high, cell, words)
-    text_at(figure, 0.1, len(rows) * high + 0.06, "Numbers: rank. Thick frame and tick: a right answer.", va="top", size=7.5, style="italic")
+    text_at(
+        figure, 0.1, len(rows) * high + 0.06, "Numbers: rank. Thick frame and tick: a right answer.", va="top", size=7.5, style="italic"
+    )
     return figure
 
 # %% ../nbs/12_viz.ipynb #679291cc
@@ -271,7 +322,8 @@ def interval_bars(
     rows = list(dict.fromkeys(row for group in groups.values() for row in group))
     if not rows: raise PliError("nothing to draw: give at least one group with one row")
     for group, row, value in ((g, r, v) for g, values in groups.items() for r, v in values.items()):
-        if len(value) != 3 or not all(v is not None and math.isfinite(v) for v in value): raise PliError(f"{group}, {row}: a bar needs mean, low and high as numbers, got {value}")
+        if len(value) != 3 or not all(v is not None and math.isfinite(v) for v in value):
+            raise PliError(f"{group}, {row}: a bar needs mean, low and high as numbers, got {value}")
     largest = max(abs(value[0]) for values in groups.values() for value in values.values())
     bars = len(groups) * (len(rows) + 0.9)
     across = min(max(4.2, 0.42 * bars + 0.9), 13)
@@ -280,13 +332,28 @@ def interval_bars(
     axis = figure.subplots()
     for place, values in enumerate(groups.values()):
         for row, name in enumerate(rows):
-            if name in values: bars_of(axis, place * (len(rows) + 0.9) + row, row, values[name], number_of(values[name][0], largest), turned=across / bars < 0.32)
-    axis.set(xticks=[place * (len(rows) + 0.9) + (len(rows) - 1) / 2 for place in range(len(groups))], xticklabels=list(groups), ylabel=ylabel, xlim=(-1, bars - 0.9))
+            if name in values:
+                bars_of(
+                    axis,
+                    place * (len(rows) + 0.9) + row,
+                    row,
+                    values[name],
+                    number_of(values[name][0], largest),
+                    turned=across / bars < 0.32,
+                )
+    axis.set(
+        xticks=[place * (len(rows) + 0.9) + (len(rows) - 1) / 2 for place in range(len(groups))],
+        xticklabels=list(groups),
+        ylabel=ylabel,
+        xlim=(-1, bars - 0.9),
+    )
     axis.tick_params(axis="x", length=0)
     axis.margins(y=0.12)
     axis.axhline(0, color=FAINT, linewidth=0.8)
     axis.grid(axis="y")
-    handles = [Patch(facecolor=LOOKS[i % len(LOOKS)][0], hatch=LOOKS[i % len(LOOKS)][3], edgecolor="white", linewidth=0) for i in range(len(rows))]
+    handles = [
+        Patch(facecolor=LOOKS[i % len(LOOKS)][0], hatch=LOOKS[i % len(LOOKS)][3], edgecolor="white", linewidth=0) for i in range(len(rows))
+    ]
     axis.set_xlabel("Whiskers: 95 % intervals.", size=7.5, style="italic", loc="left")
     figure.legend(handles, rows, loc="outside upper left", ncols=math.ceil(len(rows) / lines))
     return figure
@@ -307,10 +374,12 @@ def weight_curves(
     best: dict[str, float] | None = None,     # label -> the weight that was chosen; the highest point if not given
 ) -> Drawing:
     "Recall against the weight of the picture, on a logarithmic axis, the chosen weight ringed."
-    curves = {label: {float(weight): recall for weight, recall in curve.items()} for label, curve in curves.items()}   # keys from JSON are strings
+    # keys from JSON are strings
+    curves = {label: {float(weight): recall for weight, recall in curve.items()} for label, curve in curves.items()}
     weights = sorted({weight for curve in curves.values() for weight in curve})
     empty = [label for label, curve in curves.items() if not curve]
-    if not weights or empty: raise PliError(f"nothing to draw{' for ' + ', '.join(empty) if empty else ''}: give curves with at least one weight each")
+    if not weights or empty:
+        raise PliError(f"nothing to draw{' for ' + ', '.join(empty) if empty else ''}: give curves with at least one weight each")
     if weights[0] <= 0: raise PliError(f"weight {weights[0]:g} has no place on a logarithmic axis: leave it out")
     largest = max(max(curve.values()) for curve in curves.values())
     figure = Drawing(figsize=(5.4, 3.3), layout="constrained")
@@ -320,10 +389,19 @@ def weight_curves(
         points = sorted(curve.items())
         axis.plot(*zip(*points), color=colour, marker=marker, linestyle=line, markersize=5, linewidth=1.5, label=label)
         weight = (best or {}).get(label, max(curve, key=curve.get))
-        if weight not in curve: raise PliError(f"{label}: the chosen weight {weight:g} is not on its curve ({', '.join(f'{w:g}' for w, _ in points)})")
+        if weight not in curve:
+            raise PliError(f"{label}: the chosen weight {weight:g} is not on its curve ({', '.join(f'{w:g}' for w, _ in points)})")
         axis.plot(weight, curve[weight], "o", color=INK, markerfacecolor="none", markersize=11, markeredgewidth=1.2)
         over = any(other.get(weight, -math.inf) > curve[weight] for other in curves.values())          # another curve is above: write below
-        axis.annotate(number_of(curve[weight], largest), (weight, curve[weight]), (0, -8 if over else 8), textcoords="offset points", ha="center", va="top" if over else "bottom", size=8)
+        axis.annotate(
+            number_of(curve[weight], largest),
+            (weight, curve[weight]),
+            (0, -8 if over else 8),
+            textcoords="offset points",
+            ha="center",
+            va="top" if over else "bottom",
+            size=8,
+        )
     axis.plot([], [], "o", color=INK, markerfacecolor="none", markersize=9, label="chosen weight" if best else "highest")
     axis.set_xscale("log")
     axis.set_xticks(log_ticks(weights), [f"{weight:g}" for weight in log_ticks(weights)])
@@ -359,7 +437,9 @@ def loss_curves(
     axis = figure.subplots()
     for number, (label, history) in enumerate(histories.items()):
         colour, _, line, _ = LOOKS[(number + 1) % len(LOOKS)]
-        steps, losses = [record["step"] for record in history], [float("nan") if record["loss"] is None else record["loss"] for record in history]
+        steps, losses = [record["step"] for record in history], [
+            float("nan") if record["loss"] is None else record["loss"] for record in history
+        ]
         axis.plot(steps, losses, color=colour, linewidth=0.7, alpha=0.35)
         axis.plot(steps, mean_around(losses, half_life), color=colour, linestyle=line, linewidth=1.8, label=label)
     axis.set(xlabel="step", ylabel="loss")
@@ -380,7 +460,8 @@ def rank_change(
 ) -> Drawing:
     "How the rank of each right answer moved: below the diagonal it came forward."
     before, after = (torch.as_tensor(found).reshape(-1) for found in (before, after))
-    if len(before) != len(after) or not len(before): raise PliError(f"{len(before)} ranks before and {len(after)} after: give both for the same queries, at least one")
+    if len(before) != len(after) or not len(before):
+        raise PliError(f"{len(before)} ranks before and {len(after)} after: give both for the same queries, at least one")
     if min(before.min(), after.min()) < 1: raise PliError("ranks begin at 1, the best; got a smaller one")
     pairs, counts = torch.stack([before, after], 1).unique(dim=0, return_counts=True)
     top = max(int(pairs.max()), 10) * 1.6
@@ -391,11 +472,22 @@ def rank_change(
     axis.fill_between(diagonal, diagonal, top, color=LOOKS[2][0], alpha=0.13, linewidth=0)
     axis.plot(diagonal, diagonal, color=FAINT, linewidth=1)
     colours = [LOOKS[1][0] if b > a else LOOKS[5][0] if a > b else INK for b, a in pairs.tolist()]
-    axis.scatter(pairs[:, 0], pairs[:, 1], s=14 * counts.double().sqrt(), c=colours, alpha=0.75, linewidths=0.4, edgecolors="white", zorder=3)
+    axis.scatter(
+        pairs[:, 0], pairs[:, 1], s=14 * counts.double().sqrt(), c=colours, alpha=0.75, linewidths=0.4, edgecolors="white", zorder=3
+    )
     shares = zip(shares_moved(before, after), ("earlier", "as before", "later"), (LOOKS[1][0], INK, LOOKS[5][0]), "vo^")
-    for share, words, colour, marker in shares: axis.plot([], [], marker, color=colour, label=f"{words}: {'<1%' if 0 < share < 0.01 else f'{share:.0%}'}")
+    for share, words, colour, marker in shares:
+        axis.plot([], [], marker, color=colour, label=f"{words}: {'<1%' if 0 < share < 0.01 else f'{share:.0%}'}")
     ticks = [10**power for power in range(int(math.log10(top)) + 1)]
-    axis.set(xscale="log", yscale="log", xlim=diagonal, ylim=diagonal, xlabel=f"rank {labels[0]} (1 = best)", ylabel=f"rank {labels[1]} (1 = best)", aspect="equal")
+    axis.set(
+        xscale="log",
+        yscale="log",
+        xlim=diagonal,
+        ylim=diagonal,
+        xlabel=f"rank {labels[0]} (1 = best)",
+        ylabel=f"rank {labels[1]} (1 = best)",
+        aspect="equal",
+    )
     for ends in (axis.xaxis, axis.yaxis): ends.set_ticks(ticks, [f"{tick:,}" for tick in ticks]); ends.set_ticks([], minor=True)
     figure.legend(loc="outside upper center", ncols=3, title="right answer found", title_fontsize=8, handletextpad=0.2, columnspacing=1.2)
     return figure
@@ -405,7 +497,14 @@ LOSS, GAIN, UNSURE = "#d55e00", "#0072b2", "#6b6b6b"   # the ends of the scale; 
 
 def width_of(text: str, size: float, weight: str = "normal") -> float:
     "The width of a text in inches, its widest line."
-    return max((TextPath((0, 0), line, prop=FontProperties(size=size, weight=weight)).get_extents().x1 / 72 for line in text.split("\n") if line.strip()), default=0.0)
+    return max(
+        (
+            TextPath((0, 0), line, prop=FontProperties(size=size, weight=weight)).get_extents().x1 / 72
+            for line in text.split("\n")
+            if line.strip()
+        ),
+        default=0.0,
+    )
 
 @dataclass(frozen=True)
 class Name:
@@ -445,8 +544,17 @@ def row_names(axis: Axes, names: list[Name], places: Sequence[float], heading: s
     for name, place in zip(names, places):
         for number, line in enumerate(name.lines):
             look = {"size": 8.5} if number < name.major else {"size": 7.5, "color": UNSURE}
-            axis.annotate(line, (right, place), (0, 5.5 * (len(name.lines) - 1) - 11 * number), xycoords=axis.get_yaxis_transform(), textcoords="offset points",
-                          ha="right", va="center_baseline", annotation_clip=False, **look)
+            axis.annotate(
+                line,
+                (right, place),
+                (0, 5.5 * (len(name.lines) - 1) - 11 * number),
+                xycoords=axis.get_yaxis_transform(),
+                textcoords="offset points",
+                ha="right",
+                va="center_baseline",
+                annotation_clip=False,
+                **look,
+            )
     axis.set_yticks(places, [""] * len(names))
     axis.set_ylabel(heading, rotation=0, ha="right", va="bottom", size=8, style="italic", color=UNSURE)
     axis.yaxis.set_label_coords(right, 1.0)
@@ -476,7 +584,11 @@ def show_cells(axis: Axes, values: np.ndarray, sure: np.ndarray, limit: float, l
     rows, columns = values.shape
     axis.imshow(tint(values, limit, sure), extent=(0, columns, rows, 0), aspect="auto", interpolation="nearest")
     for row, column in np.argwhere(np.isfinite(values)):
-        look = {"color": UNSURE} if not sure[row, column] else {"weight": "bold", "color": "white" if abs(values[row, column]) > 0.62 * limit else INK}
+        look = (
+            {"color": UNSURE}
+            if not sure[row, column]
+            else {"weight": "bold", "color": "white" if abs(values[row, column]) > 0.62 * limit else INK}
+        )
         axis.text(column + 0.5, row + 0.5, signed(values[row, column], largest), ha="center", va="center_baseline", size=8.5, **look)
     axis.vlines(range(1, columns), 0, rows, color="white", linewidth=1.5)
     axis.hlines(range(1, rows), 0, columns, color="white", linewidth=1.5)
@@ -485,11 +597,18 @@ def show_cells(axis: Axes, values: np.ndarray, sure: np.ndarray, limit: float, l
 def show_scale(axis: Axes, limit: float, label: str, words: tuple[str, str]) -> None:
     "The colours and what they mean: a strong strip for what is sure, a pale one for what is not."
     gains = np.linspace(-limit, limit, 201)
-    axis.imshow(tint(np.stack([gains, gains]), limit, [[True] * 201, [False] * 201]), extent=(-limit, limit, 2, 0), aspect="auto", interpolation="nearest")
+    axis.imshow(
+        tint(np.stack([gains, gains]), limit, [[True] * 201, [False] * 201]),
+        extent=(-limit, limit, 2, 0),
+        aspect="auto",
+        interpolation="nearest",
+    )
     axis.set(xticks=[-limit, 0, limit], xticklabels=[signed(end, limit) for end in (-limit, 0, limit)], yticks=[])
     axis.tick_params(length=2)
     for place, word, look in zip((0.5, 1.5), words, ({"weight": "bold"}, {"color": UNSURE})):
-        axis.annotate(word, (1, place), (5, 0), xycoords=axis.get_yaxis_transform(), textcoords="offset points", va="center", size=7.5, **look)
+        axis.annotate(
+            word, (1, place), (5, 0), xycoords=axis.get_yaxis_transform(), textcoords="offset points", va="center", size=7.5, **look
+        )
     for side in axis.spines.values(): side.set_visible(False)
     axis.set_xlabel(label, size=8, labelpad=2)
 
@@ -507,22 +626,38 @@ def gain_map(
     reference: str = "control",                    # what the gains are over
     named: tuple[str, str] = ("way", "query"),     # what rows and columns are
     limit: float | None = None,                    # the gain of the full colour, to share a scale between figures; the largest if not given
-    sure: np.ndarray | None = None,                # `(rows, columns)` bool: cells that are sure, where more than the interval decides; say in the caption what
+    # `(rows, columns)` bool: cells that are sure, where more than the interval decides; say in the caption what
+    sure: np.ndarray | None = None,
 ) -> Drawing:                                      # two axes: the map and its scale
-    "A map of gains: colour and number in each cell, pale and grey where the interval contains 0, or where the caller says that it is not sure."
+    """A map of gains: colour and number in each cell, pale and grey where the interval contains 0, or where the caller says that it is
+    not sure.
+    """
     values, low, high = (np.asarray(part, float) for part in (values, low, high))
     if not values.size or not values.shape == low.shape == high.shape == (len(rows), len(columns)):
-        raise PliError(f"a map of {len(rows)} rows and {len(columns)} columns needs values, low and high of that shape, at least one cell; got {values.shape}, {low.shape}, {high.shape}")
+        raise PliError(
+            f"a map of {len(rows)} rows and {len(columns)} columns needs values, low and high of that shape, at least one cell; got"
+            f" {values.shape}, {low.shape}, {high.shape}"
+        )
     for row, column in np.argwhere(without_interval(values, low, high)):
-        raise PliError(f"{rows[row]}, {columns[column]}: a gain needs low <= high, all finite, got {values[row, column]:g} with {low[row, column]:g} and {high[row, column]:g}")
-    if limit is not None and not 0 < limit < math.inf: raise PliError(f"the limit is the gain of the full colour, a number above 0, got {limit}")
+        raise PliError(
+            f"{rows[row]}, {columns[column]}: a gain needs low <= high, all finite, got {values[row, column]:g} with {low[row, column]:g}"
+            f" and {high[row, column]:g}"
+        )
+    if limit is not None and not 0 < limit < math.inf:
+        raise PliError(f"the limit is the gain of the full colour, a number above 0, got {limit}")
     largest = np.abs(values[np.isfinite(values)]).max(initial=0.0) or 1.0
     limit = float(limit or largest)
     clear, words = (low > 0) | (high < 0), ("interval without 0", "interval contains 0") if sure is None else ("sure", "not sure")
     sure = clear if sure is None else np.asarray(sure, bool)
-    if sure.shape != values.shape or (sure & ~clear).any(): raise PliError(f"a cell can be sure only where its interval is clear of 0, and there must be {len(rows)} x {len(columns)} of them; got {sure.shape}, {int((sure & ~clear).sum()) if sure.shape == values.shape else 'some'} of them not clear")
+    if sure.shape != values.shape or (sure & ~clear).any():
+        raise PliError(
+            f"a cell can be sure only where its interval is clear of 0, and there must be {len(rows)} x {len(columns)} of them; got"
+            f" {sure.shape}, {int((sure & ~clear).sum()) if sure.shape == values.shape else 'some'} of them not clear"
+        )
     names, heads = names_of(rows, 44), names_of(columns, 13)
-    cell = min(max(0.62, *(width_of(head.text, 8.5) + 0.14 for head in heads)), 1.3), 0.29 + 0.13 * (max(len(name.lines) for name in names) - 1)
+    cell = min(max(0.62, *(width_of(head.text, 8.5) + 0.14 for head in heads)), 1.3), 0.29 + 0.13 * (
+        max(len(name.lines) for name in names) - 1
+    )
     left = 0.2 + max(width_of(named[0], 8), *(width_of(name.text, 8.5) for name in names))
     inside, above = (cell[0] * len(columns), cell[1] * len(rows)), 0.28 + 0.14 * max(len(head.lines) for head in heads)
     strip = min(max(inside[0], 1.6), 2.4)
@@ -564,10 +699,14 @@ def checked_series(series: dict, count: int, what: str) -> dict[str, np.ndarray]
     if not series or not count: raise PliError(f"nothing to draw: give at least one series and one {what}")
     arrays = {name: np.array(value, float) for name, value in series.items()}
     for name, array in arrays.items():
-        if array.shape != (3, count): raise PliError(f"{name}: a series needs mean, low and high for {count} {what}s, got shape {array.shape}")
+        if array.shape != (3, count):
+            raise PliError(f"{name}: a series needs mean, low and high for {count} {what}s, got shape {array.shape}")
         if not np.isfinite(array[0]).any(): raise PliError(f"{name}: no value is a number")
         for place in np.flatnonzero(without_interval(*array)):
-            raise PliError(f"{name}, {what} {place + 1}: a mean needs low <= high, all finite, got {array[0, place]:g} with {array[1, place]:g} and {array[2, place]:g}")
+            raise PliError(
+                f"{name}, {what} {place + 1}: a mean needs low <= high, all finite, got {array[0, place]:g} with {array[1, place]:g} and"
+                f" {array[2, place]:g}"
+            )
         array[:, np.isnan(array[0])] = np.nan
     return arrays
 
@@ -589,9 +728,24 @@ def end_names(axis: Axes, ends: list[tuple]) -> None:
     texts = [folded(name, 30) for name, *_ in ends]
     heights = [(0.16 + 0.13 * text.count("\n")) / height for text in texts]
     for text, (x, y), there, (*_, colour, marker, line) in zip(texts, at, moved_apart([y for _, y in at], heights, 1.0), ends):
-        axis.plot([x, 1.0, 1 + 0.24 / width], [y, y, there], transform=axis.transAxes, color=colour, linewidth=0.8, linestyle=":", clip_on=False)
-        axis.plot([1 + inch / width for inch in (0.28, 0.39, 0.5)], [there] * 3, line, transform=axis.transAxes, color=colour, linewidth=1.4, clip_on=False, marker=marker, markevery=[1], markersize=5)
-        axis.text(1 + 0.56 / width, there, text, transform=axis.transAxes, va="center", size=8, linespacing=1.15, color=INK if marker else UNSURE)
+        axis.plot(
+            [x, 1.0, 1 + 0.24 / width], [y, y, there], transform=axis.transAxes, color=colour, linewidth=0.8, linestyle=":", clip_on=False
+        )
+        axis.plot(
+            [1 + inch / width for inch in (0.28, 0.39, 0.5)],
+            [there] * 3,
+            line,
+            transform=axis.transAxes,
+            color=colour,
+            linewidth=1.4,
+            clip_on=False,
+            marker=marker,
+            markevery=[1],
+            markersize=5,
+        )
+        axis.text(
+            1 + 0.56 / width, there, text, transform=axis.transAxes, va="center", size=8, linespacing=1.15, color=INK if marker else UNSURE
+        )
 
 def show_lines(axis: Axes, x: np.ndarray, arrays: dict[str, np.ndarray], baselines: dict[str, float]) -> list[tuple]:
     "Draw lines, bands and level lines; where each ends: name, x, y, colour, marker, line."
@@ -602,7 +756,17 @@ def show_lines(axis: Axes, x: np.ndarray, arrays: dict[str, np.ndarray], baselin
     for number, (name, (mean, low, high)) in enumerate(arrays.items()):
         colour, marker, line, _ = LOOKS[(number + 1) % len(LOOKS)]
         axis.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
-        axis.plot(x, mean, color=colour, marker=marker, linestyle=line, markersize=5.5, linewidth=1.6, markeredgecolor="white", markeredgewidth=0.5)
+        axis.plot(
+            x,
+            mean,
+            color=colour,
+            marker=marker,
+            linestyle=line,
+            markersize=5.5,
+            linewidth=1.6,
+            markeredgecolor="white",
+            markeredgewidth=0.5,
+        )
         last = np.flatnonzero(np.isfinite(mean))[-1]
         ends.append((name, x[last], mean[last], colour, marker, line))
     return ends
@@ -622,11 +786,14 @@ def gain_lines(
     "Lines with 95 % intervals as bands, their names at their ends."
     x, baselines = np.asarray(x, float).reshape(-1), checked_levels(baselines)
     arrays = checked_series(series, len(x), "point")
-    if not np.isfinite(x).all() or (np.diff(x) <= 0).any(): raise PliError(f"x has to rise from point to point, got {', '.join(map(plain, x))}")
+    if not np.isfinite(x).all() or (np.diff(x) <= 0).any():
+        raise PliError(f"x has to rise from point to point, got {', '.join(map(plain, x))}")
     if logx and x[0] <= 0: raise PliError(f"x = {plain(x[0])} has no place on a logarithmic axis: leave it out")
     names = [folded(name, 30) for name in (*series, *baselines)]
     inside = 3.7, max(2.6, sum(0.2 + 0.13 * name.count("\n") for name in names))
-    figure, axis, _ = plate(inside, (0.72, 0.7 + max(width_of(name, 8) for name in names), 0.06, 0.5), title, [f"{caption} Bands: 95 % intervals.".strip()])
+    figure, axis, _ = plate(
+        inside, (0.72, 0.7 + max(width_of(name, 8) for name in names), 0.06, 0.5), title, [f"{caption} Bands: 95 % intervals.".strip()]
+    )
     if logx: axis.set_xscale("log")
     edges = np.concatenate([*(array.ravel() for array in arrays.values()), list(baselines.values())])
     least, most = np.nanmin(edges), np.nanmax(edges)
@@ -652,8 +819,18 @@ def lying_bar(axis: Axes, y: float, thick: float, look: tuple, value: np.ndarray
     axis.barh(y, mean, thick, color=look[0], hatch=look[3], edgecolor="white", linewidth=0)
     axis.plot([low, high], [y, y], color=INK, linewidth=1.1, solid_capstyle="butt")
     right = mean >= 0
-    axis.annotate(written, (max(high, mean, 0) if right else min(low, mean, 0), y), (3 if right else -3, 0), textcoords="offset points", gid="value",
-                  ha="left" if right else "right", va="center_baseline", size=7.5, color=INK if sure else UNSURE, path_effects=[withStroke(linewidth=2.5, foreground="white")])
+    axis.annotate(
+        written,
+        (max(high, mean, 0) if right else min(low, mean, 0), y),
+        (3 if right else -3, 0),
+        textcoords="offset points",
+        gid="value",
+        ha="left" if right else "right",
+        va="center_baseline",
+        size=7.5,
+        color=INK if sure else UNSURE,
+        path_effects=[withStroke(linewidth=2.5, foreground="white")],
+    )
 
 
 def keys_of(series: list[str], baselines: list[str], across: float) -> tuple[list, list[str], int, float]:
@@ -676,7 +853,8 @@ def gain_bars(
     baselines: dict[str, float] | None = None,    # name -> value: lines through all rows, such as the control's
     named: str = "way",                           # what the rows are
     gains: bool = False,                          # differences: written with their sign
-    sure: dict[str, Sequence[bool]] | None = None,   # name -> which rows are to be believed; those whose interval is clear of 0, if not given
+    # name -> which rows are to be believed; those whose interval is clear of 0, if not given
+    sure: dict[str, Sequence[bool]] | None = None,
 ) -> Drawing:
     "Lying bars with 95 % intervals as whiskers and the values written, a group of bars for each name."
     arrays, baselines = checked_series(series, len(names), "row"), checked_levels(baselines)
@@ -690,13 +868,26 @@ def gain_bars(
     believed = {name: np.asarray(sure[name], bool) if sure else ~((low <= 0) & (high >= 0)) for name, (_, low, high) in arrays.items()}
     unsure = any((~believed[name] & np.isfinite(mean)).any() for name, (mean, _, _) in arrays.items())
     missing = any(np.isnan(mean).any() for mean, _, _ in arrays.values())
-    notes = [caption, "Whiskers: 95 % intervals.", unsure * ("Grey number: not sure." if sure else "Grey number: the interval contains 0."), missing * "No bar: not measured."]
+    notes = [
+        caption,
+        "Whiskers: 95 % intervals.",
+        unsure * ("Grey number: not sure." if sure else "Grey number: the interval contains 0."),
+        missing * "No bar: not measured.",
+    ]
     figure, axis, top = plate((4.0, high * len(names)), (left, 0.2, room + 0.24, 0.45), title, [" ".join(filter(None, notes))])
     for row in range(0, len(names), 2): axis.axhspan(row, row + 1, color="#f4f4f4", linewidth=0, zorder=0)
     for number, (name, array) in enumerate(arrays.items()):
         for row in np.flatnonzero(np.isfinite(array[0])):
             written = signed(array[0, row], largest) if gains else number_of(array[0, row], largest)
-            lying_bar(axis, row + 0.5 + (number - (len(arrays) - 1) / 2) * thick / high, 0.9 * thick / high, LOOKS[(number + 1) % len(LOOKS)], array[:, row], written, believed[name][row])
+            lying_bar(
+                axis,
+                row + 0.5 + (number - (len(arrays) - 1) / 2) * thick / high,
+                0.9 * thick / high,
+                LOOKS[(number + 1) % len(LOOKS)],
+                array[:, row],
+                written,
+                believed[name][row],
+            )
     space = 0.12 * ((most - least) or 1.0)
     axis.set(xlim=(least - space * (least < 0), most + space), ylim=(len(names), 0), xlabel=ylabel)
     axis.axvline(0, color=INK, linewidth=0.8)
@@ -706,5 +897,14 @@ def gain_bars(
     for number, level in enumerate(baselines.values()): axis.axvline(level, color=UNSURE, linestyle=LEVELS[number % 3], linewidth=1.1)
     row_names(axis, lines, np.arange(len(names)) + 0.5, named)
     across, down = figure.get_size_inches()
-    figure.legend(keys, labels, loc="upper left", bbox_to_anchor=(left / across, 1 - top / down), ncols=columns, borderpad=0, borderaxespad=0, labelspacing=0.35)
+    figure.legend(
+        keys,
+        labels,
+        loc="upper left",
+        bbox_to_anchor=(left / across, 1 - top / down),
+        ncols=columns,
+        borderpad=0,
+        borderaxespad=0,
+        labelspacing=0.35,
+    )
     return figure

@@ -172,7 +172,9 @@ DIGEST = "pli_sha256"   # metadata of weights that pli has saved: the digest of 
 def check_digest(path: Path, tensors: dict[str, Tensor], said: dict[str, str]) -> None:
     "Raise a `PliError` for weights that carry a digest and are not what was written, in a single bit too."
     if DIGEST not in said or tensors_digest(sorted(tensors.items()), said.get("open_clip_config", "")) == said[DIGEST]: return
-    raise PliError(f"{shown(path)}: its weights are not what was written, some bits have changed; bring back a copy, or make the model again")
+    raise PliError(
+        f"{shown(path)}: its weights are not what was written, some bits have changed; bring back a copy, or make the model again"
+    )
 
 def check_beside(
     weights: Weights,
@@ -180,10 +182,22 @@ def check_beside(
 ) -> None:
     "Raise a `PliError` where a configuration is not the one that was saved with the weights, for weights that carry a digest."
     if DIGEST not in weights.said: return
-    flat = lambda table, start="": {name: value for key, held in table.items() for name, value in (flat(held, f"{start}{key}.") if isinstance(held, dict) else {f"{start}{key}": held}).items()}
+    flat = lambda table, start="": {
+        name: value
+        for key, held in table.items()
+        for name, value in (flat(held, f"{start}{key}.") if isinstance(held, dict) else {f"{start}{key}": held}).items()
+    }
     have, saved = flat(read_json(config)), flat(json.loads(weights.said["open_clip_config"]))
-    odd = [f"{shown(key, 80)} was {shown(saved.get(key), 80)}, is {shown(have.get(key), 80)}" for key in sorted(have.keys() | saved.keys()) if have.get(key) != saved.get(key)]
-    if odd: raise PliError(f"{shown(config)}: is not what was saved with the weights beside it ({'; '.join(odd[:3])}); bring back a copy or, if you changed it on purpose, write the weights again without what they say: save_file(load_file(FILE), FILE) of safetensors.torch")
+    odd = [
+        f"{shown(key, 80)} was {shown(saved.get(key), 80)}, is {shown(have.get(key), 80)}"
+        for key in sorted(have.keys() | saved.keys())
+        if have.get(key) != saved.get(key)
+    ]
+    if odd:
+        raise PliError(
+            f"{shown(config)}: is not what was saved with the weights beside it ({'; '.join(odd[:3])}); bring back a copy or, if you"
+            " changed it on purpose, write the weights again without what they say: save_file(load_file(FILE), FILE) of safetensors.torch"
+        )
 
 def memory_free() -> int:
     "Bytes of memory that can still be had, swap included; 64 GiB where the system does not tell."
@@ -205,7 +219,8 @@ def read_weights(
     "Read a file of weights; no code in it is run. Raises `PliError` naming the file and what is wrong with it."
     path, kind = Path(path), check_kind(path)
     needed, free = unpacked(path), memory_free()
-    if needed > free: raise PliError(f"{shown(path)}: its weights need {needed / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} GiB are free")
+    if needed > free:
+        raise PliError(f"{shown(path)}: its weights need {needed / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} GiB are free")
     if kind == "numpy": return Weights(path, {})     # of big_vision; open_clip alone knows its names
     try:
         if kind == "safetensors":
@@ -261,7 +276,9 @@ def check_fit(
         if fault := no_weights(tensors[key], wanted[key]): faults.setdefault(fault, []).append(key)
     parts = [f"{words} {few(names)}" for words, names in faults.items() if names]
     if not parts: return
-    another = "these are weights of another model" if lacks or strange or differ else "these weights are damaged, or made for something else"
+    another = (
+        "these are weights of another model" if lacks or strange or differ else "these weights are damaged, or made for something else"
+    )
     raise PliError(f"{shown(path)}: {another}: {'; '.join(parts)}")
 
 def put_weights(
@@ -531,7 +548,8 @@ class Choices:
     normalisation: str = ""          # for reports, where it was assumed
     notices: tuple[str, ...] = ()
 
-def named_activation(quick_gelu: bool) -> str: return "quick gelu" if quick_gelu else "gelu"
+def named_activation(quick_gelu: bool) -> str:
+    return "quick gelu" if quick_gelu else "gelu"
 
 def choose_for_file(
     weights: Weights,
@@ -546,20 +564,29 @@ def choose_for_file(
     if asked is not None or by_name:
         quick, why = (asked, "as asked for") if asked is not None else (True, "as the name of the model says")
         if says and says.quick_gelu != quick:
-            notices.append(f"{place}: {named_activation(quick)} is built, {why}, but {says.source} says {named_activation(says.quick_gelu)}")
+            notices.append(
+                f"{place}: {named_activation(quick)} is built, {why}, but {says.source} says {named_activation(says.quick_gelu)}"
+            )
     elif says:
         quick, why = says.quick_gelu, f"as {says.source} says"
-        if quick: notices.append(f"{place}: quick gelu is built, {why}")
+        if quick:
+            notices.append(f"{place}: quick gelu is built, {why}")
         other = next((piece for piece in found if piece.quick_gelu == (not quick)), None)
-        if other: notices.append(f"{place}: {named_activation(quick)} is built, {why}, but {other.source} says {named_activation(other.quick_gelu)}; --quick-gelu or --no-quick-gelu (quick_gelu=) decides")
+        if other:
+            notices.append(
+                f"{place}: {named_activation(quick)} is built, {why}, but {other.source} says {named_activation(other.quick_gelu)};"
+                " --quick-gelu or --no-quick-gelu (quick_gelu=) decides"
+            )
     elif any(tag.get("quick_gelu") for tag in tags):
         quick, why = False, "assumed"
         notices.append(f"{place}: does not say its activation, gelu is assumed; weights from OpenAI, or tuned from them, need "
                        f"--quick-gelu (quick_gelu=True), --no-quick-gelu says that it is right as it is")
-    else: quick, why = False, "as the name of the model says"
+    else:
+        quick, why = False, "as the name of the model says"
     pictures, normalisation = next((piece.pictures for piece in found if piece.pictures), None), ""
     ways = {json.dumps([tag.get(key) for key in ("mean", "std", "interpolation", "resize_mode")]) for tag in tags}
-    if pictures is None and len(ways) == 1: pictures = {key: tags[0][key] for key in PICTURES if key in tags[0]}
+    if pictures is None and len(ways) == 1:
+        pictures = {key: tags[0][key] for key in PICTURES if key in tags[0]}
     elif pictures is None and ways:
         normalisation = "OpenAI's mean and deviation, shorter side resized, assumed"
         notices.append(f"{place}: does not say how pictures are normalised, and the tags of {name} differ; OpenAI's mean and deviation "
@@ -574,8 +601,13 @@ def choose_for_model(
 ) -> Choices:
     "What to build where tag, folder or repository say it."
     says = bool(model_cfg.get("quick_gelu"))
-    if asked is None: return Choices(says, f"{named_activation(says)}, {stated}")
-    notices = (f"{shown(place)}: {named_activation(asked)} is built, as asked for, but it is {named_activation(says)}, {stated}",) if asked != says else ()
+    if asked is None:
+        return Choices(says, f"{named_activation(says)}, {stated}")
+    notices = (
+        (f"{shown(place)}: {named_activation(asked)} is built, as asked for, but it is {named_activation(says)}, {stated}",)
+        if asked != says
+        else ()
+    )
     return Choices(asked, f"{named_activation(asked)}, as asked for", notices=notices)
 
 def tuned_from_a_file(
@@ -583,13 +615,17 @@ def tuned_from_a_file(
 ) -> str | None:      # the file, where it left its activation open
     "Was it tuned by an older `pli` from a file of weights whose activation was not asked for?"
     for place in (folder, folder.parent):
-        try: record = json.loads(small_text(place / "provenance.json") or "{}")
-        except (ValueError, RecursionError): continue
+        try:
+            record = json.loads(small_text(place / "provenance.json") or "{}")
+        except (ValueError, RecursionError):
+            continue
         name, tag = (record.get(key) for key in ("model", "pretrained")) if isinstance(record, dict) else (None, None)
-        if not isinstance(name, str) or not isinstance(tag, str) or "activation" in record: continue
+        if not isinstance(name, str) or not isinstance(tag, str) or "activation" in record:
+            continue
         name = name.replace("/", "-")
         doubt = any(open_clip.get_pretrained_cfg(name, known).get("quick_gelu") for known in open_clip.list_pretrained_tags_by_model(name))
-        if doubt and not open_clip.get_pretrained_cfg(name, tag): return tag
+        if doubt and not open_clip.get_pretrained_cfg(name, tag):
+            return tag
     return None
 
 # %% ../nbs/02a_weights.ipynb #ffc78e27
@@ -613,10 +649,17 @@ def check_tag(
 ) -> None:
     "Raise a `PliError` for weights that are neither a tag of a model nor a file."
     if open_clip.get_pretrained_cfg(name, pretrained) or os.path.isfile(pretrained): return
-    if os.path.exists(pretrained): raise PliError(f"--pretrained {shown(pretrained)}: {'a folder' if os.path.isdir(pretrained) else 'a device or a pipe'}, not a file of weights; a folder with a model in it is given as --model")
+    if os.path.exists(pretrained):
+        raise PliError(
+            f"--pretrained {shown(pretrained)}: {'a folder' if os.path.isdir(pretrained) else 'a device or a pipe'}, not a file of weights;"
+            " a folder with a model in it is given as --model"
+        )
     tags = open_clip.list_pretrained_tags_by_model(name)
     near = similar(pretrained, tags) or tags[:8]
-    raise PliError(f"there is no such file, and no such tag of {shown(name)}" + (f"; did you mean {', '.join(near)}?" if near else "; open_clip has no weights for it"))
+    raise PliError(
+        f"there is no such file, and no such tag of {shown(name)}"
+        + (f"; did you mean {', '.join(near)}?" if near else "; open_clip has no weights for it")
+    )
 
 # %% ../nbs/02a_weights.ipynb #b9f641ca
 def out_of_reach(
@@ -636,14 +679,16 @@ def offline_for(
 ) -> bool:                      # the file is here, and the network should not be tried
     "Raise a `PliError` at once, where a file has to be downloaded and cannot be."
     here = any(isinstance(huggingface_hub.try_to_load_from_cache(repository, name, cache_dir), str) for name in names)
-    if huggingface_hub.constants.is_offline_mode(): reason = "HF_HUB_OFFLINE is set, so nothing is downloaded"
-    elif not (why := out_of_reach(huggingface_hub.constants.ENDPOINT)): return False
+    if huggingface_hub.constants.is_offline_mode():reason = "HF_HUB_OFFLINE is set, so nothing is downloaded"
+    elif not (why := out_of_reach(huggingface_hub.constants.ENDPOINT)):return False
     else: reason = f"{huggingface_hub.constants.ENDPOINT} cannot be reached ({why})"
     if here: return True
     place = Path(cache_dir or huggingface_hub.constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    raise PliError(f"{shown(repository)} ({names[0]}) is not on this machine, and {reason}. It would be put into {shown(place)}: "
-                   f"download it where there is a network and copy that folder here (or a folder that pli model fetch has written there), or name a file or folder of weights. "
-                   "With HF_HUB_OFFLINE=1 only what is here is used, and nothing is tried")
+    raise PliError(
+        f"{shown(repository)} ({names[0]}) is not on this machine, and {reason}. It would be put into {shown(place)}: download it where"
+        " there is a network and copy that folder here (or a folder that pli model fetch has written there), or name a file or folder of"
+        " weights. With HF_HUB_OFFLINE=1 only what is here is used, and nothing is tried"
+    )
 
 def weights_names(filename: str = "") -> list[str]:
     "What the weights of a repository may be called, the first choice first."

@@ -145,7 +145,10 @@ def cover(
 def checked_rows(attributes: Tensor) -> Tensor:
     "The rows themselves, or a `PliError` that names the value outside this world."
     if attributes.ndim != 2 or attributes.shape[1] != len(ATTRIBUTES):
-        raise PliError(f"attributes of shape {tuple(attributes.shape)}: expected (count, {len(ATTRIBUTES)}), one column each for {', '.join(ATTRIBUTES)}")
+        raise PliError(
+            f"attributes of shape {tuple(attributes.shape)}: expected (count, {len(ATTRIBUTES)}), one column each for"
+            f" {', '.join(ATTRIBUTES)}"
+        )
     for column, (name, values) in enumerate(ATTRIBUTES.items()):
         wrong = (attributes[:, column] < 0) | (attributes[:, column] >= len(values))
         if wrong.any():
@@ -270,7 +273,10 @@ def fill_gallery(
     "The planned pictures among strangers, in random order."
     distinct = list(dict.fromkeys(planned))
     if len(distinct) > gallery_size:
-        raise PliError(f"gallery_size is {gallery_size}, but these queries need {len(distinct)} pictures: ask for a gallery of at least that, or for fewer queries")
+        raise PliError(
+            f"gallery_size is {gallery_size}, but these queries need {len(distinct)} pictures: ask for a gallery of at least that, or for"
+            " fewer queries"
+        )
     strangers = sample(gallery_size - len(distinct), generator, without=torch.tensor(references))
     gallery = torch.cat([torch.tensor(distinct), strangers])
     return gallery[torch.randperm(gallery_size, generator=generator)]
@@ -310,9 +316,19 @@ def save_pictures(folder: Path, names: list[str], attributes: Tensor, size: int)
 
 def circo_records(queries: WorldQueries, names: list[str]) -> list[dict]:
     "The queries as records with CIRCO's field names; a picture's id is its path."
-    return [{"id": query, "reference_img_id": names[reference], "relative_caption": text, "target_img_id": names[answers[0]],
-             "gt_img_ids": [names[answer] for answer in answers], "kind": kind}
-            for query, (reference, text, answers, kind) in enumerate(zip(queries.references.tolist(), queries.texts, queries.answers, queries.kinds))]
+    return [
+        {
+            "id": query,
+            "reference_img_id": names[reference],
+            "relative_caption": text,
+            "target_img_id": names[answers[0]],
+            "gt_img_ids": [names[answer] for answer in answers],
+            "kind": kind,
+        }
+        for query, (reference, text, answers, kind) in enumerate(
+            zip(queries.references.tolist(), queries.texts, queries.answers, queries.kinds)
+        )
+    ]
 
 # %% ../nbs/01_world.ipynb #dcf26161
 def save_world(
@@ -329,7 +345,15 @@ def save_world(
     folder = Path(folder)
     if pairs < 1 or size < 1: raise PliError(f"pairs is {pairs} and size is {size}: both must be at least 1")
     if folder.exists() and not folder.is_dir(): raise PliError(f"{folder}: is a file; name a folder")
-    settings = {"pairs": pairs, "queries": queries, "gallery_size": gallery_size, "said": dict(said), "size": size, "seed": seed, "kinds": list(kinds)}
+    settings = {
+        "pairs": pairs,
+        "queries": queries,
+        "gallery_size": gallery_size,
+        "said": dict(said),
+        "size": size,
+        "seed": seed,
+        "kinds": list(kinds),
+    }
     drawn = make_queries(queries, gallery_size, named_generator(seed, "world", "queries"), kinds)
     rows = sample(pairs, named_generator(seed, "world", "pairs"), without=drawn.attributes)
     titles = caption(rows, said, named_generator(seed, "world", "captions"))

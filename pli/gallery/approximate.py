@@ -35,20 +35,28 @@ from .store import LARGEST_ROW, Picture, PictureTable, Vectors, path_inside
 # %% ../../nbs/gallery/09e_approximate.ipynb #bdb59ebf
 def lance():
     "The package lancedb. Raises `PliError` where it is not installed."
-    try: import lancedb
-    except ModuleNotFoundError: raise PliError('an approximate index, and a gallery on an object store, need LanceDB: pip install "pli[lance]"') from None
+    try:
+        import lancedb
+    except ModuleNotFoundError:
+        raise PliError('an approximate index, and a gallery on an object store, need LanceDB: pip install "pli[lance]"') from None
     return lancedb
 
 ADVICE = (
     ("NoSuchBucket|bucket does not exist", "there is no such bucket"),
-    ("credentials|FailedToLoadToken", "no key was found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your object store asks for"),
+    (
+        "credentials|FailedToLoadToken",
+        "no key was found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your object store asks for",
+    ),
     ("status: 40[13]|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch", "the object store refuses the key"),
     ("kind: Builder|BadScheme", "the object store speaks plain http; set AWS_ALLOW_HTTP=true if that is meant"),
     ("kind: Connect|dns error|timed out|TimedOut", "the object store does not answer; is AWS_ENDPOINT_URL right?"),
     ("[Nn]o space left|os error 28", "the disk is full"),
     ("sql filter|filter expression|regex", "cannot be asked for these --in, --name, --since or --until; write them more simply"),
     ("Permission denied|os error 13|Read-only file system|os error 30", "it cannot be written to"),
-    ("No object store provider|[Uu]nsupported|scheme", "such an address is not known; write s3://bucket/name, gs://bucket/name, az://container/name, or a folder"),
+    (
+        "No object store provider|[Uu]nsupported|scheme",
+        "such an address is not known; write s3://bucket/name, gs://bucket/name, az://container/name, or a folder",
+    ),
 )
 
 def advice_for(error: Exception) -> str | None:
@@ -58,11 +66,16 @@ def advice_for(error: Exception) -> str | None:
 @contextmanager
 def telling(place: str):
     "Errors of LanceDB as a `PliError` of one line that names the place."
-    try: yield
-    except PliError: raise
+    try:
+        yield
+    except PliError:
+        raise
     except Exception as error:                            # its Rust half raises ValueError, RuntimeError, OSError and kinds of its own
         text = str(error)
-        raise PliError(f"{shown(place)}: {advice_for(error) or 'is damaged, or was replaced meanwhile (' + shown(text.splitlines()[0] if text else type(error).__name__, 120) + '); remove it, and pli index FOLDER makes it again with --publish or --approximate'}") from None
+        raise PliError(
+            f"{shown(place)}:"
+            f" {advice_for(error) or 'is damaged, or was replaced meanwhile (' + shown(text.splitlines()[0] if text else type(error).__name__, 120) + '); remove it, and pli index FOLDER makes it again with --publish or --approximate'}"
+        ) from None
 
 # %% ../../nbs/gallery/09e_approximate.ipynb #3f777e27
 FORMAT = 1                                     # of a copy
@@ -73,22 +86,44 @@ LARGEST_FACT = 2**20                           # bytes of one fact about a copy
 def check_place(
     place: str | Path,   # where a copy shall be
 ) -> None:
-    "Raise a `PliError` for a place that cannot hold a copy: an address that is not known, a bucket that is not there or not ours, a folder that holds something else."
+    """Raise a `PliError` for a place that cannot hold a copy: an address that is not known, a bucket that is not there or not ours, a
+    folder that holds something else.
+    """
     place = str(place)
     if "://" in place:
-        if not re.fullmatch("(s3|gs|az)://[^/]+/.+", place): raise PliError(f"{shown(place)}: such an address is not known; write s3://bucket/name, gs://bucket/name, az://container/name, or a folder")
-        with telling(place): lance().connect(place).list_tables()
-    elif Path(place).exists() and not Path(place).is_dir(): raise PliError(f"{shown(place)}: is not a folder; choose another place")
+        if not re.fullmatch("(s3|gs|az)://[^/]+/.+", place):
+            raise PliError(
+                f"{shown(place)}: such an address is not known; write s3://bucket/name, gs://bucket/name, az://container/name, or a folder"
+            )
+        with telling(place):
+            lance().connect(place).list_tables()
+    elif Path(place).exists() and not Path(place).is_dir():
+        raise PliError(f"{shown(place)}: is not a folder; choose another place")
     elif Path(place).is_dir() and not is_copy(place) and any(entry.name != ".lock" for entry in os.scandir(place)):
         raise PliError(f"{shown(place)}: is not empty and holds no copy of a gallery; choose another place")
-    else: check_writable(place, folder=True)
+    else:
+        check_writable(place, folder=True)
 
 def schema_of(width: int | None):
     "The columns of `pictures` with features of some width; of `about` for None."
     import pyarrow as pa
-    if width is None: return pa.schema([("name", pa.string()), ("value", pa.string())])
-    kinds = {"id": pa.int64(), "stamp": pa.int64(), "path": pa.binary(), "folder": pa.string(), "name": pa.string(), "size": pa.int64(), "changed": pa.int64(), "content": pa.binary(),
-             "width": pa.int32(), "height": pa.int32(), "taken": pa.string(), "thumbnail": pa.binary(), "feature": pa.list_(pa.float32(), width)}
+    if width is None:
+        return pa.schema([("name", pa.string()), ("value", pa.string())])
+    kinds = {
+        "id": pa.int64(),
+        "stamp": pa.int64(),
+        "path": pa.binary(),
+        "folder": pa.string(),
+        "name": pa.string(),
+        "size": pa.int64(),
+        "changed": pa.int64(),
+        "content": pa.binary(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "taken": pa.string(),
+        "thumbnail": pa.binary(),
+        "feature": pa.list_(pa.float32(), width),
+    }
     return pa.schema(list(kinds.items()))
 
 def stamp_of(
@@ -108,32 +143,45 @@ class Copy:
 
     def __init__(self, place: str | Path):
         self.place = self.path = str(place)
-        if "://" in self.place: check_place(self.place)
-        elif not is_copy(place): raise PliError(f"{shown(place)}: there is no copy of a gallery; pli index FOLDER --publish {shown(place)} makes one")
+        if "://" in self.place:
+            check_place(self.place)
+        elif not is_copy(place):
+            raise PliError(f"{shown(place)}: there is no copy of a gallery; pli index FOLDER --publish {shown(place)} makes one")
         with telling(self.place):
             self.database = lance().connect(self.place)
             self.facts = read_facts(self.database, self.place)
-        if "generation" not in self.facts: raise PliError(f"{shown(self.place)}: is a copy that was never finished; pli index FOLDER --publish {shown(self.place)} goes on with it")
+        if "generation" not in self.facts:
+            raise PliError(
+                f"{shown(self.place)}: is a copy that was never finished; pli index FOLDER --publish {shown(self.place)} goes on with it"
+            )
         check_facts(self.place, self.facts)
         with telling(self.place):
             self.pictures = open_table(self.database, self.place, "pictures", self.facts["width"])
             self.pictures.checkout(self.facts["snapshot"])
-            if self.pictures.count_rows() != self.facts["rows"]: raise PliError(f"{shown(self.place)}: is damaged: it should hold {self.facts['rows']:,} pictures; publish it again to a new place")
+            if self.pictures.count_rows() != self.facts["rows"]:
+                raise PliError(
+                    f"{shown(self.place)}: is damaged: it should hold {self.facts['rows']:,} pictures; publish it again to a new place"
+                )
 
-    def close(self) -> None: pass
+    def close(self) -> None:
+        pass
 
-    def about(self) -> dict: return self.facts
+    def about(self) -> dict:
+        return self.facts
 
-    def __len__(self) -> int: return self.facts["rows"]
+    def __len__(self) -> int:
+        return self.facts["rows"]
 
     def rows(self, sql: str, columns: Sequence[str], limit: int | None = None) -> list[dict]:
         "Rows for which an SQL condition of our own holds, in the order of their ids."
-        with telling(self.place): found = self.pictures.search().where(sql).select(["id", *columns]).limit(limit).to_arrow().to_pylist()
+        with telling(self.place):
+            found = self.pictures.search().where(sql).select(["id", *columns]).limit(limit).to_arrow().to_pylist()
         return sorted(found, key=lambda row: row["id"])
 
     def picture(self, id: int) -> Picture:
         "One picture. Raises `PliError` if it is not there."
-        for found in self.several([id]): return found
+        for found in self.several([id]):
+            return found
         raise PliError(f"{shown(self.place)}: picture {id} is not in the copy")
 
     def several(self, ids: Sequence[int]) -> list[Picture]:
@@ -143,11 +191,13 @@ class Copy:
 
     def thumbnail(self, id: int) -> bytes | None:
         "A picture's small JPEG."
-        for row in self.rows(f"id = {int(id)}", ["thumbnail"], 1): return row["thumbnail"] if row["thumbnail"] and len(row["thumbnail"]) <= LARGEST_ROW else None
+        for row in self.rows(f"id = {int(id)}", ["thumbnail"], 1):
+            return row["thumbnail"] if row["thumbnail"] and len(row["thumbnail"]) <= LARGEST_ROW else None
 
     def feature(self, id: int) -> Tensor:
         "A picture's feature. Raises `PliError` if it is not there, or not finite."
-        for row in self.rows(f"id = {int(id)}", ["feature"], 1): return self._finite(torch.tensor(row["feature"]))
+        for row in self.rows(f"id = {int(id)}", ["feature"], 1):
+            return self._finite(torch.tensor(row["feature"]))
         raise PliError(f"{shown(self.place)}: picture {id} is not in the copy")
 
     def copies_of(self, content: bytes) -> list[int]:
@@ -155,16 +205,29 @@ class Copy:
         return [row["id"] for row in self.rows(f"content = X'{content.hex()}'", [])]
 
     def _finite(self, features: Tensor) -> Tensor:
-        if not features.isfinite().all(): raise PliError(f"{shown(self.place)}: holds a feature that is not finite; publish it again to a new place")
+        if not features.isfinite().all():
+            raise PliError(f"{shown(self.place)}: holds a feature that is not finite; publish it again to a new place")
         return features
 
     def nearest(self, direction: Tensor, count: int, sql: str, exact: bool) -> tuple[np.ndarray, Tensor]:
         "Ids and features of the `count` pictures with the largest cosine, as far as the index knows; of all that pass, if `exact`."
         with telling(self.place):
-            query = self.pictures.search(direction.numpy(), vector_column_name="feature").distance_type("cosine").limit(count).select(["id", "feature", "_distance"])
-            if sql: query = query.where(sql)
-            if exact or not self.facts["partitions"]: query = query.bypass_vector_index()
-            else: query = query.minimum_nprobes(max(LEAST_PROBES, round(PROBES * self.facts["partitions"]))).maximum_nprobes(0).refine_factor(max(1, min(10, REFINED // count)))
+            query = (
+                self.pictures.search(direction.numpy(), vector_column_name="feature")
+                .distance_type("cosine")
+                .limit(count)
+                .select(["id", "feature", "_distance"])
+            )
+            if sql:
+                query = query.where(sql)
+            if exact or not self.facts["partitions"]:
+                query = query.bypass_vector_index()
+            else:
+                query = (
+                    query.minimum_nprobes(max(LEAST_PROBES, round(PROBES * self.facts["partitions"])))
+                    .maximum_nprobes(0)
+                    .refine_factor(max(1, min(10, REFINED // count)))
+                )
             found = query.to_arrow().combine_chunks()
         features = found["feature"].combine_chunks().flatten().to_numpy().reshape(-1, self.facts["width"])
         return found["id"].to_numpy(), self._finite(torch.from_numpy(features.copy()))
@@ -172,30 +235,42 @@ class Copy:
 # %% ../../nbs/gallery/09e_approximate.ipynb #bca3cbef
 def open_table(database, place: str, name: str, width: int | None = None):
     "One of the two tables of a place, if it is what it should be. Raises `PliError` otherwise."
-    try: table = database.open_table(name)
+    try:
+        table = database.open_table(name)
     except ValueError as error:
-        if "was not found" not in str(error): raise
+        if "was not found" not in str(error):
+            raise
         raise PliError(f"{shown(place)}: there is no copy of a gallery; pli index FOLDER --publish {shown(place)} makes one") from None
     found, wanted = table.schema, schema_of(width)
     if found.metadata or [(field.name, field.type) for field in found] != [(field.name, field.type) for field in wanted]:
-        raise PliError(f"{shown(place)}: is no copy of a gallery of this version of pli: its table {name} has other columns; choose another place")
+        raise PliError(
+            f"{shown(place)}: is no copy of a gallery of this version of pli: its table {name} has other columns; choose another place"
+        )
     return table
 
 def read_facts(database, place: str) -> dict:
     "What belongs to a copy as a whole. Raises `PliError` for a place that holds none."
     rows = open_table(database, place, "about").search().where(f"octet_length(value) <= {LARGEST_FACT}").limit(100).to_arrow().to_pylist()
-    try: return {row["name"]: json.loads(row["value"]) for row in rows}
-    except (ValueError, TypeError, RecursionError): raise PliError(f"{shown(place)}: its description is damaged; publish it again to a new place") from None
+    try:
+        return {row["name"]: json.loads(row["value"]) for row in rows}
+    except (ValueError, TypeError, RecursionError):
+        raise PliError(f"{shown(place)}: its description is damaged; publish it again to a new place") from None
 
 def check_facts(place: str, facts: dict) -> None:
     "Raise a `PliError` unless a copy's description is whole."
     version, width = facts.get("format"), facts.get("width")
-    if version != FORMAT: raise PliError(f"{shown(place)}: is a copy of format {shown(version)}, this pli reads {FORMAT}; publish it again to a new place")
+    if version != FORMAT:
+        raise PliError(f"{shown(place)}: is a copy of format {shown(version)}, this pli reads {FORMAT}; publish it again to a new place")
     number = lambda name, low, high: type(facts.get(name)) is int and low <= facts[name] <= high
-    whole = number("width", 1, 2**16) and all(number(name, 0, 2**48) for name in ("generation", "snapshot", "rows", "partitions")) and all(isinstance(facts.get(name), str) for name in ("key", "model", "preprocess", "of"))
+    whole = (
+        number("width", 1, 2**16)
+        and all(number(name, 0, 2**48) for name in ("generation", "snapshot", "rows", "partitions"))
+        and all(isinstance(facts.get(name), str) for name in ("key", "model", "preprocess", "of"))
+    )
     mean = facts.get("image_mean")
     whole = whole and isinstance(mean, list) and len(mean) == width and all(type(value) is float and math.isfinite(value) for value in mean)
-    if not whole: raise PliError(f"{shown(place)}: its description is damaged; publish it again to a new place")
+    if not whole:
+        raise PliError(f"{shown(place)}: its description is damaged; publish it again to a new place")
 
 # %% ../../nbs/gallery/09e_approximate.ipynb #159382e6
 def _quoted(text: str) -> str: return "'" + text.replace("'", "''") + "'"
@@ -228,7 +303,8 @@ def condition_of(
 ) -> str:                          # an SQL condition; empty if everything takes part
     "The condition that a copy's rows must meet."
     terms = []
-    if where and (below := printable(os.fsencode(where.below))): terms.append(f"(folder = {_quoted(below)} OR starts_with(folder, {_quoted(below + '/')}))")
+    if where and (below := printable(os.fsencode(where.below))):
+        terms.append(f"(folder = {_quoted(below)} OR starts_with(folder, {_quoted(below + '/')}))")
     if where and where.name: terms.append(f"regexp_like(name, {_quoted(_pattern(printable(os.fsencode(where.name)).lower()))})")
     first, last = where.days() if where else ("", "")
     if first:
@@ -274,7 +350,8 @@ def candidates(
         weights = ([composer.weight, 1.0] if composer.centred else [1.0]) + [-AVOID] * (against is not None)
         direction = sum(weight / max(span, 1e-6) * each for weight, span, each in zip(weights, spans, lists))
         found += [*lowest, copy.nearest(unit(direction), min(count, passing), sql, exact)]
-    if not sum(len(ids) for ids, _ in found): raise PliError(f"{shown(copy.place)}: its features are damaged; publish it again to a new place")
+    if not sum(len(ids) for ids, _ in found):
+        raise PliError(f"{shown(copy.place)}: its features are damaged; publish it again to a new place")
     ids, first = np.unique(np.concatenate([ids for ids, _ in found]), return_index=True)
     return Ranker(Vectors(ids, torch.cat([features for _, features in found])[torch.from_numpy(first)], copy.facts["generation"]), mean)
 
@@ -291,8 +368,12 @@ class CopyChanges:
     indexed: bool = False   # whether there are enough pictures for an index
 
     def line(self) -> str:
-        told = ", ".join(f"{count:,} {word}" for count, word in ((self.added, "written"), (self.removed, "removed")) if count) or "nothing new"
-        return f"{shown(self.place)}: {self.pictures:,} pictures: {told}" + ("" if self.indexed else f"; fewer than {LEAST_INDEXED:,} are searched without an index, and exactly")
+        told = (
+            ", ".join(f"{count:,} {word}" for count, word in ((self.added, "written"), (self.removed, "removed")) if count) or "nothing new"
+        )
+        return f"{shown(self.place)}: {self.pictures:,} pictures: {told}" + (
+            "" if self.indexed else f"; fewer than {LEAST_INDEXED:,} are searched without an index, and exactly"
+        )
 
 def _stamps(table: PictureTable) -> tuple[int, np.ndarray, np.ndarray]:
     "Generation, ids and stamps of a gallery, of one moment."
@@ -322,13 +403,24 @@ def _write_rows(pictures, table: PictureTable, ids: list[int], width: int) -> in
     "Write rows of a gallery into a copy."
     import pyarrow as pa
     with table.telling():
-        rows = table.connection.execute(f"SELECT id, {', '.join(META)}, thumbnail, feature FROM picture WHERE feature IS NOT NULL AND id IN ({', '.join('?' * len(ids))}) ORDER BY id", ids).fetchall()
+        rows = table.connection.execute(
+            f"SELECT id, {', '.join(META)}, thumbnail, feature FROM picture WHERE feature IS NOT NULL AND id IN"
+            f" ({', '.join('?' * len(ids))}) ORDER BY id",
+            ids,
+        ).fetchall()
     if not rows: return 0
-    if any(len(row[-1]) != 4 * width for row in rows): raise PliError(f"{shown(table.path)}: holds features that are not {width} numbers; remove its folder, and the pictures are indexed again")
+    if any(len(row[-1]) != 4 * width for row in rows):
+        raise PliError(
+            f"{shown(table.path)}: holds features that are not {width} numbers; remove its folder, and the pictures are indexed again"
+        )
     split = [printable(row[1]).rpartition("/") for row in rows]
     columns = {name: [row[number] for row in rows] for number, name in enumerate(("id", *META, "thumbnail"))}
-    columns |= {"stamp": [stamp_of(row[1 : 1 + len(META)]) for row in rows], "folder": [folder for folder, _, _ in split], "name": [name.lower() for _, _, name in split],
-                "feature": pa.FixedSizeListArray.from_arrays(pa.array(np.frombuffer(b"".join(row[-1] for row in rows), "<f4")), width)}
+    columns |= {
+        "stamp": [stamp_of(row[1 : 1 + len(META)]) for row in rows],
+        "folder": [folder for folder, _, _ in split],
+        "name": [name.lower() for _, _, name in split],
+        "feature": pa.FixedSizeListArray.from_arrays(pa.array(np.frombuffer(b"".join(row[-1] for row in rows), "<f4")), width),
+    }
     schema = schema_of(width)
     pictures.add(pa.table([columns[name] for name in schema.names], schema=schema))
     return len(rows)
@@ -342,7 +434,9 @@ def _index(pictures, rows: int, facts: dict) -> dict:
     if rows >= LEAST_INDEXED and (not partitions or rows > 4 * trained):
         trained, partitions = rows, max(2, round(rows / CELL))
         parts = next(parts for parts in (width // 8, width // 4, width // 2, width) if parts and width % parts == 0)
-        pictures.create_index("feature", config=IvfPq(distance_type="cosine", num_partitions=partitions, num_sub_vectors=parts), replace=True)
+        pictures.create_index(
+            "feature", config=IvfPq(distance_type="cosine", num_partitions=partitions, num_sub_vectors=parts), replace=True
+        )
         pictures.create_index("id", config=BTree(), replace=True)
     pictures.optimize(cleanup_older_than=datetime.timedelta(days=36500))     # old versions stay until `about` names the new one
     return {"trained": trained, "partitions": partitions}
@@ -357,35 +451,50 @@ def _whole(database, facts: dict) -> bool:
     try:
         pictures = database.open_table("pictures")
         pictures.search().select(["id", "stamp"]).limit(None).to_arrow()
-        if "generation" not in facts: return True                                  # one that was never finished
+        if "generation" not in facts:
+            return True                                  # one that was never finished
         pictures.checkout(facts["snapshot"])
         return pictures.count_rows() == facts["rows"]
     except Exception as error:
-        if advice_for(error): raise
+        if advice_for(error):
+            raise
         return False
 
 def _begin(gallery: Gallery, place: str) -> tuple:
-    "The tables of a copy to write into, made where they are not there, and what `about` says. Raises `PliError` for a place that holds something else."
+    """The tables of a copy to write into, made where they are not there, and what `about` says. Raises `PliError` for a place that holds
+    something else.
+    """
     about = gallery.table.about()
     of = str(about.get("uid"))
     database, width = lance().connect(place), about["width"]
     facts = {name: about.get(name) for name in ("key", "width", "model", "pretrained", "preprocess")} | {"format": FORMAT, "of": of}
     there = set(database.list_tables().tables)
-    try: known = read_facts(database, place) if "about" in there else {}
+    try:
+        known = read_facts(database, place) if "about" in there else {}
     except Exception as error:
-        if advice_for(error) or place != str(copy_beside(gallery)): raise          # nothing says that it is a copy of this gallery
-        for name in there & set(TABLES): database.drop_table(name)
+        if advice_for(error) or place != str(copy_beside(gallery)):
+            raise          # nothing says that it is a copy of this gallery
+        for name in there & set(TABLES):
+            database.drop_table(name)
         there, known = set(), {}
-    if known and known.get("format") != FORMAT: raise PliError(f"{shown(place)}: is a copy of format {shown(known.get('format'))}, this pli writes {FORMAT}; choose another place")
-    if known and (known.get("of"), known.get("key")) != (of, about["key"]): raise PliError(f"{shown(place)}: holds a copy of another gallery, of the model {shown(known.get('model'))}; choose another place, or remove it")
+    if known and known.get("format") != FORMAT:
+        raise PliError(f"{shown(place)}: is a copy of format {shown(known.get('format'))}, this pli writes {FORMAT}; choose another place")
+    if known and (known.get("of"), known.get("key")) != (of, about["key"]):
+        raise PliError(
+            f"{shown(place)}: holds a copy of another gallery, of the model {shown(known.get('model'))}; choose another place, or remove it"
+        )
     if known and not ("pictures" in there and _whole(database, known)):
-        if "pictures" in there: database.drop_table("pictures")
+        if "pictures" in there:
+            database.drop_table("pictures")
         warn(f"{shown(place)}: was damaged, and is made again")
         there, known = there - {"pictures"}, {}
-    if "about" not in there: database.create_table("about", schema=schema_of(None), exist_ok=True)
+    if "about" not in there:
+        database.create_table("about", schema=schema_of(None), exist_ok=True)
     told = open_table(database, place, "about")
-    if not known: _say(told, facts)
-    if "pictures" not in there: database.create_table("pictures", schema=schema_of(width), exist_ok=True)
+    if not known:
+        _say(told, facts)
+    if "pictures" not in there:
+        database.create_table("pictures", schema=schema_of(width), exist_ok=True)
     return told, open_table(database, place, "pictures", width), known or facts
 
 def _say(told, facts: dict) -> None:
@@ -398,7 +507,9 @@ def publish(
     gallery: Gallery,
     place: str | Path | None = None,   # a folder, or an address such as `s3://bucket/name`; beside the gallery if not given
 ) -> CopyChanges:
-    "Make a copy of a gallery with an approximate index, or bring it up to date. Raises `PliError` for a gallery without pictures and for a place that cannot be used; a copy that was readable stays so until the new one is whole."
+    """Make a copy of a gallery with an approximate index, or bring it up to date. Raises `PliError` for a gallery without pictures and
+    for a place that cannot be used; a copy that was readable stays so until the new one is whole.
+    """
     lance()
     if gallery.root is None: raise PliError(f"{shown(gallery.table.path)}: is a copy itself; publish the gallery that it was made from")
     place = str(copy_beside(gallery) if place is None else place)
@@ -412,10 +523,20 @@ def publish(
         changes.pictures = pictures.count_rows()
         if facts["generation"] != before:
             facts |= _index(pictures, changes.pictures, facts)
-            if changes.pictures != expected: raise PliError(f"{shown(place)}: somebody else wrote into it at the same time; give the command again")
+            if changes.pictures != expected:
+                raise PliError(f"{shown(place)}: somebody else wrote into it at the same time; give the command again")
             tags, version = pictures.tags, pictures.version
-            (tags.update if "published" in tags.list() else tags.create)("published", version)        # a version with a name is never cleared away
-            _say(told, facts | {"snapshot": version, "rows": changes.pictures, "image_mean": gallery.ranker.image_mean.tolist(), "made": datetime.date.today().isoformat()})
+            # a version with a name is never cleared away
+            (tags.update if "published" in tags.list() else tags.create)("published", version)
+            _say(
+                told,
+                facts | {
+                    "snapshot": version,
+                    "rows": changes.pictures,
+                    "image_mean": gallery.ranker.image_mean.tolist(),
+                    "made": datetime.date.today().isoformat(),
+                },
+            )
             pictures.optimize(cleanup_older_than=datetime.timedelta(hours=1))
     changes.indexed = bool(facts["partitions"])
     return changes
@@ -425,7 +546,8 @@ def _bring_up(pictures, table: PictureTable, facts: dict, changes: CopyChanges) 
     generation, count, stale, fresh = _difference(pictures, table)
     if not count: raise PliError(f"{shown(table.path)}: the gallery holds no picture yet; pli index fills it")
     for start in range(0, len(stale), CHUNK): pictures.delete(f"id IN ({', '.join(map(str, stale[start : start + CHUNK]))})")
-    for start in bar(range(0, len(fresh), CHUNK)) if fresh else (): changes.added += _write_rows(pictures, table, fresh[start : start + CHUNK], facts["width"])
+    for start in bar(range(0, len(fresh), CHUNK)) if fresh else ():
+        changes.added += _write_rows(pictures, table, fresh[start : start + CHUNK], facts["width"])
     changes.removed += len(set(stale) - set(fresh))
     facts["generation"] = generation
     return count
@@ -440,7 +562,9 @@ def open_copy(
     preprocess: str = "model",
     quick_gelu: bool | None = None,
 ) -> Gallery:
-    "Open a copy of a gallery for searching. Raises `PliError` for what is no copy, or not whole, and for a model that does not belong to it."
+    """Open a copy of a gallery for searching. Raises `PliError` for what is no copy, or not whole, and for a model that does not belong
+    to it.
+    """
     copy = Copy(place)
     facts = copy.facts
     if model is None:
@@ -449,7 +573,11 @@ def open_copy(
             raise PliError(f"{shown(place)}: its features were made by the model {shown(model)}; say with --model where that is here")
     backbone = load_backbone(model, pretrained, pick_device(device), preprocess=preprocess, quick_gelu=quick_gelu)
     key = features_key(backbone)
-    if key != facts["key"]: raise PliError(f"{shown(place)}: holds features {shown(facts['key'])}, made by {shown(facts['model'])}, and {shown(model)} makes {key}: only a model with the same picture tower fits; --model names it")
+    if key != facts["key"]:
+        raise PliError(
+            f"{shown(place)}: holds features {shown(facts['key'])}, made by {shown(facts['model'])}, and {shown(model)} makes {key}: only a"
+            " model with the same picture tower fits; --model names it"
+        )
     reader = backbone if query_model is None else load_backbone(query_model, None, pick_device(device), preprocess=preprocess)
     if reader is not backbone: check_reader(reader, query_model, key, model)
     return Gallery(None, copy, backbone, reader)
@@ -458,11 +586,14 @@ def current_copy(
     gallery: Gallery,
     known: Copy | None = None,   # one that was opened before
 ) -> Copy:
-    "The copy for an approximate search: a copy itself, or the one beside a gallery, brought up to date where it can be written to. One that is older than its gallery and cannot be is said."
+    """The copy for an approximate search: a copy itself, or the one beside a gallery, brought up to date where it can be written to. One
+    that is older than its gallery and cannot be is said.
+    """
     if gallery.root is None: return gallery.table
     generation = gallery.table.about()["generation"]
     if known and known.facts["generation"] == generation: return known
     if gallery.table.writable: publish(gallery)
     copy = Copy(copy_beside(gallery))
-    if copy.facts["generation"] != generation: warn(f"{shown(copy.place)}: is older than the gallery, which cannot be written to: pictures that are newer are not found")
+    if copy.facts["generation"] != generation:
+        warn(f"{shown(copy.place)}: is older than the gallery, which cannot be written to: pictures that are newer are not found")
     return copy

@@ -32,7 +32,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..backbones import Backbone
-from ..core import MissingFile, PliError, bar, check_workers, first_line, open_regular, read_json, read_regular, save_tensors, shown, tidy, told_of_workers, unit, write_json
+from ..core import MissingFile, PliError, bar, check_workers, first_line, open_regular, read_json, read_regular, save_tensors, shown
+from ..core import tidy, told_of_workers, unit, write_json
 from ..data import MOST_PIXELS, PictureError, open_header, open_picture
 
 # %% ../../nbs/gallery/09_encode.ipynb #efff5bf2
@@ -65,7 +66,8 @@ def box_of(
     try: x, y, w, h = (float(side + 0) for side in box)     # a text is no number, even one of digits
     except (TypeError, ValueError):
         raise PliError(f"box {shown(box, 80)}: a box is four numbers: x, y, width and height") from None
-    if not all(map(math.isfinite, (x, y, w, h))) or w <= 0 or h <= 0: raise PliError(f"box {shown(box, 80)}: all four numbers must be finite, width and height above 0")
+    if not all(map(math.isfinite, (x, y, w, h))) or w <= 0 or h <= 0:
+        raise PliError(f"box {shown(box, 80)}: all four numbers must be finite, width and height above 0")
     return x, y, w, h
 
 # %% ../../nbs/gallery/09_encode.ipynb #0b41a817
@@ -76,14 +78,19 @@ def crop_around(
 ) -> Image.Image:           # a square on black
     "The surroundings of a box as GeneCIS cuts them. Raises `PliError` for a box that is none, or that lies outside the picture."
     x, y, w, h = box_of(box)
-    if x >= picture.width or y >= picture.height or x + w <= 0 or y + h <= 0: raise PliError(f"box {shown(box, 80)} lies outside the picture of {picture.width} x {picture.height}")
+    if x >= picture.width or y >= picture.height or x + w <= 0 or y + h <= 0:
+        raise PliError(f"box {shown(box, 80)} lies outside the picture of {picture.width} x {picture.height}")
     left, top = max(0.0, x - dilate * w), max(0.0, y - dilate * h)
     right, bottom = min(picture.width, left + (1 + dilate) * w), min(picture.height, top + (1 + dilate) * h)
     left, top, right, bottom = map(round, (left, top, right, bottom))
-    if right <= left or bottom <= top: raise PliError(f"box {shown(box, 80)} holds no whole pixel of the picture of {picture.width} x {picture.height}")
+    if right <= left or bottom <= top:
+        raise PliError(f"box {shown(box, 80)} holds no whole pixel of the picture of {picture.width} x {picture.height}")
     if max(right - left, bottom - top) ** 2 > MOST_PIXELS:
         side = max(right - left, bottom - top)
-        raise PliError(f"box {shown(box, 80)} and its surroundings are {right - left} x {bottom - top}, and a square around them has {side} x {side} pixels; {MOST_PIXELS:,} are the most")
+        raise PliError(
+            f"box {shown(box, 80)} and its surroundings are {right - left} x {bottom - top}, and a square around them has {side} x {side}"
+            f" pixels; {MOST_PIXELS:,} are the most"
+        )
     part = picture.crop((left, top, right, bottom))
     square = Image.new(part.mode, (max(part.size),) * 2)
     square.paste(part, ((square.width - part.width) // 2, (square.height - part.height) // 2))
@@ -119,7 +126,8 @@ class PictureFiles(Dataset):
         check: bool = True,       # False where `unusable` or `check_files` has looked already
     ):
         self.names, self.root, self.pixels, self.boxes = list(names), Path(root), pixels, list(boxes) or [None] * len(list(names))
-        if len(self.boxes) != len(self.names): raise PliError(f"{len(self.names)} pictures, but {len(self.boxes)} boxes: give one a picture, None for the whole of it")
+        if len(self.boxes) != len(self.names):
+            raise PliError(f"{len(self.names)} pictures, but {len(self.boxes)} boxes: give one a picture, None for the whole of it")
         for name, box in zip(self.names, self.boxes):
             try: box is None or box_of(box)
             except PliError as error: raise PliError(f"{shown(name)}: {error}") from None
@@ -171,7 +179,10 @@ def encode_texts(
     known = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     distinct = list(known)
     if hasattr(backbone, "check_words"): backbone.check_words(distinct)       # says which are too long for the model
-    found = [(each if raw else unit(each)).cpu() for each in (backbone.encode_text(distinct[i : i + batch_size]).float() for i in range(0, len(distinct), batch_size))]
+    found = [
+        (each if raw else unit(each)).cpu()
+        for each in (backbone.encode_text(distinct[i : i + batch_size]).float() for i in range(0, len(distinct), batch_size))
+    ]
     return torch.cat(found)[[known[text] for text in texts]]
 
 # %% ../../nbs/gallery/09_encode.ipynb #3369e863
@@ -187,7 +198,9 @@ def content_key(
 def weights_digest(
     backbone: Backbone,
 ) -> str:                # 64 hex digits
-    "What tells a model from every other: names, kinds, shapes and bytes of all weights, and the configuration. The name of the model plays no part."
+    """What tells a model from every other: names, kinds, shapes and bytes of all weights, and the configuration. The name of the model
+    plays no part.
+    """
     return _digest_of(backbone.model.state_dict(), backbone.config["model_cfg"])
 
 def _digest_of(weights: dict, config: dict) -> str:
@@ -212,7 +225,10 @@ def precision_of(backbone: Backbone) -> str:
     dtype, kind = str(next(backbone.model.parameters()).dtype).removeprefix("torch."), backbone.device.type
     parts = [dtype] + [f"on {kind}"] * (kind != "cpu")
     if torch.is_autocast_enabled(kind): parts.append(f"autocast {str(torch.get_autocast_dtype(kind)).removeprefix('torch.')}")
-    if kind == "cuda": parts.append(f"matmul {torch.get_float32_matmul_precision()}, convolution {'tf32' if torch.backends.cudnn.allow_tf32 else 'float32'}")
+    if kind == "cuda":
+        parts.append(
+            f"matmul {torch.get_float32_matmul_precision()}, convolution {'tf32' if torch.backends.cudnn.allow_tf32 else 'float32'}"
+        )
     return ", ".join(parts)
 
 def step_text(step) -> str:
@@ -229,7 +245,12 @@ def features_of(
     steps = [step_text(step) for step in getattr(backbone.pixels, "transforms", [backbone.pixels])]
     transform = {"name": getattr(backbone, "preprocess", "model"), "settings": backbone.config.get("preprocess_cfg", {}), "steps": steps,
                  "mean": backbone.mean.flatten().tolist(), "std": backbone.std.flatten().tolist()}
-    return {"tower": tower_digest(backbone), "precision": precision_of(backbone), "recipe": RECIPE, "transform": json.loads(json.dumps(transform, default=str))}
+    return {
+        "tower": tower_digest(backbone),
+        "precision": precision_of(backbone),
+        "recipe": RECIPE,
+        "transform": json.loads(json.dumps(transform, default=str)),
+    }
 
 # %% ../../nbs/gallery/09_encode.ipynb #f2a19130
 SHARDS, SHARD_BYTES = "*-????????????.safetensors", 2**32   # what the files of a shelf are called, and how large one may be
@@ -240,7 +261,9 @@ def checksum(keys: Tensor, features: Tensor) -> str:
     return hashlib.sha256(shape + keys.contiguous().numpy().tobytes() + features.contiguous().numpy().tobytes()).hexdigest()
 
 def look_at(path: Path) -> None:
-    "Raise `OSError` for what is no file, or none that can be opened: safetensors would wait for a pipe, and hides what kind of error it met."
+    """Raise `OSError` for what is no file, or none that can be opened: safetensors would wait for a pipe, and hides what kind of error
+    it met.
+    """
     try: open_regular(path, SHARD_BYTES).close()
     except MissingFile: raise FileNotFoundError(errno.ENOENT, "no such file") from None
     except PliError as error: raise OSError(errno.EINVAL, str(error).removeprefix(f"{shown(path)}: ")) from None
@@ -251,7 +274,8 @@ def read_shard(
     "The features of a shard. Raises `ValueError` for a file that is not whole, `OSError` for one that cannot be read."
     look_at(path)
     try:
-        with safe_open(path, "pt") as shard: keys, features, said = shard.get_tensor("keys"), shard.get_tensor("features"), (shard.metadata() or {}).get("sha256")
+        with safe_open(path, "pt") as shard:
+            keys, features, said = shard.get_tensor("keys"), shard.get_tensor("features"), (shard.metadata() or {}).get("sha256")
         if said != checksum(keys, features): raise ValueError("its contents are not what was written")
         return [row.tobytes() for row in keys.numpy()], features
     except (SafetensorError, TypeError, RuntimeError) as error: raise ValueError(first_line(error)) from None
@@ -286,12 +310,14 @@ class Shelf:
         for path in sorted(self.folder.glob(SHARDS), reverse=True):             # of two equal keys, the older shard's counts
             try: keys, features = read_shard(path)
             except FileNotFoundError: continue                                           # cleared by somebody else
-            except OSError as error: warn(f"{shown(path)}: stored features cannot be read ({error.strerror}); their pictures are encoded again")
+            except OSError as error:
+                warn(f"{shown(path)}: stored features cannot be read ({error.strerror}); their pictures are encoded again")
             except ValueError as error:
                 warn(f"{shown(path)}: stored features are broken ({error}); their pictures are encoded again")
                 remove(path)
             else: found.update(zip(keys, features.unbind()))
-        with contextlib.suppress(OSError, NotImplementedError): os.utime(self.folder / "model.json", follow_symlinks=False)   # the date of last use
+        # the date of last use
+        with contextlib.suppress(OSError, NotImplementedError): os.utime(self.folder / "model.json", follow_symlinks=False)
         tidy(self.folder)                                                                # what runs that were killed have left
         return found
 
@@ -300,7 +326,8 @@ class Shelf:
         try:
             if not (self.folder / "model.json").exists(): write_json(self.folder / "model.json", self.about)
             write_shard(self.folder, keys, features)
-        except (OSError, SafetensorError) as error: warn(f"{shown(self.folder)}: features cannot be stored ({first_line(error)}); going on without")
+        except (OSError, SafetensorError) as error:
+            warn(f"{shown(self.folder)}: features cannot be stored ({first_line(error)}); going on without")
 
 # %% ../../nbs/gallery/09_encode.ipynb #db041b5f
 def cache_folder() -> Path:
@@ -345,8 +372,17 @@ def entry_of(
     about = about if isinstance(about, dict) else {}
     text = {name: shown(about.get(name, "unknown")) for name in ("model", "precision", "made")}
     transform = about["transform"] if isinstance(about.get("transform"), dict) else {}
-    return CacheEntry(folder.name, text["model"], shown(transform.get("name", "unknown")), text["precision"], text["made"],
-                      datetime.datetime.fromtimestamp(max(used)).isoformat(" ", "minutes"), len(set().union(*map(keys_in, shards))), sum(sizes), folder)
+    return CacheEntry(
+        folder.name,
+        text["model"],
+        shown(transform.get("name", "unknown")),
+        text["precision"],
+        text["made"],
+        datetime.datetime.fromtimestamp(max(used)).isoformat(" ", "minutes"),
+        len(set().union(*map(keys_in, shards))),
+        sum(sizes),
+        folder,
+    )
 
 # %% ../../nbs/gallery/09_encode.ipynb #a41f3c9c
 class FeatureCache:
@@ -358,11 +394,17 @@ class FeatureCache:
 
     def shelf(self, backbone: Backbone, raw: bool = False) -> Shelf:
         "Where the features of a model are kept. Raises `PliError` for a model that is being trained: it gives other features each time."
-        if backbone.training: raise PliError("features of a model in training mode change from call to call and cannot be kept; call backbone.eval() first")
+        if backbone.training:
+            raise PliError("features of a model in training mode change from call to call and cannot be kept; call backbone.eval() first")
         about = features_of(backbone)
-        if raw: about["transform"]["name"] += ", raw"                      # features as long as the model makes them have a shelf of their own
+        # features as long as the model makes them have a shelf of their own
+        if raw: about["transform"]["name"] += ", raw"
         name = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        said = {"what": "features of pictures, kept by pli; may be deleted at any time", "model": shown(getattr(backbone, "title", backbone.name)), "made": datetime.date.today().isoformat()}
+        said = {
+            "what": "features of pictures, kept by pli; may be deleted at any time",
+            "model": shown(getattr(backbone, "title", backbone.name)),
+            "made": datetime.date.today().isoformat(),
+        }
         return Shelf(self.folder / name, said | about)
 
     def entries(self) -> list[CacheEntry]:   # the last used first
@@ -377,7 +419,10 @@ class FeatureCache:
         entries = self.entries()
         gone = [entry for entry in entries if name is None or shown(name) in (entry.name, entry.model)]
         if name is not None and not gone:
-            raise PliError(f"{shown(self.folder)}: no stored features are called {shown(name)!r}; there {'are ' + ', '.join(e.name for e in entries) if entries else 'is nothing'}")
+            raise PliError(
+                f"{shown(self.folder)}: no stored features are called {shown(name)!r}; there"
+                f" {'are ' + ', '.join(e.name for e in entries) if entries else 'is nothing'}"
+            )
         for entry in gone:
             for file in [*entry.folder.glob(SHARDS), *entry.folder.glob(".*.part"), entry.folder / "model.json"]: remove(file)
             with contextlib.suppress(OSError): entry.folder.rmdir()          # somebody else may be writing into it
@@ -396,7 +441,8 @@ class UnknownFiles(Dataset):
             key = content_key(path, box)
             if key in self.known: return key, None
             pixels = self.files[index]
-            if isinstance(pixels, PictureError) or content_key(path, box) == key: return pixels if isinstance(pixels, PictureError) else (key, pixels)
+            if isinstance(pixels, PictureError) or content_key(path, box) == key:
+                return pixels if isinstance(pixels, PictureError) else (key, pixels)
             return PictureError(path, "changing picture", "the file changed while it was read; start again when it is complete")
         except MissingFile: return PictureError(path, "missing picture", "no such file")
         except PliError as error: return PictureError(path, "broken picture", str(error).removeprefix(f"{shown(path)}: "))
@@ -415,7 +461,11 @@ class BrokenPictures(PliError):
 
     def __str__(self) -> str:
         first = "; ".join(str(error) for error in list(self.errors.values())[:5])
-        return first if len(self.errors) == 1 else f"{len(self.errors)} pictures cannot be used: {first}" + f" and {len(self.errors) - 5} more" * (len(self.errors) > 5)
+        return (
+            first
+            if len(self.errors) == 1
+            else f"{len(self.errors)} pictures cannot be used: {first}" + f" and {len(self.errors) - 5} more" * (len(self.errors) > 5)
+        )
 
 # %% ../../nbs/gallery/09_encode.ipynb #ee3d880a
 SHARD, SECONDS = 4096, 30   # a shard is written after so many pictures, or so much time
@@ -455,7 +505,9 @@ def encode_files(
     check: bool = True,                  # False where `unusable` or `check_files` has looked already
     raw: bool = False,                   # as long as the model makes them?
 ) -> Tensor:                             # `(names, width)` float32 features on the CPU, of length one unless `raw`
-    "Encode every different picture that the cache does not know. Raises `PliError` for pictures that are missing, `BrokenPictures` about all that cannot be decoded; the features of the others are kept."
+    """Encode every different picture that the cache does not know. Raises `PliError` for pictures that are missing, `BrokenPictures`
+    about all that cannot be decoded; the features of the others are kept.
+    """
     check_workers(workers)
     files = PictureFiles(names, root, backbone.pixels, boxes, check)
     if not len(files): raise PliError("there is no picture to encode")
@@ -509,17 +561,22 @@ def tile_shape(
 
 def check_search(queries: Tensor, gallery: Tensor, k: int, left_out: Tensor) -> None:
     "Raise a `PliError` for features that cannot be searched."
-    if queries.ndim != 2 or gallery.ndim != 2: raise PliError(f"queries and gallery must be (number, width), got {tuple(queries.shape)} and {tuple(gallery.shape)}")
+    if queries.ndim != 2 or gallery.ndim != 2:
+        raise PliError(f"queries and gallery must be (number, width), got {tuple(queries.shape)} and {tuple(gallery.shape)}")
     if not len(gallery): raise PliError("the gallery is empty: there is nothing to search")
-    if queries.shape[1] != gallery.shape[1]: raise PliError(f"queries are {queries.shape[1]} numbers wide and the gallery {gallery.shape[1]}: they come from different models")
+    if queries.shape[1] != gallery.shape[1]:
+        raise PliError(f"queries are {queries.shape[1]} numbers wide and the gallery {gallery.shape[1]}: they come from different models")
     if k < 1: raise PliError(f"the best k need k >= 1, got {k}")
     for what, features in (("query", queries), ("gallery picture", gallery)):
         if features.sum().isfinite(): continue                          # one pass, and no table of booleans
         wrong = (~features.isfinite()).any(1).nonzero().flatten().tolist()
         if wrong: raise PliError(f"{what} {wrong[0]}: its feature holds a number that is not finite (NaN or infinity)")
-    if left_out.shape != (len(queries),): raise PliError(f"left_out must hold one number a query ({len(queries)}), got shape {tuple(left_out.shape)}")
+    if left_out.shape != (len(queries),):
+        raise PliError(f"left_out must hold one number a query ({len(queries)}), got shape {tuple(left_out.shape)}")
     for query in ((left_out < -1) | (left_out >= len(gallery))).nonzero().flatten().tolist():
-        raise PliError(f"query {query}: left-out picture {int(left_out[query])} is outside the gallery of {len(gallery)} pictures; -1 means none")
+        raise PliError(
+            f"query {query}: left-out picture {int(left_out[query])} is outside the gallery of {len(gallery)} pictures; -1 means none"
+        )
 
 # %% ../../nbs/gallery/09_encode.ipynb #98de33e5
 def tiles(
@@ -543,8 +600,11 @@ def search(
     k: int,                           # how many to find; all of them where the gallery is smaller
     left_out: Tensor | None = None,   # `(queries,)` gallery number that never appears, -1 = none
     budget: int = 256 * 2**20,        # bytes of scores to hold at most
-) -> tuple[Tensor, Tensor]:           # `(queries, k)` scores and int64 gallery numbers on the CPU; `-inf` and -1 where a row has no picture left
-    "The `k` pictures with the largest products, best first, equal ones in the order of the gallery. Raises `PliError` for features that do not fit or are not finite."
+# `(queries, k)` scores and int64 gallery numbers on the CPU; `-inf` and -1 where a row has no picture left
+) -> tuple[Tensor, Tensor]:
+    """The `k` pictures with the largest products, best first, equal ones in the order of the gallery. Raises `PliError` for features
+    that do not fit or are not finite.
+    """
     out = torch.full((len(queries),), -1) if left_out is None else torch.as_tensor(left_out, dtype=torch.int64)
     check_search(queries, gallery, k, out)
     dtype = gallery.dtype if gallery.dtype == torch.float64 else torch.float32
@@ -560,7 +620,8 @@ def search(
             scores[here, omitted[here] - start] = -math.inf
             new = top_k(scores, k)
             best, numbers = torch.cat([best, scores.gather(1, new)], 1), torch.cat([numbers, new + start], 1)
-            best, order = (kept[:, :k] for kept in best.sort(dim=1, descending=True, stable=True))      # earlier pictures stand before later ones
+            # earlier pictures stand before later ones
+            best, order = (kept[:, :k] for kept in best.sort(dim=1, descending=True, stable=True))
             numbers = numbers.gather(1, order)
         found.append((best.cpu(), numbers.masked_fill(best == -math.inf, -1).cpu()))
     return torch.cat([best for best, _ in found]), torch.cat([numbers for _, numbers in found])

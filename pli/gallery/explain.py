@@ -35,11 +35,13 @@ class Scoring:
     def lists(self, reference: Tensor, words: Tensor, hit: Tensor) -> list[Tensor]:
         "The score of each part, before they are fused: `(batch,)` each, from `(batch, width)` features."
         reference, words, hit = unit(reference), unit(words), unit(hit)
-        if self.composer.centred: reference, words, hit = unit(reference - self.image_mean), unit(words - self.text_mean), unit(hit - self.image_mean)
+        if self.composer.centred:
+            reference, words, hit = unit(reference - self.image_mean), unit(words - self.text_mean), unit(hit - self.image_mean)
         found = [(part * hit).sum(-1) for part in self.composer.parts(reference, words)]
         return [stretched(each, *ends) for each, ends in zip(found, self.ends)] if self.ends else found
 
-    def wanted(self, reference: Tensor, words: Tensor, hit: Tensor) -> Tensor: return self.composer.fuse(*self.lists(reference, words, hit))   # `(batch,)`, words to avoid left aside
+    # `(batch,)`, words to avoid left aside
+    def wanted(self, reference: Tensor, words: Tensor, hit: Tensor) -> Tensor: return self.composer.fuse(*self.lists(reference, words, hit))
 
     def kept(self, hit: Tensor) -> Tensor:   # `(batch,)`
         "The factor that the words to avoid leave of a score: 1 for the picture that they fit least."
@@ -86,7 +88,8 @@ def halves_of(
     picture: Tensor, words: Tensor, hit: Tensor,   # `(width,)`
 ) -> dict[str, float]:   # `{"picture": ..., "words": ...}`
     "What picture and words gave to the score of what was wanted: two summands, or for late fusion the two factors between 0 and 1."
-    if scoring.composer.centred: return dict(zip(("picture", "words"), (each.item() for each in scoring.lists(picture[None], words[None], hit[None]))))
+    if scoring.composer.centred:
+        return dict(zip(("picture", "words"), (each.item() for each in scoring.lists(picture[None], words[None], hit[None]))))
     query = scoring.composer.parts(picture[None], words[None])[0][0]
     pair = torch.stack([unit(words), unit(picture)]).double()
     alpha, beta = torch.linalg.lstsq(pair.T, query.double()[:, None], driver="gelsd").solution.flatten()
@@ -98,7 +101,9 @@ def halves_of(
 def words_of(
     hits: Hits, hit: Hit, scoring: Scoring,
 ) -> list[tuple[str, float]]:
-    "Every word with what the score of a hit loses without it; nothing for a query of one word, which cannot be left out, and where words do not count."
+    """Every word with what the score of a hit loses without it; nothing for a query of one word, which cannot be left out, and where
+    words do not count.
+    """
     if scoring.composer.name == "image" or len(hits.asked["text"]) != 1 or len(split := hits.asked["text"][0].split()) < 2: return []
     fewer = [" ".join(split[:i] + split[i + 1 :]) for i in range(len(split))]
     words, picture = _features(hits)
@@ -146,13 +151,17 @@ def gradient_map(
     pixels: Tensor,                            # `(1, 3, height, width)` bytes
     score: Callable[[Tensor], Tensor],
 ) -> Tensor:                                   # `(rows, columns)`
-    "How much each patch holds up a score, by gradient times input (Simonyan et al. 2014, arXiv 1312.6034; the product after Shrikumar et al. 2016, arXiv 1605.01713)."
+    """How much each patch holds up a score, by gradient times input (Simonyan et al. 2014, arXiv 1312.6034; the product after Shrikumar
+    et al. 2016, arXiv 1605.01713).
+    """
     inside = pixels.to(backbone.device).float().div(255).requires_grad_(True)
     with torch.enable_grad():
         value = score(backbone.encode_image(inside).float().cpu())[0]
         grad = torch.autograd.grad(value, inside)[0]
     product = (grad * (inside - backbone.mean)).detach().sum(1)[:, None].cpu()
-    return torch.nn.functional.adaptive_avg_pool2d(product, backbone.grid)[0, 0] * (product.shape[-1] * product.shape[-2] / backbone.patches)
+    return torch.nn.functional.adaptive_avg_pool2d(product, backbone.grid)[0, 0] * (
+        product.shape[-1] * product.shape[-2] / backbone.patches
+    )
 
 # %% ../../nbs/gallery/09d_explain.ipynb #11a3dc12
 @dataclass(frozen=True)
@@ -182,7 +191,13 @@ def curves_of(
     area = values.mean(2)
     apart = area[:, 1] - area[:, 0]
     spread = (values.max() - values.min()).clamp_min(1e-6)
-    return Curves(tuple(round(gone / count, 4) for gone in at), tuple(values[0, 0].tolist()), tuple(values[0, 1].tolist()), tuple(values[1:, 0].mean(0).tolist()), round(float((apart[0] - apart[1:].mean()) / spread), 4))
+    return Curves(
+        tuple(round(gone / count, 4) for gone in at),
+        tuple(values[0, 0].tolist()),
+        tuple(values[0, 1].tolist()),
+        tuple(values[1:, 0].mean(0).tolist()),
+        round(float((apart[0] - apart[1:].mean()) / spread), 4),
+    )
 
 # %% ../../nbs/gallery/09d_explain.ipynb #48088e3b
 @dataclass(frozen=True)
@@ -196,16 +211,28 @@ class Explanation:
     pictures: dict[str, Image.Image]           # `reference` and `hit`, as the model sees them
     maps: dict[str, dict[str, Tensor]]         # `reference` and `hit` -> `blocks` and `gradient` -> `(rows, columns)`
     curves: dict[str, dict[str, Curves]]       # the same keys
-    avoid: dict | None = None                  # with words to avoid: `words`, the score of what was `wanted`, what it is `stretched` to, and the factor `kept` of that
+    # with words to avoid: `words`, the score of what was `wanted`, what it is `stretched` to, and the factor `kept` of that
+    avoid: dict | None = None
 
     @property
     def how(self) -> str: return "factors" if parse_composer(self.composer).centred else "summands"
 
     def record(self) -> dict:
         "Plain values; maps as rows of numbers."
-        return {"path": self.hit.path, "rank": self.hit.rank, "composer": self.composer, "score": self.score, self.how: self.halves, **({"avoid": self.avoid} if self.avoid else {}), "words": [list(pair) for pair in self.words],
-                "maps": {what: {name: [[round(v, 6) for v in row] for row in found.tolist()] for name, found in maps.items()} for what, maps in self.maps.items()},
-                "trust": {what: {name: curves.trust for name, curves in found.items()} for what, found in self.curves.items()}}
+        return {
+            "path": self.hit.path,
+            "rank": self.hit.rank,
+            "composer": self.composer,
+            "score": self.score,
+            self.how: self.halves,
+            **({"avoid": self.avoid} if self.avoid else {}),
+            "words": [list(pair) for pair in self.words],
+            "maps": {
+                what: {name: [[round(v, 6) for v in row] for row in found.tolist()] for name, found in maps.items()}
+                for what, maps in self.maps.items()
+            },
+            "trust": {what: {name: curves.trust for name, curves in found.items()} for what, found in self.curves.items()},
+        }
 
     def lines(self) -> list[str]: return explanation_lines(self)
 
@@ -221,10 +248,24 @@ def explain(
     gallery, scoring = hits.gallery, scoring_of(hits)
     words, picture = _features(hits)
     target = _feature_of(hits, hit)
-    sides = {"hit": (gallery.backbone, hit.open(), lambda features: scoring(picture.expand(len(features), -1), words.expand(len(features), -1), features))}
+    sides = {
+        "hit": (
+            gallery.backbone,
+            hit.open(),
+            lambda features: scoring(picture.expand(len(features), -1), words.expand(len(features), -1), features),
+        )
+    }
     if len(hits.references) == 1 and scoring.composer.name != "text":              # with words alone, no patch of it counts
         alone = not hits.asked["text"]
-        sides = {"reference": (gallery.reader, hits.references[0].open(), lambda features: scoring(features, features if alone else words.expand(len(features), -1), target.expand(len(features), -1)))} | sides
+        sides = {
+            "reference": (
+                gallery.reader,
+                hits.references[0].open(),
+                lambda features: scoring(
+                    features, features if alone else words.expand(len(features), -1), target.expand(len(features), -1)
+                ),
+            )
+        } | sides
     maps, curves, pictures = {}, {}, {}
     for what, (backbone, whole, score) in sides.items():
         pixels = backbone.pixels(whole)[None]
@@ -232,19 +273,54 @@ def explain(
         maps[what] = {"blocks": block_map(backbone, pixels, score), "gradient": gradient_map(backbone, pixels, score)}
         curves[what] = {name: curves_of(backbone, pixels, score, found) for name, found in maps[what].items()}
     value, wanted = scoring(picture[None], words[None], target[None]).item(), scoring.wanted(picture[None], words[None], target[None])
-    avoid = scoring.against is not None and {"words": hits.asked["without"], "wanted": wanted.item(), "stretched": stretched(wanted, *scoring.outer[0]).item(), "kept": scoring.kept(target[None]).item()}
-    return Explanation(hit, hits.asked["composer"], value, halves_of(scoring, picture, words, target), words_of(hits, hit, scoring), pictures, maps, curves, avoid or None)
+    avoid = scoring.against is not None and {
+        "words": hits.asked["without"],
+        "wanted": wanted.item(),
+        "stretched": stretched(wanted, *scoring.outer[0]).item(),
+        "kept": scoring.kept(target[None]).item(),
+    }
+    return Explanation(
+        hit,
+        hits.asked["composer"],
+        value,
+        halves_of(scoring, picture, words, target),
+        words_of(hits, hit, scoring),
+        pictures,
+        maps,
+        curves,
+        avoid or None,
+    )
 
 # %% ../../nbs/gallery/09d_explain.ipynb #13c206da
 def explanation_lines(found: Explanation) -> list[str]:
     "An explanation in a few lines."
     sign = " + " if found.how == "summands" else " and factor "
     halves = sign.join(f"{name} {value:.4f}" for name, value in found.halves.items())
-    lines = [f"{found.hit.rank}. {shown(found.hit.path)}: {found.score:.4f} with {found.composer}; " + (f"= {found.avoid['stretched']:.4f} for what was wanted x {found.avoid['kept']:.4f} left by what was to be avoided" if found.avoid else halves)]
-    if found.avoid: lines.append(f"what was wanted: {found.avoid['wanted']:.4f} ({halves}), which is {found.avoid['stretched']:.4f} of the way from the worst picture's to the best one's")
-    if found.composer in ("image", "text") and found.hit.of.asked["text"] and found.hit.of.references: lines.append("the picture does not count, so there is no map over it" if found.composer == "text" else "the words do not count")
-    if found.words: lines.append("what each word gave (the score loses it without the word): " + ", ".join(f"{shown(word, 40)} {value:+.4f}" for word, value in found.words))
-    for what, curves in found.curves.items(): lines.append(f"how far the map over the {what} can be trusted: {curves['blocks'].trust:.2f} made by hiding blocks, {curves['gradient'].trust:.2f} by gradient; 0 or less is no better than chance, 1 is perfect")
+    lines = [
+        f"{found.hit.rank}. {shown(found.hit.path)}: {found.score:.4f} with {found.composer}; "
+        + (
+            f"= {found.avoid['stretched']:.4f} for what was wanted x {found.avoid['kept']:.4f} left by what was to be avoided"
+            if found.avoid
+            else halves
+        )
+    ]
+    if found.avoid:
+        lines.append(
+            f"what was wanted: {found.avoid['wanted']:.4f} ({halves}), which is {found.avoid['stretched']:.4f} of the way from the worst"
+            " picture's to the best one's"
+        )
+    if found.composer in ("image", "text") and found.hit.of.asked["text"] and found.hit.of.references:
+        lines.append("the picture does not count, so there is no map over it" if found.composer == "text" else "the words do not count")
+    if found.words:
+        lines.append(
+            "what each word gave (the score loses it without the word): "
+            + ", ".join(f"{shown(word, 40)} {value:+.4f}" for word, value in found.words)
+        )
+    for what, curves in found.curves.items():
+        lines.append(
+            f"how far the map over the {what} can be trusted: {curves['blocks'].trust:.2f} made by hiding blocks,"
+            f" {curves['gradient'].trust:.2f} by gradient; 0 or less is no better than chance, 1 is perfect"
+        )
     return lines
 
 def explanation_figure(found: Explanation):
@@ -261,13 +337,33 @@ def _drawn(found: Explanation):
         scale = max(found.maps[what]["blocks"].abs().max().item(), 1e-9)
         picture = found.pictures[what]
         axis.imshow(picture)
-        axis.imshow(found.maps[what]["blocks"], cmap="PiYG", vmin=-scale, vmax=scale, alpha=0.55, extent=(0, picture.width, picture.height, 0), interpolation="bilinear")
-        axis.set(xticks=[], yticks=[], title=what, xlabel=f"green holds the score up\ntrust {found.curves[what]['blocks'].trust:.2f}, 0 is chance")
+        axis.imshow(
+            found.maps[what]["blocks"],
+            cmap="PiYG",
+            vmin=-scale,
+            vmax=scale,
+            alpha=0.55,
+            extent=(0, picture.width, picture.height, 0),
+            interpolation="bilinear",
+        )
+        axis.set(
+            xticks=[],
+            yticks=[],
+            title=what,
+            xlabel=f"green holds the score up\ntrust {found.curves[what]['blocks'].trust:.2f}, 0 is chance",
+        )
     names = [*found.halves, *(shown(word, 18) for word, _ in found.words)]
     values = [*found.halves.values(), *(value for _, value in found.words)]
     colours = ["#0072b2"] * len(found.halves) + ["#8a8a8a"] * len(found.words)
     axes[-2].barh(range(len(names)), values, color=colours)
-    axes[-2].set(yticks=range(len(names)), yticklabels=names, title=f"what gave {found.avoid['wanted'] if found.avoid else found.score:.3f}", xlabel=f"{found.how} (blue)" + (f"\nstretched to {found.avoid['stretched']:.2f}, then\nx {found.avoid['kept']:.2f} for words to avoid" if found.avoid else "") + ("\nlost without the word (grey)" if found.words else ""))
+    axes[-2].set(
+        yticks=range(len(names)),
+        yticklabels=names,
+        title=f"what gave {found.avoid['wanted'] if found.avoid else found.score:.3f}",
+        xlabel=f"{found.how} (blue)"
+        + (f"\nstretched to {found.avoid['stretched']:.2f}, then\nx {found.avoid['kept']:.2f} for words to avoid" if found.avoid else "")
+        + ("\nlost without the word (grey)" if found.words else ""),
+    )
     axes[-2].invert_yaxis()
     axes[-2].axvline(0, color="#2b2b2b", linewidth=0.8)
     last = sides[-1]

@@ -112,7 +112,9 @@ def content_of(path: Path) -> bytes:
 def date_taken(
     picture: Image.Image,
 ) -> str | None:   # `2024-05-01T12:30:00`, local time of the camera
-    "When a picture was taken, as its EXIF says; None where it does not, or not in a way that can be read. Nothing else of the EXIF is looked at."
+    """When a picture was taken, as its EXIF says; None where it does not, or not in a way that can be read. Nothing else of the EXIF is
+    looked at.
+    """
     try:
         exif = picture.getexif()
         said = exif.get_ifd(0x8769).get(0x9003) or exif.get(0x0132)       # DateTimeOriginal, DateTime
@@ -142,7 +144,10 @@ class NewPictures(Dataset):
 
     def is_known(self, content: bytes) -> bool:
         if self.known is None or self.known[0] != os.getpid(): self.known = os.getpid(), PictureTable(self.table, writable=False)
-        return self.known[1].connection.execute("SELECT 1 FROM picture WHERE content = ? AND feature IS NOT NULL", (content,)).fetchone() is not None
+        return (
+            self.known[1].connection.execute("SELECT 1 FROM picture WHERE content = ? AND feature IS NOT NULL", (content,)).fetchone()
+            is not None
+        )
 
     def __getitem__(self, index: int) -> Read:
         path, size, changed = self.files[index]
@@ -158,7 +163,8 @@ class NewPictures(Dataset):
         except PictureError as error:
             if error.cause == "missing picture": return Read(row, gone="it is gone")
             return Read(Row(path, size, changed, b"", broken=shown(f"{error.cause}: {error.detail}")), gone=_changed(file, size, changed))
-        except (OSError, PliError) as error: return Read(Row(path, size, changed, b"", broken=shown(error)), gone=_changed(file, size, changed))
+        except (OSError, PliError) as error:
+            return Read(Row(path, size, changed, b"", broken=shown(error)), gone=_changed(file, size, changed))
 
 def _changed(file: Path, size: int, changed: int) -> str:
     "Whether a file is no longer the one that was listed, in words."
@@ -175,10 +181,14 @@ def _compare(table: PictureTable, root: Path, met: Listing) -> tuple[list[tuple[
     try:
         connection.execute("DELETE FROM seen")
         connection.executemany("INSERT OR IGNORE INTO seen VALUES (?, ?, ?)", list_pictures(root, met))
-    finally: connection.execute("COMMIT")                         # of a temporary table; a listing that fails is not used
-    todo = connection.execute("SELECT s.path, s.size, s.changed FROM seen s LEFT JOIN picture p ON p.path = s.path "
-                              "WHERE p.id IS NULL OR p.size != s.size OR p.changed != s.changed OR instr(p.broken, ?) OR instr(p.broken, ?) ORDER BY s.path",
-                              [f"pli[{name}]" if has_extra(name) else "\0" for name in EXTRAS]).fetchall()     # an extra has been installed since
+    finally:
+        connection.execute("COMMIT")                         # of a temporary table; a listing that fails is not used
+    todo = connection.execute(
+        "SELECT s.path, s.size, s.changed FROM seen s LEFT JOIN picture p ON p.path = s.path "
+        "WHERE p.id IS NULL OR p.size != s.size OR p.changed != s.changed OR instr(p.broken, ?) OR instr(p.broken, ?) ORDER BY s.path",
+        # an extra has been installed since
+        [f"pli[{name}]" if has_extra(name) else "\0" for name in EXTRAS],
+    ).fetchall()
     return todo, connection.execute("SELECT count(*) FROM seen").fetchone()[0]
 
 # %% ../../nbs/gallery/09b_index.ipynb #e82bd069
@@ -187,10 +197,17 @@ def _lost(table: PictureTable, met: Listing, count: int, forget: bool) -> tuple[
     connection, kept = table.connection, []
     gone = connection.execute("SELECT p.id, p.path FROM picture p LEFT JOIN seen s ON s.path = p.path WHERE s.path IS NULL").fetchall()
     if not gone or forget: return [id for id, _ in gone], []
-    if not count: return [], [f"the folder holds no picture at all, but {len(gone):,} are known: they are kept, in case a drive is not there (--forget-missing drops them)"]
+    if not count:
+        return [], [
+            f"the folder holds no picture at all, but {len(gone):,} are known: they are kept, in case a drive is not there"
+            " (--forget-missing drops them)"
+        ]
     away = [drive for drive in table.about().get("drives", []) if drive not in met.drives]
     safe = []
-    for folder, why in [*((folder, "cannot be read") for folder in met.unreadable), *((drive, "was a drive of its own and is not now") for drive in away)]:
+    for folder, why in [
+        *((folder, "cannot be read") for folder in met.unreadable),
+        *((drive, "was a drive of its own and is not now") for drive in away),
+    ]:
         below = os.fsencode(folder) + b"/"
         lost = {id for id, path in gone if path.startswith(below)}
         if lost: kept.append(f"{shown(folder)} {why}: its {len(lost):,} pictures are kept (--forget-missing drops them)")
@@ -202,8 +219,11 @@ def _lost(table: PictureTable, met: Listing, count: int, forget: bool) -> tuple[
 def _take_over(table: PictureTable, row: Row, changes: "Changes") -> bool:
     "Give a file with known bytes its row; False where the bytes are no longer known."
     with table.writing() as connection:
-        donors = connection.execute("SELECT p.id, p.path, s.path FROM picture p LEFT JOIN seen s ON s.path = p.path WHERE p.content = ? AND p.feature IS NOT NULL "
-                                    "ORDER BY p.path = ? DESC, s.path IS NOT NULL, p.id", (row.content, row.path)).fetchall()
+        donors = connection.execute(
+            "SELECT p.id, p.path, s.path FROM picture p LEFT JOIN seen s ON s.path = p.path WHERE p.content = ? AND p.feature IS NOT NULL "
+            "ORDER BY p.path = ? DESC, s.path IS NOT NULL, p.id",
+            (row.content, row.path),
+        ).fetchall()
         if not donors: return False
         id, path, still_there = donors[0]
         if path == row.path or still_there is None:
@@ -214,8 +234,11 @@ def _take_over(table: PictureTable, row: Row, changes: "Changes") -> bool:
         else:
             known = connection.execute("SELECT 1 FROM picture WHERE path = ?", (row.path,)).fetchone()
             connection.execute("DELETE FROM picture WHERE path = ?", (row.path,))
-            connection.execute("INSERT INTO picture (path, size, changed, content, width, height, taken, thumbnail, feature) "
-                               "SELECT ?, ?, ?, content, width, height, taken, thumbnail, feature FROM picture WHERE id = ?", (row.path, row.size, row.changed, id))
+            connection.execute(
+                "INSERT INTO picture (path, size, changed, content, width, height, taken, thumbnail, feature) "
+                "SELECT ?, ?, ?, content, width, height, taken, thumbnail, feature FROM picture WHERE id = ?",
+                (row.path, row.size, row.changed, id),
+            )
             changes.changed, changes.added = changes.changed + bool(known), changes.added + (not known)
         touch(connection)
     return True
@@ -247,7 +270,8 @@ def change_lines(changes: Changes, first: int = 3) -> list[str]:
     lines, met = [f"{changes.pictures:,} pictures: {told}"], changes.met
     some = lambda items: ", ".join(shown(item, 80) for item in items[:first]) + f" and {len(items) - first:,} more" * (len(items) > first)
     for name, said in EXTRAS_SAID.items():
-        if missing := [line for line in changes.broken if f"pli[{name}]" in line]: lines.append(f'{len(missing):,} {said} were left out: pip install "pli[{name}]", and the next run reads them')
+        if missing := [line for line in changes.broken if f"pli[{name}]" in line]:
+            lines.append(f'{len(missing):,} {said} were left out: pip install "pli[{name}]", and the next run reads them')
     broken = [line for line in changes.broken if not any(f"pli[{name}]" in line for name in EXTRAS)]
     if broken: lines.append(f"{len(broken):,} cannot be read and are left out: {some(broken)}")
     if changes.skipped: lines.append(f"{len(changes.skipped):,} were left for the next time: {some(changes.skipped)}")
@@ -269,17 +293,27 @@ def alone_with(
     wait: bool = False,     # until the other process is done
     say: Callable[[str], None] = lambda line: None,
 ):
-    "Index a gallery as the only process. Raises `Indexing`, which names the other one, and `PliError` where the gallery cannot be written to."
-    if not table.writable: raise PliError(f"{shown(table.path)}: cannot be written to; --gallery names another place")
+    """Index a gallery as the only process. Raises `Indexing`, which names the other one, and `PliError` where the gallery cannot be
+    written to.
+    """
+    if not table.writable:
+        raise PliError(f"{shown(table.path)}: cannot be written to; --gallery names another place")
     lock, told = table.path.with_name(f".{table.path.name}.lock"), False
     with ExitStack() as stack:
         while True:
-            try: ours = stack.enter_context(claim(lock))
-            except OSError as error: raise PliError(f"{shown(table.path.parent)}: cannot be written to ({error.strerror or error}); --gallery names another place") from None
-            if ours: break
+            try:
+                ours = stack.enter_context(claim(lock))
+            except OSError as error:
+                raise PliError(
+                    f"{shown(table.path.parent)}: cannot be written to ({error.strerror or error}); --gallery names another place"
+                ) from None
+            if ours:
+                break
             stack.close()
-            if not wait: raise Indexing(f"{holder(lock)} is indexing this folder; wait until it is done")
-            if not told: say(f"{holder(lock)} is indexing this folder: waiting until it is done")
+            if not wait:
+                raise Indexing(f"{holder(lock)} is indexing this folder; wait until it is done")
+            if not told:
+                say(f"{holder(lock)} is indexing this folder: waiting until it is done")
             told = True
             time.sleep(PAUSE)
         yield
@@ -294,7 +328,9 @@ def update(
     say: Callable[[str], None] = lambda line: None,
     wait: bool = False,               # where another process is indexing: wait until it is done
 ) -> Changes:
-    "Bring a gallery's table up to date with its folder. Raises `Indexing` where another process does so, and `PliError` for a folder that is not there; what was known stays known."
+    """Bring a gallery's table up to date with its folder. Raises `Indexing` where another process does so, and `PliError` for a folder
+    that is not there; what was known stays known.
+    """
     with alone_with(table, wait, say): return _update(table, Path(os.path.abspath(root)), backbone, workers, forget, say)
 
 def _update(table: PictureTable, root: Path, backbone: Backbone, workers: int, forget: bool, say: Callable[[str], None]) -> Changes:
@@ -312,7 +348,13 @@ def _update(table: PictureTable, root: Path, backbone: Backbone, workers: int, f
 
 def _read_all(table, root, todo, backbone, workers, changes, say) -> None:
     "Read, encode and write everything that is new."
-    reader = DataLoader(NewPictures(root, todo, backbone.pixels, table.path), batch_size=ALIKE, num_workers=workers, collate_fn=list, worker_init_fn=end_with_parent)
+    reader = DataLoader(
+        NewPictures(root, todo, backbone.pixels, table.path),
+        batch_size=ALIKE,
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=end_with_parent,
+    )
     began, done, told = time.monotonic(), 0, False
     waiting: list[Read] = []
     for items in bar(reader):
@@ -322,7 +364,8 @@ def _read_all(table, root, todo, backbone, workers, changes, say) -> None:
         seconds = (time.monotonic() - began) / done * (len(todo) - done)
         if not told and time.monotonic() - began > 5:
             told = True
-            if seconds > 60: say(f"{len(todo):,} pictures to look at; about {in_words(seconds)} left. You can stop at any time and go on later")
+            if seconds > 60:
+                say(f"{len(todo):,} pictures to look at; about {in_words(seconds)} left. You can stop at any time and go on later")
     _encode(table, backbone, waiting, changes, whole=True)
 
 def _settled(table: PictureTable, item: Read, changes: Changes) -> bool:
@@ -352,7 +395,11 @@ def _encode(table: PictureTable, backbone: Backbone, waiting: list[Read], change
 def _remove(table: PictureTable, changes: Changes, lost: set[int]) -> None:
     "Delete the rows that have lost their file and were not taken over by another."
     with table.writing() as connection:
-        still = [id for id, in connection.execute("SELECT p.id FROM picture p LEFT JOIN seen s ON s.path = p.path WHERE s.path IS NULL") if id in lost]
+        still = [
+            id
+            for id, in connection.execute("SELECT p.id FROM picture p LEFT JOIN seen s ON s.path = p.path WHERE s.path IS NULL")
+            if id in lost
+        ]
         connection.executemany("DELETE FROM picture WHERE id = ?", [(id,) for id in still])
         if still: touch(connection)
     changes.removed = len(still)

@@ -72,9 +72,15 @@ def galleries_of(
     "The galleries of a folder. Raises `PliError` where none is known."
     homes = [Path(gallery)] if gallery is not None else [Path(folder) / ".pli", cached_home(folder)]
     tables = [home / key / "gallery.sqlite" for home in homes for key in galleries_in(home)]
-    if gallery is None: tables += [Path(said["table"]) for _, said in _notes() if said["folder"] == os.path.abspath(folder) and os.path.isfile(said["table"])]
+    if gallery is None:
+        tables += [
+            Path(said["table"]) for _, said in _notes() if said["folder"] == os.path.abspath(folder) and os.path.isfile(said["table"])
+        ]
     unique = {os.path.realpath(table): table for table in reversed(tables)}
-    if not unique: raise PliError(f"{shown(gallery or folder)}: no gallery is known there; pli index {shown(folder)} makes one, pli gallery list shows all")
+    if not unique:
+        raise PliError(
+            f"{shown(gallery or folder)}: no gallery is known there; pli index {shown(folder)} makes one, pli gallery list shows all"
+        )
     return sorted(unique.values())
 
 def facts(
@@ -87,15 +93,27 @@ def facts(
         with opened.telling():
             distinct = opened.connection.execute("SELECT count(DISTINCT content) FROM picture WHERE feature IS NOT NULL").fetchone()[0]
             pictures = count("feature IS NOT NULL")
-            return {"folder": str(folder), "place": str(table.parent.parent), "there": True, "model": about.get("model"), "pretrained": about.get("pretrained"), "pictures": pictures,
-                    "broken": count("broken IS NOT NULL"), "duplicates": pictures - distinct, "bytes": sum(path.stat().st_size for path in made_by_pli(table.parent) if path.is_file()),
-                    "made": about.get("made"), "updated": about.get("updated")}
+            return {
+                "folder": str(folder),
+                "place": str(table.parent.parent),
+                "there": True,
+                "model": about.get("model"),
+                "pretrained": about.get("pretrained"),
+                "pictures": pictures,
+                "broken": count("broken IS NOT NULL"),
+                "duplicates": pictures - distinct,
+                "bytes": sum(path.stat().st_size for path in made_by_pli(table.parent) if path.is_file()),
+                "made": about.get("made"),
+                "updated": about.get("updated"),
+            }
 
 OURS = re.compile(r"gallery\.sqlite(-journal|-wal|-shm)?|\.?features-[0-9a-z-]+\.npy(\.\d+\.part)?|\.gallery\.sqlite\.lock|approximate")
 
 def made_by_pli(folder: Path) -> list[Path]:
     "What `pli` has put into a gallery's folder, the table last."
-    return sorted((path for path in folder.iterdir() if OURS.fullmatch(path.name)), key=lambda path: (path.name == "gallery.sqlite", path.name))
+    return sorted(
+        (path for path in folder.iterdir() if OURS.fullmatch(path.name)), key=lambda path: (path.name == "gallery.sqlite", path.name)
+    )
 
 # %% ../../nbs/gallery/09f_manage.ipynb #7abc2aba
 def duplicates(
@@ -103,16 +121,23 @@ def duplicates(
 ) -> list[list[Picture]]:   # groups of two or more
     "Pictures that are there more than once, byte for byte."
     groups: dict[bytes, list[Picture]] = {}
-    for picture in table.select("content IN (SELECT content FROM picture WHERE length(content) = 32 GROUP BY content HAVING count(*) > 1)"): groups.setdefault(picture.content, []).append(picture)
-    return sorted((sorted(group, key=lambda one: one.path) for group in groups.values()), key=lambda group: (-group[0].size * (len(group) - 1), group[0].path))
+    for picture in table.select("content IN (SELECT content FROM picture WHERE length(content) = 32 GROUP BY content HAVING count(*) > 1)"):
+        groups.setdefault(picture.content, []).append(picture)
+    return sorted(
+        (sorted(group, key=lambda one: one.path) for group in groups.values()),
+        key=lambda group: (-group[0].size * (len(group) - 1), group[0].path),
+    )
 
 # %% ../../nbs/gallery/09f_manage.ipynb #8b2a7393
 def forget(
     table: Path,          # of a gallery
 ) -> list[Path]:          # what was left there, because pli has not made it
-    "Delete a gallery, and of its folder only what `pli` made. Raises `PliError` where another process is indexing, or something cannot be deleted."
+    """Delete a gallery, and of its folder only what `pli` made. Raises `PliError` where another process is indexing, or something cannot
+    be deleted.
+    """
     folder = table.parent
-    if folder.is_symlink() or not re.fullmatch("[0-9a-f]{16}", folder.name): raise PliError(f"{shown(folder)}: is not a folder that pli made; nothing is deleted")
+    if folder.is_symlink() or not re.fullmatch("[0-9a-f]{16}", folder.name):
+        raise PliError(f"{shown(folder)}: is not a folder that pli made; nothing is deleted")
     lock = table.with_name(f".{table.name}.lock")
     try:
         with claim(lock) as ours:
@@ -138,38 +163,54 @@ def move(
     folder, new = Path(folder), Path(new)
     tables = galleries_of(folder, gallery)
     homes = sorted({table.parent.parent for table in tables})
-    if len(homes) > 1: raise PliError(f"{shown(folder)}: has galleries at {', '.join(shown(home) for home in homes)}; say which with --gallery")
-    if folder.is_dir(): pictures, place = folder, new
-    elif new.is_dir(): pictures, place = new, homes[0] if gallery is not None else gallery_home(new)
-    else: raise PliError(f"{shown(folder)}: is not there. If its pictures were moved, name their folder now; {shown(new)} is none")
+    if len(homes) > 1:
+        raise PliError(f"{shown(folder)}: has galleries at {', '.join(shown(home) for home in homes)}; say which with --gallery")
+    if folder.is_dir():
+        pictures, place = folder, new
+    elif new.is_dir():
+        pictures, place = new, homes[0] if gallery is not None else gallery_home(new)
+    else:
+        raise PliError(f"{shown(folder)}: is not there. If its pictures were moved, name their folder now; {shown(new)} is none")
     root = ".." if os.path.realpath(place.parent) == os.path.realpath(pictures) and place.name == ".pli" else os.path.abspath(pictures)
     models = {table.parent.name: _noted(table) for table in tables}                      # before the notes of the old place go
-    if os.path.realpath(place) != os.path.realpath(homes[0]): _carry(tables, place, root)
+    if os.path.realpath(place) != os.path.realpath(homes[0]):
+        _carry(tables, place, root)
     for key in [table.parent.name for table in tables]:
         with PictureTable(place / key / "gallery.sqlite") as table:
-            if table.about().get("root") != root: table.say(root=root)
+            if table.about().get("root") != root:
+                table.say(root=root)
             remember(table, pictures, models[key])
     return place
 
 def _noted(table: Path) -> list | None:
-    with PictureTable(table, writable=False) as opened: return next(iter(noted_models(opened.about().get("id"))), None)
+    with PictureTable(table, writable=False) as opened:
+        return next(iter(noted_models(opened.about().get("id"))), None)
 
 def _carry(tables: list[Path], place: Path, root: str) -> None:
     "Copy galleries beside a new place, give the copy its name, then delete the old ones."
-    if place.is_symlink() or place.exists() and (not place.is_dir() or any(place.iterdir())): raise PliError(f"{shown(place)}: is there already; name an empty or a new folder")
+    if place.is_symlink() or place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise PliError(f"{shown(place)}: is there already; name an empty or a new folder")
     temporary = place.absolute().with_name(f".{place.name}.{os.getpid()}.part")
     try:
         with ExitStack() as stack:
             opened = [stack.enter_context(PictureTable(path)) for path in tables]
-            for table in opened: stack.enter_context(alone_with(table))
+            for table in opened:
+                stack.enter_context(alone_with(table))
             try:
                 temporary.mkdir(parents=True)
-                for table in opened: _copy(table, temporary / table.path.parent.name, root)
+                for table in opened:
+                    _copy(table, temporary / table.path.parent.name, root)
                 os.replace(temporary, place)
-            finally: shutil.rmtree(temporary, ignore_errors=True)
-    except sqlite3.Error as error: raise PliError(f"{shown(place)}: the gallery cannot be copied there ({shown(error)}); it is where it was") from None
-    except OSError as error: raise PliError(f"{shown(place)}: the gallery cannot be moved there ({full(error) or error.strerror or error}); it is where it was") from None
-    for path in tables: forget(path)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    except sqlite3.Error as error:
+        raise PliError(f"{shown(place)}: the gallery cannot be copied there ({shown(error)}); it is where it was") from None
+    except OSError as error:
+        raise PliError(
+            f"{shown(place)}: the gallery cannot be moved there ({full(error) or error.strerror or error}); it is where it was"
+        ) from None
+    for path in tables:
+        forget(path)
 
 def _copy(table: PictureTable, folder: Path, root: str) -> None:
     "Copy a table, and the matrix that belongs to it, into a new folder."
@@ -178,4 +219,5 @@ def _copy(table: PictureTable, folder: Path, root: str) -> None:
         table.connection.backup(copy.connection)
         copy.say(root=root)
     for matrix in table.path.parent.glob("features-*.npy"):
-        if matrix.is_file() and not matrix.is_symlink(): shutil.copyfile(matrix, folder / matrix.name)
+        if matrix.is_file() and not matrix.is_symlink():
+            shutil.copyfile(matrix, folder / matrix.name)

@@ -61,7 +61,9 @@ def gallery_home(
     place: str | Path | None = None,    # what the user says
     key: str | None = None,             # of the features that are wanted, where they are known
 ) -> Path:
-    "The folder that holds a folder's galleries, one for each picture tower: beside the pictures, unless that cannot be written to and does not hold the gallery already."
+    """The folder that holds a folder's galleries, one for each picture tower: beside the pictures, unless that cannot be written to and
+    does not hold the gallery already.
+    """
     if place is not None: return Path(place)
     beside, cached = Path(folder) / ".pli", cached_home(folder)
     if os.access(beside if beside.is_dir() else folder, os.W_OK): return beside
@@ -100,7 +102,8 @@ class Where:
 
     def __post_init__(self):
         for what in ("folder", "name"):
-            if getattr(self, what) and not isinstance(getattr(self, what), str): raise PliError(f"{what}: must be text, got {shown(repr(getattr(self, what)))}")
+            if getattr(self, what) and not isinstance(getattr(self, what), str):
+                raise PliError(f"{what}: must be text, got {shown(repr(getattr(self, what)))}")
         for what in ("since", "until"):
             if getattr(self, what): _day(getattr(self, what), what)
 
@@ -146,7 +149,8 @@ class Ranker:
     lengths: Tensor | None = None      # `(pictures,)` of the centred features; made when late fusion first asks
 
     @functools.cached_property
-    def image_mean(self) -> Tensor: return self.vectors.features.mean(0) if self.given_mean is None else self.given_mean   # reads everything: when late fusion first asks
+    # reads everything: when late fusion first asks
+    def image_mean(self) -> Tensor: return self.vectors.features.mean(0) if self.given_mean is None else self.given_mean
 
     def product(self, query: Tensor, centred: bool = False) -> Tensor:   # `(width,)` -> `(pictures,)`
         "Cosines of all pictures with one query vector, in one pass over the features."
@@ -154,10 +158,14 @@ class Ranker:
         found = torch.mv(features, query) if len(features) < CROWD else torch.from_numpy(features.numpy() @ query.numpy())
         if not centred: return found
         if self.lengths is None:
-            self.lengths = (1 - 2 * torch.mv(self.vectors.features, self.image_mean) + self.image_mean @ self.image_mean).clamp_min(1e-12).sqrt()
+            self.lengths = (
+                (1 - 2 * torch.mv(self.vectors.features, self.image_mean) + self.image_mean @ self.image_mean).clamp_min(1e-12).sqrt()
+            )
         return found.sub_(self.image_mean @ query).div_(self.lengths)
 
-    def fuse(self, composer: Composer, reference: Tensor, text: Tensor, text_mean: Tensor | None, allowed: Tensor | None) -> tuple[Tensor, list[Tensor], list[tuple[Tensor, Tensor]]]:
+    def fuse(
+        self, composer: Composer, reference: Tensor, text: Tensor, text_mean: Tensor | None, allowed: Tensor | None
+    ) -> tuple[Tensor, list[Tensor], list[tuple[Tensor, Tensor]]]:
         "Scores of all pictures, `-inf` for what takes no part; the lists they are fused from; and for late fusion the ends of each list."
         if composer.centred: reference, text = unit(unit(reference) - self.image_mean), unit(unit(text) - text_mean)
         lists, ends = [self.product(part[0], composer.centred) for part in composer.parts(reference[None], text[None])], []
@@ -165,19 +173,26 @@ class Ranker:
         scores = composer.fuse(*(stretched(each, *two) for each, two in zip(lists, ends))) if ends else lists[0]
         return (scores if allowed is None else scores.masked_fill(~allowed, -torch.inf)), lists, ends
 
-    def fast(self, composer: Composer, reference: Tensor, text: Tensor, text_mean: Tensor | None, allowed: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    def fast(
+        self, composer: Composer, reference: Tensor, text: Tensor, text_mean: Tensor | None, allowed: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
         "Scores of all pictures but for rounding, and the lists they are fused from; `-inf` for what takes no part."
         return self.fuse(composer, reference, text, text_mean, allowed)[:2]
 
-    def rank(self, composer: Composer, reference: Tensor, text: Tensor, text_mean: Tensor | None, allowed: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+    def rank(
+        self, composer: Composer, reference: Tensor, text: Tensor, text_mean: Tensor | None, allowed: Tensor | None, k: int
+    ) -> tuple[Tensor, Tensor]:
         "Scores and row numbers of the best `k`, best first, equal ones in the order of the gallery."
         scores, lists, ends = self.fuse(composer, reference, text, text_mean, allowed)
         k = min(k, len(scores) if allowed is None else int(allowed.sum()))
-        wide = 2 * (composer.weight + 1) / max(1e-6, min(float(high - low) for low, high in ends)) if ends else 1          # late fusion stretches what rounding does
+        # late fusion stretches what rounding does
+        wide = 2 * (composer.weight + 1) / max(1e-6, min(float(high - low) for low, high in ends)) if ends else 1
         best, found = scores.topk(min(k + 1, len(scores)))
         values = best.numpy()
-        if np.isnan(values[0]): raise PliError("a score is not a number (NaN): the model's features are broken")       # to topk, NaN is larger than all numbers
-        if k < len(values) and (values[:-1] - values[1:]).min() > ROUNDING * wide: return best[:k], found[:k]            # no two are so close that rounding could swap them
+        # to topk, NaN is larger than all numbers
+        if np.isnan(values[0]): raise PliError("a score is not a number (NaN): the model's features are broken")
+        # no two are so close that rounding could swap them
+        if k < len(values) and (values[:-1] - values[1:]).min() > ROUNDING * wide: return best[:k], found[:k]
         near = scores >= best[k - 1] - SLACK * (10 if ends else 1)
         for each, (low, high) in zip(lists, ends):             # late fusion stretches each list between its ends: these must be exact too
             near |= (each <= low + SLACK) | (each >= high - SLACK)
@@ -186,9 +201,18 @@ class Ranker:
         if len(rows) > FEW:
             found = top_k(scores[None], k)[0]
             return scores[found], found
-        exact = score(composer, reference.expand(ALIKE, -1), text.expand(ALIKE, -1), self.vectors.features[rows], None, self.image_mean if composer.centred else None, text_mean)[:1]
+        exact = score(
+            composer,
+            reference.expand(ALIKE, -1),
+            text.expand(ALIKE, -1),
+            self.vectors.features[rows],
+            None,
+            self.image_mean if composer.centred else None,
+            text_mean,
+        )[:1]
         found = top_k(exact, k)[0]
         return exact[0, found], rows[found]
+
 
 def ends_of(
     each: Tensor,             # `(pictures,)` scores
@@ -215,7 +239,8 @@ def fit_of(
 def check_at_least(at_least: float | None, words: bool) -> None:
     "Raise a `PliError` for a threshold that is no number, or that belongs to no words."
     if at_least is None: return
-    if isinstance(at_least, bool) or not isinstance(at_least, numbers.Real) or not abs(at_least) <= 1e6: raise PliError(f"at_least must be a number such as 1.7, got {shown(repr(at_least))}")
+    if isinstance(at_least, bool) or not isinstance(at_least, numbers.Real) or not abs(at_least) <= 1e6:
+        raise PliError(f"at_least must be a number such as 1.7, got {shown(repr(at_least))}")
     if not words: raise PliError("at_least asks how well the words fit, and this query has none")
 
 # %% ../../nbs/gallery/09c_search.ipynb #ff02906f
@@ -234,7 +259,8 @@ class Hit:
 
     def open(self) -> Image.Image:
         "The whole picture, upright. Raises `PliError` where there is none."
-        if self.file is None: raise PliError(f"{shown(self.path)}: a copy of a gallery holds small pictures only; search the folder that it was made from")
+        if self.file is None:
+            raise PliError(f"{shown(self.path)}: a copy of a gallery holds small pictures only; search the folder that it was made from")
         return open_picture(self.file)
 
     def explain(self):
@@ -245,7 +271,15 @@ class Hit:
     def record(self) -> dict:
         "The hit as plain values."
         picture = self.picture
-        found = {"rank": self.rank, "score": round(self.score, 6), "path": picture.path, "date": picture.date, "width": picture.width, "height": picture.height, "file": self.file and str(self.file)}
+        found = {
+            "rank": self.rank,
+            "score": round(self.score, 6),
+            "path": picture.path,
+            "date": picture.date,
+            "width": picture.width,
+            "height": picture.height,
+            "file": self.file and str(self.file),
+        }
         return found if self.fit is None else found | {"fit": round(self.fit, 3)}
 
 # %% ../../nbs/gallery/09c_search.ipynb #7d2cdcb3
@@ -262,35 +296,58 @@ class Hits(Sequence):
         self.gallery, self.hits, self.asked, self.references = gallery, [replace(hit, of=self) for hit in hits], asked, tuple(references)
         self.allowed, self.text_mean, self._ranker = allowed, text_mean, ranker
 
-    def __len__(self) -> int: return len(self.hits)
+    def __len__(self) -> int:
+        return len(self.hits)
 
-    def __getitem__(self, index): return Hits(self.gallery, self.hits[index], self.asked, self.references, self.allowed, self.text_mean, self._ranker) if isinstance(index, slice) else self.hits[index]
+    def __getitem__(self, index):
+        return (
+            Hits(self.gallery, self.hits[index], self.asked, self.references, self.allowed, self.text_mean, self._ranker)
+            if isinstance(index, slice)
+            else self.hits[index]
+        )
 
     @property
-    def ranker(self) -> Ranker: return self._ranker or self.gallery.ranker   # what scored the hits
+    def ranker(self) -> Ranker:
+        return self._ranker or self.gallery.ranker   # what scored the hits
 
-    def __repr__(self) -> str: return f"{len(self)} hits for {self.title()}" + "".join(f"\n{hit.rank:4}  {hit.score:.4f}  {shown(hit.path)}" for hit in self.hits[:10]) + "\n      ..." * (len(self) > 10)
+    def __repr__(self) -> str:
+        return (
+            f"{len(self)} hits for {self.title()}"
+            + "".join(f"\n{hit.rank:4}  {hit.score:.4f}  {shown(hit.path)}" for hit in self.hits[:10])
+            + "\n      ..." * (len(self) > 10)
+        )
 
-    def _repr_png_(self) -> bytes | None: return as_png(self[:24].sheet(), colours=128) if len(self) else None
+    def _repr_png_(self) -> bytes | None:
+        return as_png(self[:24].sheet(), colours=128) if len(self) else None
 
-    def title(self) -> str: return title_of_query(self.asked)
+    def title(self) -> str:
+        return title_of_query(self.asked)
 
-    def records(self) -> list[dict]: return [hit.record() for hit in self.hits]
+    def records(self) -> list[dict]:
+        return [hit.record() for hit in self.hits]
 
-    def sheet(self, across: int = 6, side: int = 144) -> Image.Image: return sheet_of(self, across, side)
+    def sheet(self, across: int = 6, side: int = 144) -> Image.Image:
+        return sheet_of(self, across, side)
 
-    def save(self, path: str | Path) -> None: save_hits(self, path)
+    def save(self, path: str | Path) -> None:
+        save_hits(self, path)
 
 
     def frame(self):
         "The records as a `pandas.DataFrame`. Raises `PliError` where pandas is not installed."
-        try: import pandas
-        except ModuleNotFoundError: raise PliError("a data frame needs pandas: pip install pandas; .records() gives the same as a list") from None
+        try:
+            import pandas
+        except ModuleNotFoundError:
+            raise PliError("a data frame needs pandas: pip install pandas; .records() gives the same as a list") from None
         return pandas.DataFrame(self.records())
 
 def title_of_query(asked: dict) -> str:
     "A query in words."
-    parts = [", ".join(asked["image"])] * bool(asked["image"]) + [f"“{text}”" for text in asked["text"]] + [f"without “{text}”" for text in asked["without"]]
+    parts = (
+        [", ".join(asked["image"])] * bool(asked["image"])
+        + [f"“{text}”" for text in asked["text"]]
+        + [f"without “{text}”" for text in asked["without"]]
+    )
     return shown(" + ".join(parts), 160)
 
 # %% ../../nbs/gallery/09c_search.ipynb #7df259ed
@@ -306,12 +363,15 @@ def sheet_of(
     return contact_sheet(references + found, across, side, hits.title())
 
 def save_hits(hits: Hits, path: str | Path) -> None:
-    "Write hits as a contact sheet (`.png`, `.jpg`), as JSON or as CSV, whole or not at all; the ending says which. Raises `PliError` for another one."
+    """Write hits as a contact sheet (`.png`, `.jpg`), as JSON or as CSV, whole or not at all; the ending says which. Raises `PliError`
+    for another one.
+    """
     path = Path(path)
     kind = path.suffix.lower()
     check_writable(path)
     if kind == ".json": return write_json(path, {"query": hits.asked, "hits": hits.records()})
-    if kind not in (".png", ".jpg", ".jpeg", ".csv"): raise PliError(f"{shown(path)}: hits are written as .png, .jpg, .json or .csv; the end of the name says which")
+    if kind not in (".png", ".jpg", ".jpeg", ".csv"):
+        raise PliError(f"{shown(path)}: hits are written as .png, .jpg, .json or .csv; the end of the name says which")
     sheet = None if kind == ".csv" else hits.sheet()
     with atomic(path) as temporary:
         if sheet is not None: sheet.save(temporary, "PNG" if kind == ".png" else "JPEG")
@@ -345,7 +405,18 @@ class Gallery:
     _copy: "Copy | None" = None
 
     @classmethod
-    def open(cls, folder, model=None, pretrained=None, query_model=None, gallery=None, device="auto", preprocess="model", workers=0, quick_gelu=None) -> "Gallery":
+    def open(
+        cls,
+        folder,
+        model=None,
+        pretrained=None,
+        query_model=None,
+        gallery=None,
+        device="auto",
+        preprocess="model",
+        workers=0,
+        quick_gelu=None,
+    ) -> "Gallery":
         "See `open_gallery`."
         return open_gallery(folder, model, pretrained, query_model, gallery, device, preprocess, workers, quick_gelu)
 
@@ -359,11 +430,17 @@ class Gallery:
 
     def update(self, forget: bool = False, say: Callable[[str], None] = lambda line: None, wait: bool = False) -> Changes:
         "Index what is new in the folder; see `pli.gallery.index.update`."
-        if self.root is None: raise PliError(f"{shown(self.table.path)}: is a copy; pli index FOLDER --publish brings it up to date from the folder that it was made from")
+        if self.root is None:
+            raise PliError(
+                f"{shown(self.table.path)}: is a copy; pli index FOLDER --publish brings it up to date from the folder that it was made"
+                " from"
+            )
         return update(self.table, self.root, self.backbone, self.workers, forget, say, wait)
 
     def publish(self, place: str | Path | None = None) -> "CopyChanges":
-        "Copy the gallery, with an approximate index, to a folder or an object store, or bring that copy up to date; see `pli.gallery.approximate.publish`."
+        """Copy the gallery, with an approximate index, to a folder or an object store, or bring that copy up to date; see
+        `pli.gallery.approximate.publish`.
+        """
         from pli.gallery.approximate import publish
         return publish(self, place)
 
@@ -377,11 +454,16 @@ class Gallery:
     @property
     def ranker(self) -> Ranker:
         "The features, ready to be searched; read again where the table has changed."
-        if self.root is None: raise PliError(f"{shown(self.table.path)}: is a copy, and is searched approximately; an exact search needs the folder that it was made from")
+        if self.root is None:
+            raise PliError(
+                f"{shown(self.table.path)}: is a copy, and is searched approximately; an exact search needs the folder that it was made"
+                " from"
+            )
         if self._ranker is None or self._ranker.vectors.generation != self.table.about()["generation"]:
             width = self.table.about()["width"]
             vectors = read_vectors(self.table, width)
-            if not len(vectors): raise PliError(f"{shown(self.root)}: the gallery holds no picture yet; gallery.update(), or pli index, fills it")
+            if not len(vectors):
+                raise PliError(f"{shown(self.root)}: the gallery holds no picture yet; gallery.update(), or pli index, fills it")
             self._ranker = Ranker(vectors)
         return self._ranker
 
@@ -392,9 +474,22 @@ class Gallery:
         return self._captions
 
     @property
-    def text_mean(self) -> Tensor: return self.captions.mean(0)
+    def text_mean(self) -> Tensor:
+        return self.captions.mean(0)
 
-    def search(self, image=None, text=None, without=None, weight=None, composer=None, k=20, where=None, text_mean=None, approximate=False, at_least=None) -> Hits:
+    def search(
+        self,
+        image=None,
+        text=None,
+        without=None,
+        weight=None,
+        composer=None,
+        k=20,
+        where=None,
+        text_mean=None,
+        approximate=False,
+        at_least=None,
+    ) -> Hits:
         "See `search_gallery`."
         return search_gallery(self, image, text, without, weight, composer, k, where, text_mean, approximate, at_least)
 
@@ -415,27 +510,45 @@ def open_gallery(
         from pli.gallery.approximate import open_copy
         return open_copy(folder, model, pretrained, query_model, device, preprocess, quick_gelu)
     folder = Path(folder)
-    if not folder.is_dir(): raise PliError(f"{shown(folder)}: is not a folder" if folder.exists() else f"{shown(folder)}: no such folder; is the drive there?")
+    if not folder.is_dir():
+        raise PliError(f"{shown(folder)}: is not a folder" if folder.exists() else f"{shown(folder)}: no such folder; is the drive there?")
     home, place = gallery_home(folder, gallery), pick_device(device)
     made_by = None
-    if model is None: made_by, model, pretrained, preprocess, quick_gelu = _own_model(home, pretrained, preprocess, quick_gelu)
+    if model is None:
+        made_by, model, pretrained, preprocess, quick_gelu = _own_model(home, pretrained, preprocess, quick_gelu)
     backbone = load_backbone(model, with_weights(model, pretrained), place, preprocess=preprocess, quick_gelu=quick_gelu)
     reader = backbone if query_model is None else load_backbone(query_model, None, place, preprocess=preprocess)
     key = features_key(backbone)
     if made_by not in (None, key):
-        raise PliError(f"{shown(home)}: {shown(model)} is no longer the model that made its features; --model {shown(model)} indexes the folder again beside them, pli gallery forget removes them")
-    if reader is not backbone: check_reader(reader, query_model, key, model)
+        raise PliError(
+            f"{shown(home)}: {shown(model)} is no longer the model that made its features; --model {shown(model)} indexes the folder again"
+            " beside them, pli gallery forget removes them"
+        )
+    if reader is not backbone:
+        check_reader(reader, query_model, key, model)
     home = gallery_home(folder, gallery, key)
     path = home / key / "gallery.sqlite"
     writable = os.access(path if path.exists() else _nearest(path), os.W_OK)
-    if not writable and not path.exists(): raise PliError(f"{shown(home)}: holds no gallery of this model and cannot be written to; --gallery names another place")
+    if not writable and not path.exists():
+        raise PliError(f"{shown(home)}: holds no gallery of this model and cannot be written to; --gallery names another place")
     table = PictureTable(path, create=writable, writable=writable)
     about = table.about()
     named = [os.path.abspath(model) if Path(model).is_dir() else str(model), with_weights(model, pretrained)]
     if "key" not in about and writable:
-        table.say(key=key, model=named[0], pretrained=named[1], preprocess=preprocess, quick_gelu=quick_gelu, width=_width(backbone), features=_picture_side(backbone),
-                  root=".." if gallery is None and home.name == ".pli" else os.path.abspath(folder), made=datetime.date.today().isoformat(), id=os.urandom(8).hex())
-    try: _check_folder(table, folder, home)
+        table.say(
+            key=key,
+            model=named[0],
+            pretrained=named[1],
+            preprocess=preprocess,
+            quick_gelu=quick_gelu,
+            width=_width(backbone),
+            features=_picture_side(backbone),
+            root=".." if gallery is None and home.name == ".pli" else os.path.abspath(folder),
+            made=datetime.date.today().isoformat(),
+            id=os.urandom(8).hex(),
+        )
+    try:
+        _check_folder(table, folder, home)
     except PliError:
         table.close()
         raise
@@ -445,7 +558,9 @@ def open_gallery(
 def is_copy(
     place: str | Path,
 ) -> bool:
-    "Whether a place is a copy of a gallery (chapter 09e) and not a folder of pictures: an address such as `s3://bucket/name`, or a folder with its tables."
+    """Whether a place is a copy of a gallery (chapter 09e) and not a folder of pictures: an address such as `s3://bucket/name`, or a
+    folder with its tables.
+    """
     return "://" in str(place) or (Path(place) / "about.lance").is_dir()
 
 def with_weights(
@@ -453,47 +568,80 @@ def with_weights(
     pretrained: str | None,
 ) -> str | None:
     "The weights for a model. Raises `PliError` for a named one without any: left to chance, it would find anything."
-    if pretrained or Path(model).is_dir() or ":" in str(model) or str(model).startswith("pli-tiny"): return pretrained
-    if str(model) == MODEL[0]: return MODEL[1]
+    if pretrained or Path(model).is_dir() or ":" in str(model) or str(model).startswith("pli-tiny"):
+        return pretrained
+    if str(model) == MODEL[0]:
+        return MODEL[1]
     tags = open_clip.list_pretrained_tags_by_model(str(model))
-    if not tags: return None                                          # an unknown name, which load_backbone tells
+    if not tags:
+        return None                                          # an unknown name, which load_backbone tells
     raise PliError(f"{shown(model)}: say which weights, with pretrained= or --pretrained; there are {', '.join(tags)}")
 
 def _nearest(path: Path) -> Path:
     "The nearest folder above that is there."
     return next(parent for parent in path.absolute().parents if parent.exists())
 
-def _width(backbone: Backbone) -> int: return int(backbone.config["model_cfg"]["embed_dim"])
+def _width(backbone: Backbone) -> int:
+    return int(backbone.config["model_cfg"]["embed_dim"])
 
-def _own_model(home: Path, pretrained: str | None, preprocess: str, quick_gelu: bool | None) -> tuple[str | None, str, str | None, str, bool | None]:
-    "Key and model of the one gallery that is there, or no key and the default. Raises `PliError` for several, for options that the gallery was not made with, and for a model that only a stranger names."
+
+def _own_model(
+    home: Path, pretrained: str | None, preprocess: str, quick_gelu: bool | None
+) -> tuple[str | None, str, str | None, str, bool | None]:
+    """Key and model of the one gallery that is there, or no key and the default. Raises `PliError` for several, for options that the
+    gallery was not made with, and for a model that only a stranger names.
+    """
     names = []
     for key in galleries_in(home):
         with PictureTable(home / key / "gallery.sqlite", writable=False) as table:
             about = table.about()
-            if "model" not in about: continue
+            if "model" not in about:
+                continue
             names.append((about["model"], about.get("pretrained"), about.get("preprocess", "model"), about.get("quick_gelu")))
             made_by, id = key, about.get("id")
-    if not names: return None, MODEL[0], pretrained or MODEL[1], preprocess, quick_gelu
-    if len(names) != 1: raise PliError(f"{shown(home)}: holds galleries of {len(names)} models; say which: {'; or '.join(_as_options(*each) for each in names)}")
+    if not names:
+        return None, MODEL[0], pretrained or MODEL[1], preprocess, quick_gelu
+    if len(names) != 1:
+        raise PliError(
+            f"{shown(home)}: holds galleries of {len(names)} models; say which: {'; or '.join(_as_options(*each) for each in names)}"
+        )
     own = names[0]
-    for option, asked, made, default in (("--pretrained", pretrained, own[1], None), ("--preprocess", preprocess, own[2], "model"), ("--quick-gelu", quick_gelu, own[3], None)):
-        if asked not in (default, made): raise PliError(f"{option} {shown(asked)}: the gallery was made with {_as_options(*own)}; name --model too, to make another one")
-    if not (is_public(*own[:3]) or list(own[:2]) in noted_models(id)): raise PliError(f"{shown(home)}: says that {_as_options(*own)} made its features, but not to you; name --model yourself, if you trust that one")
+    for option, asked, made, default in (
+        ("--pretrained", pretrained, own[1], None),
+        ("--preprocess", preprocess, own[2], "model"),
+        ("--quick-gelu", quick_gelu, own[3], None),
+    ):
+        if asked not in (default, made):
+            raise PliError(f"{option} {shown(asked)}: the gallery was made with {_as_options(*own)}; name --model too, to make another one")
+    if not (is_public(*own[:3]) or list(own[:2]) in noted_models(id)):
+        raise PliError(
+            f"{shown(home)}: says that {_as_options(*own)} made its features, but not to you; name --model yourself, if you trust that one"
+        )
     return made_by, *own
+
 
 def is_public(
     model: str,
     pretrained: str | None,
     preprocess: str,
 ) -> bool:
-    "Whether a model is named as in open_clip's list. What a stranger's gallery names in another way, a path or an address, is not loaded for that."
+    """Whether a model is named as in open_clip's list. What a stranger's gallery names in another way, a path or an address, is not
+    loaded for that.
+    """
     names = (model, pretrained or "x", preprocess)
-    return all(isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) for name in names) and not Path(model).exists() and not (pretrained and Path(pretrained).exists())
+    return (
+        all(isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) for name in names)
+        and not Path(model).exists()
+        and not (pretrained and Path(pretrained).exists())
+    )
 
 def _as_options(model: str, pretrained: str | None, preprocess: str, quick_gelu: bool | None) -> str:
     "How a model is named on the command line."
-    said = [f"--model {shown(model)}"] + [f"--pretrained {shown(pretrained)}"] * bool(pretrained) + [f"--preprocess {shown(preprocess)}"] * (preprocess != "model")
+    said = (
+        [f"--model {shown(model)}"]
+        + [f"--pretrained {shown(pretrained)}"] * bool(pretrained)
+        + [f"--preprocess {shown(preprocess)}"] * (preprocess != "model")
+    )
     return " ".join(said + ([] if quick_gelu is None else ["--quick-gelu" if quick_gelu else "--no-quick-gelu"]))
 
 class OtherFeatures(PliError):
@@ -502,7 +650,10 @@ class OtherFeatures(PliError):
 def check_reader(reader: Backbone, query_model: str | Path, key: str, model: str) -> None:
     "Raise `OtherFeatures` for a model of queries that does not read the features of another model."
     if key not in features_read(reader):
-        raise OtherFeatures(f"{shown(query_model)} reads features {', '.join(features_read(reader))}, and {shown(model)} makes {key}: only a model that was tuned with this picture tower left as it was fits; --model {shown(query_model)} indexes the folder for it")
+        raise OtherFeatures(
+            f"{shown(query_model)} reads features {', '.join(features_read(reader))}, and {shown(model)} makes {key}: only a model that was"
+            f" tuned with this picture tower left as it was fits; --model {shown(query_model)} indexes the folder for it"
+        )
 
 READS = "features.json"   # in a tuned model's folder: which features it reads
 
@@ -511,15 +662,19 @@ def features_read(
 ) -> tuple[str, ...]:
     "The keys of the features that a model reads: its own, and those that it was tuned for, where its folder says so."
     path, own = Path(backbone.name.removeprefix("local-dir:")) / READS, features_key(backbone)
-    if not path.is_file(): return (own,)
+    if not path.is_file():
+        return (own,)
     said = read_json(path)
     reads = said.get("reads") if isinstance(said, dict) else None
-    if not isinstance(reads, str) or not re.fullmatch("[0-9a-f]{16}", reads): raise PliError(f"{shown(path)}: does not say which features the model reads; remove it, or tune again")
+    if not isinstance(reads, str) or not re.fullmatch("[0-9a-f]{16}", reads):
+        raise PliError(f"{shown(path)}: does not say which features the model reads; remove it, or tune again")
     return tuple(dict.fromkeys((own, reads)))
 
 def write_features_read(folder: str | Path, backbone: Backbone) -> None:
     "Write beside a tuned model which features it reads."
-    write_json(Path(folder) / READS, {"reads": features_key(backbone), "what": "features that this model reads: those of its own picture tower"})
+    write_json(
+        Path(folder) / READS, {"reads": features_key(backbone), "what": "features that this model reads: those of its own picture tower"}
+    )
 
 # %% ../../nbs/gallery/09c_search.ipynb #15889795
 def _check_folder(table: PictureTable, folder: Path, home: Path) -> None:
@@ -527,7 +682,10 @@ def _check_folder(table: PictureTable, folder: Path, home: Path) -> None:
     root = table.about().get("root", "..")
     if root == ".." or os.path.realpath(root) == os.path.realpath(folder): return
     if os.path.realpath(home.parent) == os.path.realpath(folder): return                # beside the pictures, and moved along with them
-    raise PliError(f"{shown(home)}: is the gallery of {shown(root)}; name another --gallery for {shown(folder)}. If the pictures were moved there: pli gallery move {shown(root)} {shown(folder)} --gallery {shown(home)}")
+    raise PliError(
+        f"{shown(home)}: is the gallery of {shown(root)}; name another --gallery for {shown(folder)}. If the pictures were moved there: pli"
+        f" gallery move {shown(root)} {shown(folder)} --gallery {shown(home)}"
+    )
 
 def notes_folder() -> Path: return cache_folder() / "galleries" / "known"
 
@@ -552,12 +710,15 @@ def remember(
     model: list | None = None,  # the model that the user has opened it by, and its weights
 ) -> None:
     "Note that a gallery is there; where the cache cannot be written to, nothing is noted."
-    said = json.dumps({"folder": os.path.abspath(folder), "table": os.path.abspath(table.path), "id": table.about().get("id", ""), "model": model})
+    said = json.dumps(
+        {"folder": os.path.abspath(folder), "table": os.path.abspath(table.path), "id": table.about().get("id", ""), "model": model}
+    )
     path = note_of(table.path)
     try:
         if path.is_file() and read_regular(path, 2**16).decode() == said: return
         with atomic(path) as temporary: temporary.write_text(said, encoding="utf-8")
-    except (OSError, ValueError): return
+    except (OSError, ValueError):
+        return
 
 # %% ../../nbs/gallery/09c_search.ipynb #53359abf
 def search_gallery(
@@ -573,12 +734,17 @@ def search_gallery(
     approximate: bool = False,             # look at the candidates of an index only (chapter 09e); a copy is always searched so
     at_least: float | None = None,         # leave out hits whose fit is less; see `fit_of`
 ) -> Hits:
-    "The best pictures for a picture, words, or both. Raises `PliError` for a query that asks nothing, a picture that cannot be read, and words that are empty."
+    """The best pictures for a picture, words, or both. Raises `PliError` for a query that asks nothing, a picture that cannot be read,
+    and words that are empty.
+    """
     images = [] if image is None else list(image) if isinstance(image, (list, tuple)) else [image]
     texts, avoid = _texts(text, "text"), _texts(without, "without")
-    if not images and not texts: raise PliError("a search needs a picture, words, or both" + "; words to avoid alone find nothing" * bool(avoid))
-    if isinstance(k, bool) or not isinstance(k, numbers.Integral) or k < 1: raise PliError(f"k must be at least 1, a whole number, got {shown(repr(k), 40)}")
-    if text_mean is not None and not isinstance(text_mean, Tensor): raise PliError(f"text_mean must be a tensor, got {shown(repr(text_mean), 40)}")
+    if not images and not texts:
+        raise PliError("a search needs a picture, words, or both" + "; words to avoid alone find nothing" * bool(avoid))
+    if isinstance(k, bool) or not isinstance(k, numbers.Integral) or k < 1:
+        raise PliError(f"k must be at least 1, a whole number, got {shown(repr(k), 40)}")
+    if text_mean is not None and not isinstance(text_mean, Tensor):
+        raise PliError(f"text_mean must be a tensor, got {shown(repr(text_mean), 40)}")
     check_at_least(at_least, bool(texts))
     chosen = chosen_composer(bool(images), bool(texts), composer, weight)
     where, approximate = _filters(where), approximate or gallery.root is None
@@ -593,16 +759,28 @@ def search_gallery(
     if approximate:
         from pli.gallery.approximate import candidates
         ranker, allowed = candidates(table, chosen, picture, asked_words, mean, against, k, where, own), None
-    else: allowed = _allowed(gallery, ranker, own, where)
-    if allowed is not None and not allowed.any(): raise PliError(nothing_left(where, own))
-    best = lambda count: _rank_without(ranker, chosen, picture, asked_words, mean, allowed, against, count) if avoid else ranker.rank(chosen, picture, asked_words, mean, allowed, count)
+    else:
+        allowed = _allowed(gallery, ranker, own, where)
+    if allowed is not None and not allowed.any():
+        raise PliError(nothing_left(where, own))
+    best = lambda count: (
+        _rank_without(ranker, chosen, picture, asked_words, mean, allowed, against, count)
+        if avoid
+        else ranker.rank(chosen, picture, asked_words, mean, allowed, count)
+    )
     fit = None if at_least is None else lambda rows: fit_of(ranker.vectors.features[rows], words, gallery.captions)
     scores, rows, fits = _as_many_as_fit(best, fit, at_least, k)
     ids = ranker.vectors.ids[rows.numpy()].tolist()
     there = {one.id: one for one in table.several(ids)}                      # without those that another process has just removed
-    found = [(value, there[id], fit) for value, id, fit in zip(scores.tolist(), ids, fits) if id in there and (fit is None or fit >= at_least)][:k]
+    found = [
+        (value, there[id], fit) for value, id, fit in zip(scores.tolist(), ids, fits) if id in there and (fit is None or fit >= at_least)
+    ][:k]
     hits = [Hit(rank, value, one, gallery.root and gallery.root / one.path, fit=fit) for rank, (value, one, fit) in enumerate(found, 1)]
-    asked = {"image": [one.name for one in references], "text": texts, "without": avoid, "composer": str(chosen), "k": k} | ({"approximate": True} if approximate else {}) | ({} if at_least is None else {"at_least": at_least})
+    asked = (
+        {"image": [one.name for one in references], "text": texts, "without": avoid, "composer": str(chosen), "k": k}
+        | ({"approximate": True} if approximate else {})
+        | ({} if at_least is None else {"at_least": at_least})
+    )
     return Hits(gallery, hits, asked, references, allowed, text_mean, ranker if approximate else None)
 
 def _as_many_as_fit(best: Callable, fit: Callable | None, at_least: float | None, k: int) -> tuple[Tensor, Tensor, list]:
@@ -610,33 +788,40 @@ def _as_many_as_fit(best: Callable, fit: Callable | None, at_least: float | None
     count = k
     while True:
         scores, rows = best(count)
-        if fit is None: return scores, rows, [None] * len(rows)
+        if fit is None:
+            return scores, rows, [None] * len(rows)
         fits = fit(rows)
-        if len(rows) < count or int((fits >= at_least).sum()) >= k: return scores, rows, fits.tolist()
+        if len(rows) < count or int((fits >= at_least).sum()) >= k:
+            return scores, rows, fits.tolist()
         count *= 4
 
 def nothing_left(where: Where | None, own: Sequence[int]) -> str:
     "Why no picture takes part, in words."
     named = {"--in": where.folder, "--name": where.name, "--since": where.since, "--until": where.until} if where else {}
     filters = " ".join(f"{option} {shown(said)}" for option, said in named.items() if said)
-    if not filters: return "no picture is left to search: the reference is the only one"
+    if not filters:
+        return "no picture is left to search: the reference is the only one"
     below = "; --in names a folder below the searched one, such as 2024/summer" * bool(where.folder)
     return f"no picture is left to search: none fits {filters}" + " but the reference itself" * bool(own) + below
 
 def _filters(where) -> Where | None:
     "Which pictures take part, however it was said."
-    if where is None or isinstance(where, Where): return where
+    if where is None or isinstance(where, Where):
+        return where
     known = [each.name for each in fields(Where)]
-    if not isinstance(where, dict) or not set(where) <= set(known): raise PliError(f"where must be a dict of {', '.join(known)}, got {shown(repr(where))}")
+    if not isinstance(where, dict) or not set(where) <= set(known):
+        raise PliError(f"where must be a dict of {', '.join(known)}, got {shown(repr(where))}")
     return Where(**where)
 
 def _texts(said, what: str) -> list[str]:
     texts = [] if said is None else list(said) if isinstance(said, (list, tuple)) else [said]
     for text in texts:
-        if not isinstance(text, str) or not text.strip(): raise PliError(f"{what} must be words, got {shown(repr(text))}")
+        if not isinstance(text, str) or not text.strip():
+            raise PliError(f"{what} must be words, got {shown(repr(text))}")
     return texts
 
-def _direction(features: Tensor) -> Tensor: return features[0] if len(features) == 1 else unit(features.mean(0))
+def _direction(features: Tensor) -> Tensor:
+    return features[0] if len(features) == 1 else unit(features.mean(0))
 
 def direction_of_avoided(gallery: Gallery, avoid: list[str], text_mean: Tensor) -> Tensor:   # `(width,)`
     "Where the words to avoid point, from the mean of words."
@@ -646,15 +831,22 @@ MOST_WEIGHT = 1e6   # beyond it, only one half of a query has any say, and beyon
 
 def chosen_composer(pictures: bool, words: bool, composer: str | None, weight: float | None) -> Composer:
     "The composer that a query asks for. Raises `PliError` for a weight that is no number from 0 to a million."
-    if composer is not None and not isinstance(composer, str): raise PliError(f"composer must be a name such as 'sum' or 'slerp:0.6', got {shown(repr(composer))}")
-    if weight is not None and (isinstance(weight, bool) or not isinstance(weight, numbers.Real) or not 0 <= weight <= MOST_WEIGHT): raise PliError(f"weight must be a number from 0 to {MOST_WEIGHT:,.0f}, got {shown(repr(weight), 40)}")
+    if composer is not None and not isinstance(composer, str):
+        raise PliError(f"composer must be a name such as 'sum' or 'slerp:0.6', got {shown(repr(composer))}")
+    if weight is not None and (isinstance(weight, bool) or not isinstance(weight, numbers.Real) or not 0 <= weight <= MOST_WEIGHT):
+        raise PliError(f"weight must be a number from 0 to {MOST_WEIGHT:,.0f}, got {shown(repr(weight), 40)}")
     if not (pictures and words):
-        if composer is not None or weight is not None: raise PliError("a composer and a weight need a picture and words; this query has only " + ("a picture" if pictures else "words"))
+        if composer is not None or weight is not None:
+            raise PliError(
+                "a composer and a weight need a picture and words; this query has only " + ("a picture" if pictures else "words")
+            )
         return parse_composer("image" if pictures else "text")
     spec = composer or (DEFAULT_COMPOSER if weight is None else DEFAULT_COMPOSER.partition(":")[0])
-    if weight is not None and ":" in spec: raise PliError(f"the weight is said twice: {shown(spec)} and {weight:g}")
+    if weight is not None and ":" in spec:
+        raise PliError(f"the weight is said twice: {shown(spec)} and {weight:g}")
     chosen = parse_composer(spec if weight is None else f"{spec}:{weight}")
-    if chosen.weight > MOST_WEIGHT: raise PliError(f"composer {shown(spec, 40)}: the weight must be a number from 0 to {MOST_WEIGHT:,.0f}")
+    if chosen.weight > MOST_WEIGHT:
+        raise PliError(f"composer {shown(spec, 40)}: the weight must be a number from 0 to {MOST_WEIGHT:,.0f}")
     return chosen
 
 # %% ../../nbs/gallery/09c_search.ipynb #3b1593d9
@@ -671,7 +863,8 @@ class Reference:
 
 def _reference(gallery: Gallery, said) -> Reference:
     "Look a reference up in the gallery, or encode it."
-    if isinstance(said, Hit) and said.file is None: return _stored(gallery, said.picture.id, said.path.rpartition("/")[2], said.picture.content, None)
+    if isinstance(said, Hit) and said.file is None:
+        return _stored(gallery, said.picture.id, said.path.rpartition("/")[2], said.picture.content, None)
     if isinstance(said, Hit): said = said.file
     if isinstance(said, Image.Image): return _encoded(gallery, said.convert("RGB"), "a picture", None, said.convert("RGB"))
     if not isinstance(said, (str, os.PathLike)): raise PliError(f"image must be a path, a picture or a hit, got {shown(repr(said), 40)}")
@@ -685,7 +878,11 @@ def _reference(gallery: Gallery, said) -> Reference:
 
 def _stored(gallery: Gallery, id: int, name: str, content: bytes, path: Path | None) -> Reference:
     "A reference that lies in the gallery; its whole picture is the small one where there is no other."
-    if gallery.reader is not gallery.backbone: raise PliError(f"{shown(name)}: the model that reads queries has features of its own, and a copy of a gallery does not hold the whole picture; name its file")
+    if gallery.reader is not gallery.backbone:
+        raise PliError(
+            f"{shown(name)}: the model that reads queries has features of its own, and a copy of a gallery does not hold the whole picture;"
+            " name its file"
+        )
     data = gallery.table.thumbnail(id)
     if data is None: raise PliError(f"{shown(gallery.table.path)}: the small picture of {shown(name)} is missing; index the folder again")
     small = Image.open(io.BytesIO(data), formats=("JPEG",))
@@ -702,7 +899,9 @@ def _allowed(gallery: Gallery, ranker: Ranker, own: list[int], where: Where | No
     allowed = torch.ones(len(ranker.vectors), dtype=torch.bool)
     if where not in (None, Where()):
         allowed[:] = False
-        allowed[ranker.vectors.rows_of(picture.id for picture in gallery.table.select("feature IS NOT NULL") if where.takes(picture))] = True
+        allowed[ranker.vectors.rows_of(picture.id for picture in gallery.table.select("feature IS NOT NULL") if where.takes(picture))] = (
+            True
+        )
     allowed[ranker.vectors.rows_of(own)] = False
     return allowed
 

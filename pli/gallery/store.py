@@ -30,14 +30,17 @@ from ..core import KINDS, MissingFile, PliError, open_regular, shown
 VERSION = 1   # of the tables; raised when they change, so that an older gallery is named instead of misread
 SCHEMA = {
     "about": "CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
-    "picture": "CREATE TABLE picture (id INTEGER PRIMARY KEY AUTOINCREMENT, path BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, changed INTEGER NOT NULL, content BLOB NOT NULL, "
-               "width INTEGER, height INTEGER, taken TEXT, broken TEXT, thumbnail BLOB, feature BLOB)",
+    "picture": (
+        "CREATE TABLE picture (id INTEGER PRIMARY KEY AUTOINCREMENT, path BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, changed INTEGER NOT"
+        " NULL, content BLOB NOT NULL, width INTEGER, height INTEGER, taken TEXT, broken TEXT, thumbnail BLOB, feature BLOB)"
+    ),
     "by_content": "CREATE INDEX by_content ON picture (content)",
 }
 
 # %% ../../nbs/gallery/09a_store.ipynb #2f2a787c
 LARGEST_ROW = 16 * 2**20   # bytes; a thumbnail and a feature need some ten thousand
-NAMES_OTHERS = bytes.fromhex("d9d505f920a163d7")   # how a journal ends that names a second journal, which SQLite deletes when it takes changes back
+# how a journal ends that names a second journal, which SQLite deletes when it takes changes back
+NAMES_OTHERS = bytes.fromhex("d9d505f920a163d7")
 
 def _check_beside(path: Path) -> None:
     "Raise a `PliError` for what lies beside a table and would have SQLite wait, write elsewhere, or delete a file that the journal names."
@@ -45,14 +48,24 @@ def _check_beside(path: Path) -> None:
         beside = path.with_name(name)
         try:
             kind = beside.lstat().st_mode
-            if not stat.S_ISREG(kind): raise PliError(f"{shown(beside)}: is not a file but {KINDS.get(stat.S_IFMT(kind), 'something else')}, and pli has not made it; remove it")
-            if not name.endswith("-journal"): raise PliError(f"{shown(beside)}: pli makes no such file; remove the gallery's folder, and the pictures are indexed again")
+            if not stat.S_ISREG(kind):
+                raise PliError(
+                    f"{shown(beside)}: is not a file but {KINDS.get(stat.S_IFMT(kind), 'something else')}, and pli has not made it;"
+                    " remove it"
+                )
+            if not name.endswith("-journal"):
+                raise PliError(f"{shown(beside)}: pli makes no such file; remove the gallery's folder, and the pictures are indexed again")
             with open_regular(beside, 2**62) as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - len(NAMES_OTHERS)))
                 if file.read(len(NAMES_OTHERS)) == NAMES_OTHERS:
-                    raise PliError(f"{shown(beside)}: names another file, which would be deleted, and pli writes no such journal; remove the gallery's folder, and the pictures are indexed again")
-        except (FileNotFoundError, MissingFile): continue      # also one that another process has just finished with
-        except OSError as error: raise PliError(f"{shown(beside)}: cannot be read ({error.strerror or error})") from None
+                    raise PliError(
+                        f"{shown(beside)}: names another file, which would be deleted, and pli writes no such journal; remove the gallery's"
+                        " folder, and the pictures are indexed again"
+                    )
+        except (FileNotFoundError, MissingFile):
+            continue      # also one that another process has just finished with
+        except OSError as error:
+            raise PliError(f"{shown(beside)}: cannot be read ({error.strerror or error})") from None
 
 def _connect(
     path: Path,
@@ -60,29 +73,46 @@ def _connect(
 ) -> sqlite3.Connection:
     "A connection that waits half a minute for others, writes only in transactions and trusts nothing in the file."
     try:
-        if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode): raise PliError(f"{shown(path)}: is not a file but {KINDS.get(stat.S_IFMT(path.lstat().st_mode), 'something else')}, so it is no gallery")
+        if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+            raise PliError(
+                f"{shown(path)}: is not a file but {KINDS.get(stat.S_IFMT(path.lstat().st_mode), 'something else')}, so it is no gallery"
+            )
         _check_beside(path)
-        repairs = os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)     # a reader, too, takes back what a killed writer had begun
+        # a reader, too, takes back what a killed writer had begun
+        repairs = os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
         mode = "rwc" if writable else "rw" if repairs else "ro"
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=30, isolation_level=None, check_same_thread=False)
-        for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "temp_store = FILE", f"query_only = {'OFF' if writable else 'ON'}"): connection.execute(f"PRAGMA {pragma}")
-        if hasattr(connection, "setlimit"): connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_ROW)   # Python 3.11
-    except (sqlite3.Error, OSError) as error: raise PliError(f"{shown(path)}: cannot be opened as a gallery ({error})") from None
+        connection = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=30, isolation_level=None, check_same_thread=False
+        )
+        for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "temp_store = FILE", f"query_only = {'OFF' if writable else 'ON'}"):
+            connection.execute(f"PRAGMA {pragma}")
+        if hasattr(connection, "setlimit"):
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_ROW)   # Python 3.11
+    except (sqlite3.Error, OSError) as error:
+        raise PliError(f"{shown(path)}: cannot be opened as a gallery ({error})") from None
     return connection
 
 def _check_version(path: Path, connection: sqlite3.Connection) -> None:
     "Raise a `PliError` that names the version of a gallery that is older or newer than this pli."
     said = connection.execute("SELECT value FROM about WHERE name = 'version'").fetchone()
     version = said[0] if said else None
-    if version != str(VERSION): raise PliError(f"{shown(path)}: was made by version {shown(version)} of the gallery's format, this pli reads {VERSION}; remove its folder, and the pictures are indexed again")
+    if version != str(VERSION):
+        raise PliError(
+            f"{shown(path)}: was made by version {shown(version)} of the gallery's format, this pli reads {VERSION}; remove its folder, and"
+            " the pictures are indexed again"
+        )
 
 def _check_schema(path: Path, connection: sqlite3.Connection) -> None:
     "Raise a `PliError` unless the file holds the tables of a gallery and nothing else."
     there = dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'"))
     if there != SCHEMA:
-        if there.get("about") == SCHEMA["about"]: _check_version(path, connection)
+        if there.get("about") == SCHEMA["about"]:
+            _check_version(path, connection)
         odd = sorted(name for name in there.keys() | SCHEMA.keys() if there.get(name) != SCHEMA.get(name))
-        raise PliError(f"{shown(path)}: is no gallery of this version of pli ({shown(', '.join(map(str, odd)))} differ); remove its folder, and the pictures are indexed again")
+        raise PliError(
+            f"{shown(path)}: is no gallery of this version of pli ({shown(', '.join(map(str, odd)))} differ); remove its folder, and the"
+            " pictures are indexed again"
+        )
 
 # %% ../../nbs/gallery/09a_store.ipynb #afb7c0f3
 def path_inside(
@@ -91,8 +121,18 @@ def path_inside(
     "A stored path, if it stays inside the gallery's folder. Raises `PliError` otherwise."
     text = os.fsdecode(path)
     parts = PurePosixPath(text).parts
-    if not parts or "\0" in text or text.startswith(("/", "\\")) or ".." in parts or os.path.isabs(text) or (os.sep != "/" and (os.sep in text or ":" in text)):
-        raise PliError(f"the gallery names a picture outside its folder: {shown(text)}; it was made by something else, so remove it and index the folder again")
+    if (
+        not parts
+        or "\0" in text
+        or text.startswith(("/", "\\"))
+        or ".." in parts
+        or os.path.isabs(text)
+        or (os.sep != "/" and (os.sep in text or ":" in text))
+    ):
+        raise PliError(
+            f"the gallery names a picture outside its folder: {shown(text)}; it was made by something else, so remove it and index the"
+            " folder again"
+        )
     return text
 
 # %% ../../nbs/gallery/09a_store.ipynb #9ecfddcc
@@ -111,7 +151,9 @@ class Picture:
 
     @property
     def date(self) -> str:
-        "When it was taken or, where no camera says, when the file was last changed; ISO 8601, local time. Empty where that is no time that there can be."
+        """When it was taken or, where no camera says, when the file was last changed; ISO 8601, local time. Empty where that is no time
+        that there can be.
+        """
         try: return self.taken or datetime.datetime.fromtimestamp(self.changed / 1e9).isoformat(timespec="seconds")
         except (ValueError, OverflowError, OSError, TypeError): return ""
 
@@ -142,34 +184,48 @@ class PictureTable:
         writable: bool = True,
     ):
         self.path, self.writable = Path(path), writable
-        if not create and not self.path.exists(): raise PliError(f"{shown(self.path)}: no such gallery")
-        if create: self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not create and not self.path.exists():
+            raise PliError(f"{shown(self.path)}: no such gallery")
+        if create:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         self.connection = _connect(self.path, writable)
         try:
             with self.telling():
-                if create and not self.connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]: self._create()
+                if create and not self.connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                    self._create()
                 mode = self.connection.execute("PRAGMA journal_mode").fetchone()[0]
-                if mode != "delete": raise PliError(f"{shown(self.path)}: writes ahead ({shown(mode)}), as no gallery of pli does; remove its folder, and the pictures are indexed again")
+                if mode != "delete":
+                    raise PliError(
+                        f"{shown(self.path)}: writes ahead ({shown(mode)}), as no gallery of pli does; remove its folder, and the pictures"
+                        " are indexed again"
+                    )
                 _check_schema(self.path, self.connection)
                 _check_version(self.path, self.connection)
         except BaseException:
             self.close()
             raise
 
-    def __enter__(self) -> "PictureTable": return self
+    def __enter__(self) -> "PictureTable":
+        return self
 
-    def __exit__(self, *_) -> None: self.close()
+    def __exit__(self, *_) -> None:
+        self.close()
 
-    def close(self) -> None: self.connection.close()
+    def close(self) -> None:
+        self.connection.close()
 
     @contextmanager
     def telling(self):
         "Errors of the database as a `PliError` that names the file."
-        try: yield
+        try:
+            yield
         except sqlite3.Error as error:
             text = str(error)
-            advice = {"database is locked": "another process is writing to it; try again when it is done", "database or disk is full": "the disk is full; make room and start again, nothing is lost",
-                      "attempt to write a readonly database": "it cannot be written to; --gallery names another place"}.get(text, "if it is damaged, remove its folder: the pictures are then indexed again")
+            advice = {
+                "database is locked": "another process is writing to it; try again when it is done",
+                "database or disk is full": "the disk is full; make room and start again, nothing is lost",
+                "attempt to write a readonly database": "it cannot be written to; --gallery names another place",
+            }.get(text, "if it is damaged, remove its folder: the pictures are then indexed again")
             raise PliError(f"{shown(self.path)}: {shown(text)}; {advice}") from None
 
     @contextmanager
@@ -177,41 +233,59 @@ class PictureTable:
         "A transaction: all of it happens, or nothing."
         with self.telling():
             self.connection.execute("BEGIN IMMEDIATE")
-            try: yield self.connection
+            try:
+                yield self.connection
             except BaseException:
-                if self.connection.in_transaction: self.connection.execute("ROLLBACK")
+                if self.connection.in_transaction:
+                    self.connection.execute("ROLLBACK")
                 raise
             self.connection.execute("COMMIT")
 
     def _create(self) -> None:
         with self.writing() as connection:
-            if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]: return     # another process was quicker
-            for statement in SCHEMA.values(): connection.execute(statement)
-            connection.executemany("INSERT INTO about VALUES (?, ?)", [("version", json.dumps(VERSION)), ("generation", "0"), ("uid", json.dumps(secrets.token_hex(8)))])
+            if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                return     # another process was quicker
+            for statement in SCHEMA.values():
+                connection.execute(statement)
+            connection.executemany(
+                "INSERT INTO about VALUES (?, ?)",
+                [("version", json.dumps(VERSION)), ("generation", "0"), ("uid", json.dumps(secrets.token_hex(8)))],
+            )
 
     def about(self) -> dict:
         "What belongs to the gallery as a whole."
-        try: return {name: json.loads(value) for name, value in self.connection.execute("SELECT name, value FROM about")}
-        except ValueError: raise PliError(f"{shown(self.path)}: its description is damaged; remove its folder, and the pictures are indexed again") from None
+        try:
+            return {name: json.loads(value) for name, value in self.connection.execute("SELECT name, value FROM about")}
+        except ValueError:
+            raise PliError(
+                f"{shown(self.path)}: its description is damaged; remove its folder, and the pictures are indexed again"
+            ) from None
 
     def say(self, **facts) -> None:
         "Add facts about the gallery, or replace them."
         with self.writing() as connection:
-            connection.executemany("INSERT INTO about VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value", [(name, json.dumps(fact)) for name, fact in facts.items()])
+            connection.executemany(
+                "INSERT INTO about VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                [(name, json.dumps(fact)) for name, fact in facts.items()],
+            )
 
-    def put(self, rows: Iterable[Row]) -> None: put_rows(self, rows)
+    def put(self, rows: Iterable[Row]) -> None:
+        put_rows(self, rows)
 
     def __len__(self) -> int:
-        with self.telling(): return self.connection.execute("SELECT count(*) FROM picture").fetchone()[0]
+        with self.telling():
+            return self.connection.execute("SELECT count(*) FROM picture").fetchone()[0]
 
     def select(self, where: str = "1", *values) -> Iterator[Picture]:
         "Pictures for which an SQL condition of our own holds, in the order of their ids."
-        with self.telling(): yield from map(_picture, self.connection.execute(f"SELECT {_COLUMNS} FROM picture WHERE {where} ORDER BY id", values))
+        with self.telling():
+            yield from map(_picture, self.connection.execute(f"SELECT {_COLUMNS} FROM picture WHERE {where} ORDER BY id", values))
 
     def picture(self, id: int) -> Picture:
         "One picture. Raises `PliError` if it is gone."
         found = next(self.select("id = ?", int(id)), None)
-        if found is None: raise PliError(f"{shown(self.path)}: picture {id} is no longer in the gallery")
+        if found is None:
+            raise PliError(f"{shown(self.path)}: picture {id} is no longer in the gallery")
         return found
 
     def several(self, ids: Iterable[int]) -> list[Picture]:
@@ -220,18 +294,27 @@ class PictureTable:
 
     def thumbnail(self, id: int) -> bytes | None:
         "A picture's small JPEG."
-        with self.telling(): found = self.connection.execute("SELECT thumbnail FROM picture WHERE id = ?", (int(id),)).fetchone()
+        with self.telling():
+            found = self.connection.execute("SELECT thumbnail FROM picture WHERE id = ?", (int(id),)).fetchone()
         return found[0] if found else None
 
     def feature(self, id: int) -> Tensor:
         "A picture's feature, `(width,)` float32. Raises `PliError` if it is gone, or has none."
-        with self.telling(): found = self.connection.execute("SELECT feature FROM picture WHERE id = ? AND feature IS NOT NULL", (int(id),)).fetchone()
-        if found is None: raise PliError(f"{shown(self.path)}: picture {id} is no longer in the gallery")
+        with self.telling():
+            found = self.connection.execute("SELECT feature FROM picture WHERE id = ? AND feature IS NOT NULL", (int(id),)).fetchone()
+        if found is None:
+            raise PliError(f"{shown(self.path)}: picture {id} is no longer in the gallery")
         return torch.from_numpy(np.frombuffer(found[0], "<f4").copy())
 
     def copies_of(self, content: bytes) -> list[int]:
         "The ids of the pictures that have a feature and whose file has this digest."
-        with self.telling(): return [id for id, in self.connection.execute("SELECT id FROM picture WHERE content = ? AND feature IS NOT NULL ORDER BY id", (content,))]
+        with self.telling():
+            return [
+                id
+                for id, in self.connection.execute(
+                    "SELECT id FROM picture WHERE content = ? AND feature IS NOT NULL ORDER BY id", (content,)
+                )
+            ]
 
 # %% ../../nbs/gallery/09a_store.ipynb #3a118eea
 def put_rows(
@@ -246,7 +329,9 @@ def put_rows(
     columns = "path, size, changed, content, width, height, taken, broken, thumbnail, feature"
     replaced = ", ".join(f"{name} = excluded.{name}" for name in columns.split(", ")[1:])
     with table.writing() as connection:
-        connection.executemany(f"INSERT INTO picture ({columns}) VALUES ({', '.join('?' * 10)}) ON CONFLICT (path) DO UPDATE SET {replaced}", values)
+        connection.executemany(
+            f"INSERT INTO picture ({columns}) VALUES ({', '.join('?' * 10)}) ON CONFLICT (path) DO UPDATE SET {replaced}", values
+        )
         touch(connection)
 
 def touch(
@@ -290,9 +375,15 @@ def _fill(table: PictureTable, found: np.ndarray, width: int) -> None:
     "Copy all features out of the table."
     cursor, row = table.connection.execute("SELECT id, feature FROM picture WHERE feature IS NOT NULL ORDER BY id"), 0
     while some := cursor.fetchmany(4096):
-        if any(len(feature) != 4 * width for _, feature in some): raise PliError(f"{shown(table.path)}: holds features that are not {width} numbers; remove its folder, and the pictures are indexed again")
+        if any(len(feature) != 4 * width for _, feature in some):
+            raise PliError(
+                f"{shown(table.path)}: holds features that are not {width} numbers; remove its folder, and the pictures are indexed again"
+            )
         part = np.frombuffer(b"".join(feature for _, feature in some), "<f4").reshape(len(some), width)
-        if not np.isfinite(part).all(): raise PliError(f"{shown(table.path)}: holds a feature that is not finite; remove its folder, and the pictures are indexed again")
+        if not np.isfinite(part).all():
+            raise PliError(
+                f"{shown(table.path)}: holds a feature that is not finite; remove its folder, and the pictures are indexed again"
+            )
         found["id"][row : row + len(some)], found["feature"][row : row + len(some)] = [id for id, _ in some], part
         row += len(some)
 
@@ -300,15 +391,20 @@ def read_vectors(
     table: PictureTable,
     width: int,            # numbers a feature
 ) -> Vectors:
-    "The matrix of a gallery: mapped where it is there and new, else made again from the table and kept beside it, where that can be written to."
+    """The matrix of a gallery: mapped where it is there and new, else made again from the table and kept beside it, where that can be
+    written to.
+    """
     folder = table.path.parent
     with table.telling():
         table.connection.execute("BEGIN")                         # generation, count and features of one moment
         try:
             about = table.about()
             generation, uid = about.get("generation"), str(about.get("uid"))
-            if type(generation) is not int: raise PliError(f"{shown(table.path)}: its description is damaged; remove its folder, and the pictures are indexed again")
-            path, kind = folder / f"features-{uid if re.fullmatch('[0-9a-f]{16}', uid) else 'none'}-{generation}.npy", np.dtype([("id", "<i8"), ("feature", "<f4", (width,))])
+            if type(generation) is not int:
+                raise PliError(f"{shown(table.path)}: its description is damaged; remove its folder, and the pictures are indexed again")
+            path, kind = folder / f"features-{uid if re.fullmatch('[0-9a-f]{16}', uid) else 'none'}-{generation}.npy", np.dtype(
+                [("id", "<i8"), ("feature", "<f4", (width,))]
+            )
             found = _mapped(path, width)
             if found is None:                                     # counting rows reads the whole table, so only now
                 count = table.connection.execute("SELECT count(*) FROM picture WHERE feature IS NOT NULL").fetchone()[0]
@@ -316,7 +412,8 @@ def read_vectors(
             if found is None:
                 found = np.empty(count, kind)
                 _fill(table, found, width)
-        finally: table.connection.execute("ROLLBACK")
+        finally:
+            table.connection.execute("ROLLBACK")
     return Vectors(found["id"], _as_tensor(found["feature"]), generation)
 
 def _reserve(path: Path) -> None:

@@ -27,7 +27,8 @@ from ipywidgets import HTML, Button, Dropdown, FloatSlider, HBox, Layout, Text, 
 from ..core import PliError, shown
 from ..data import open_picture
 from ..gallery.search import Gallery, title_of_query
-from .session import HIDING, MOST_UPLOAD, Session, as_jpeg, cells_of, chosen_picture, gallery_cells, hidden_picture, large, open_session
+from .session import HIDING, MOST_UPLOAD, Session, as_jpeg, cells_of, chosen_picture, gallery_cells, hidden_picture, large
+from .session import open_session
 
 # %% ../../nbs/studio/13a_page.ipynb #3533bc45
 STATIC = Path(str(files("pli.studio") / "static"))
@@ -88,59 +89,116 @@ class Pieces:
 # %% ../../nbs/studio/13a_page.ipynb #e4c79d86
 class Later:
     "Calls a function once a stream of calls has rested for a moment."
-    def __init__(self, seconds: float, call: Callable[[], None]): self.seconds, self.call, self.waiting = seconds, call, None
+    def __init__(self, seconds: float, call: Callable[[], None]):
+        self.seconds, self.call, self.waiting = seconds, call, None
 
     def __call__(self, *_) -> None:
-        try: loop = asyncio.get_running_loop()
-        except RuntimeError: return self.call()
-        if self.waiting: self.waiting.cancel()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return self.call()
+        if self.waiting:
+            self.waiting.cancel()
         self.waiting = loop.call_later(self.seconds, self.call)
 
 def open_in_viewer(file: Path) -> None:
     "Open a picture in the program that this computer uses for pictures. Raises `PliError` where there is none."
-    if not file.is_file(): raise PliError(f"{shown(file.name)} is no longer there")
+    if not file.is_file():
+        raise PliError(f"{shown(file.name)} is no longer there")
     try:
-        if hasattr(os, "startfile"): os.startfile(file)
-        else: subprocess.Popen(["open" if sys.platform == "darwin" else "xdg-open", os.path.abspath(file)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    except OSError: raise PliError("this computer has no program for pictures that could be started from here; copy the path instead") from None
+        if hasattr(os, "startfile"):
+            os.startfile(file)
+        else:
+            subprocess.Popen(
+                ["open" if sys.platform == "darwin" else "xdg-open", os.path.abspath(file)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+    except OSError:
+        raise PliError("this computer has no program for pictures that could be started from here; copy the path instead") from None
 
 # %% ../../nbs/studio/13a_page.ipynb #aac32526
 PAGE = 48      # pictures on a page
-HELP = ("Keys in the pictures: arrows move, Enter searches with a picture, l looks at it larger, e says why it is a hit, y and n mark it right or wrong, u takes the mark away, "
-        "[ and ] walk back and forward, Page Up and Page Down turn pages.")
+HELP = (
+    "Keys in the pictures: arrows move, Enter searches with a picture, l looks at it larger, e says why it is a hit, y and n mark it right"
+    " or wrong, u takes the mark away, [ and ] walk back and forward, Page Up and Page Down turn pages."
+)
 
 class Controls:
     "The widgets with which a question is asked."
     def __init__(self, session: Session):
         text = lambda label, hint="", live=True: _field(Text(description=label, placeholder=hint, continuous_update=live))
         self.reference, self.upload = Picture(), Upload()
-        self.back, self.forward, self.clear = (Button(description=said, tooltip=tip) for said, tip in (("◀ Back", "To the picture before"), ("Forward ▶", "To the next picture"), ("No picture", "Search with words alone")))
+        self.back, self.forward, self.clear = (
+            Button(description=said, tooltip=tip)
+            for said, tip in (
+                ("◀ Back", "To the picture before"),
+                ("Forward ▶", "To the next picture"),
+                ("No picture", "Search with words alone"),
+            )
+        )
         self.words = text("Words: what to look for, or what to change in the picture", "for example: in red")
         self.without = text("Words to avoid (commas part several)", "for example: stripes")
-        self.weight = _field(FloatSlider(value=1.0, min=0.0, max=3.0, step=0.05, description="How much the picture counts beside the words", readout_format=".2f"))
+        self.weight = _field(
+            FloatSlider(
+                value=1.0, min=0.0, max=3.0, step=0.05, description="How much the picture counts beside the words", readout_format=".2f"
+            )
+        )
         self.weight.add_class("pli-slide")
         self.mode = ToggleButtons(options=["All pictures", "Results"], tooltips=["Browse the folder and pick a picture", "What was found"])
         self.browse = text("Show pictures whose name or folder contains", "for example: holiday")
-        self.folder, self.name = text("In this folder only", "for example: 2024/summer", False), text("File names like", "for example: IMG_2*", False)
-        self.since, self.until = text("Taken on this day or later", "for example: 2024-05-01", False), text("Taken on this day or earlier", "for example: 2024", False)
+        self.folder, self.name = text("In this folder only", "for example: 2024/summer", False), text(
+            "File names like", "for example: IMG_2*", False
+        )
+        self.since, self.until = text("Taken on this day or later", "for example: 2024-05-01", False), text(
+            "Taken on this day or earlier", "for example: 2024", False
+        )
         self.way = _field(Dropdown(options=list(HIDING), description="What is taken away"))
-        self.share = _field(FloatSlider(value=0.5, min=0.0, max=0.95, step=0.05, description="How much of the picture", readout_format=".0%"))
+        self.share = _field(
+            FloatSlider(value=0.5, min=0.0, max=0.95, step=0.05, description="How much of the picture", readout_format=".0%")
+        )
         self.share.add_class("pli-slide")
         self.again, self.hidden = Button(description="Draw again", tooltip="Another random choice"), Picture()
         self.command, self.python = Copy(name="In a terminal"), Copy(name="In Python")
         self.save, self.marked = Button(description="Save the marks"), HTML()
-        self.asked = {"words": self.words, "without": self.without, "weight": self.weight, "folder": self.folder, "name": self.name, "since": self.since, "until": self.until}
+        self.asked = {
+            "words": self.words,
+            "without": self.without,
+            "weight": self.weight,
+            "folder": self.folder,
+            "name": self.name,
+            "since": self.since,
+            "until": self.until,
+        }
 
     def ask(self) -> VBox:
         self.reference.add_class("pli-reference")
-        return _box(VBox, [self.reference, _box(HBox, [self.back, self.forward, self.clear], "pli-row"), self.upload, self.words, self.without, self.weight], "pli-ask")
+        return _box(
+            VBox,
+            [
+                self.reference,
+                _box(HBox, [self.back, self.forward, self.clear], "pli-row"),
+                self.upload,
+                self.words,
+                self.without,
+                self.weight,
+            ],
+            "pli-ask",
+        )
 
     def more(self) -> VBox:
         self.hidden.add_class("pli-hidden")
-        note = HTML("<p>Tuning teaches a model to combine pictures and words by hiding parts of pictures. This is what it would see of yours.</p>")
-        parts = {"Only some of the pictures": [self.folder, self.name, self.since, self.until],
-                 "What the model sees": [note, self.way, self.share, _box(HBox, [self.again], "pli-row"), self.hidden],
-                 "The same search elsewhere": [self.command, self.python], "Right and wrong": [self.marked, _box(HBox, [self.save], "pli-row")]}
+        note = HTML(
+            "<p>Tuning teaches a model to combine pictures and words by hiding parts of pictures. This is what it would see of yours.</p>"
+        )
+        parts = {
+            "Only some of the pictures": [self.folder, self.name, self.since, self.until],
+            "What the model sees": [note, self.way, self.share, _box(HBox, [self.again], "pli-row"), self.hidden],
+            "The same search elsewhere": [self.command, self.python],
+            "Right and wrong": [self.marked, _box(HBox, [self.save], "pli-row")],
+        }
         for each in (note, self.marked): each.add_class("pli-says")
         return _box(VBox, [_folded(title, children) for title, children in parts.items()], "pli-more")
 
@@ -170,13 +228,20 @@ def _box(kind, children, *names: str):
 def guarded(method):
     "A method whose errors are said on the page."
     def safe(self, *args):
-        try: return method(self, *args)
-        except PliError as error: self.say(str(error), "error")
+        try:
+            return method(self, *args)
+        except PliError as error:
+            self.say(str(error), "error")
         except Exception as error:
             print(traceback.format_exc(), file=sys.__stderr__)
-            self.say(f"Something went wrong here that should not ({type(error).__name__}). What you did before is kept; the details are in the terminal that runs pli.", "error")
+            self.say(
+                f"Something went wrong here that should not ({type(error).__name__}). What you did before is kept; the details are in the"
+                " terminal that runs pli.",
+                "error",
+            )
         finally:
-            for grid in self.grids: grid.busy = False
+            for grid in self.grids:
+                grid.busy = False
     return safe
 
 class Studio(VBox):
@@ -185,9 +250,21 @@ class Studio(VBox):
         folder,            # a folder, a `Gallery`, or a `Session`
         **opening,         # for a folder, as in `open_session`: `model`, `second_model`, `marks`, ...
     ):
-        self.session = folder if isinstance(folder, Session) else Session(folder, **opening) if isinstance(folder, Gallery) else open_session(folder, **opening)
+        self.session = (
+            folder
+            if isinstance(folder, Session)
+            else Session(folder, **opening) if isinstance(folder, Gallery) else open_session(folder, **opening)
+        )
         self.controls, self.grids = Controls(self.session), [Grid() for _ in self.session.galleries]
-        self.says, self.panel, self.pieces, self.filling, self.filled, self.drawn, self.reached = HTML(), _box(VBox, [], "pli-panel"), Pieces(), False, {}, 0, {}
+        self.says, self.panel, self.pieces, self.filling, self.filled, self.drawn, self.reached = (
+            HTML(),
+            _box(VBox, [], "pli-panel"),
+            Pieces(),
+            False,
+            {},
+            0,
+            {},
+        )
         self.says.add_class("pli-says")
         self.panel.layout.display = "none"
         self.sides = _box(HBox, self.grids, "pli-sides")
@@ -204,13 +281,23 @@ class Studio(VBox):
     def listen(self) -> None:
         "Connect what is pressed with what is done."
         controls = self.controls
-        for name, widget in controls.asked.items(): widget.observe(Later(0.06 if name == "weight" else 0.35, self.changed), "value")
+        for name, widget in controls.asked.items():
+            widget.observe(Later(0.06 if name == "weight" else 0.35, self.changed), "value")
         controls.browse.observe(Later(0.3, self.turned), "value")
         controls.mode.observe(self.turned, "value")
-        for widget in (controls.way, controls.share): widget.observe(Later(0.05, self.hide), "value")
-        for button, call in ((controls.back, lambda _: self.walk(-1)), (controls.forward, lambda _: self.walk(1)), (controls.clear, self.drop), (controls.again, self.again), (controls.save, self.save)): button.on_click(call)
+        for widget in (controls.way, controls.share):
+            widget.observe(Later(0.05, self.hide), "value")
+        for button, call in (
+            (controls.back, lambda _: self.walk(-1)),
+            (controls.forward, lambda _: self.walk(1)),
+            (controls.clear, self.drop),
+            (controls.again, self.again),
+            (controls.save, self.save),
+        ):
+            button.on_click(call)
         controls.upload.on_msg(self.receive)
-        for side, grid in enumerate(self.grids): grid.on_msg(lambda _, message, buffers, side=side: self.heard(side, message))
+        for side, grid in enumerate(self.grids):
+            grid.on_msg(lambda _, message, buffers, side=side: self.heard(side, message))
 
     def say(self, text: str = "", kind: str = "") -> None:
         "One sentence on the page; nothing, if empty."
@@ -218,12 +305,14 @@ class Studio(VBox):
         self.says.value = f'<p role="{role}" class="pli-{kind}">{html.escape(shown(text, 2000))}</p>' if text else ""
 
     @guarded
-    def refresh(self) -> None: refresh(self)
+    def refresh(self) -> None:
+        refresh(self)
 
     @guarded
     def changed(self) -> None:
         "Fields of the question have other values."
-        if self.filling or not self.take(): return
+        if self.filling or not self.take():
+            return
         self.say()
         self.to_results()
 
@@ -236,7 +325,8 @@ class Studio(VBox):
 
     @guarded
     def turned(self, *_) -> None:
-        if self.filling: return
+        if self.filling:
+            return
         self.take()
         self.grids[0].page = 0
         if self.controls.mode.value == "Results" and not self.session.query.asks:
@@ -247,7 +337,8 @@ class Studio(VBox):
     @guarded
     def walk(self, by: int) -> None:
         self.take()
-        if not self.session.walk(by): return self.say("This is the first picture of your search." if by < 0 else "This is the last picture of your search.")
+        if not self.session.walk(by):
+            return self.say("This is the first picture of your search." if by < 0 else "This is the last picture of your search.")
         self.say()
         self.to_results()
 
@@ -260,25 +351,35 @@ class Studio(VBox):
     def to_results(self) -> None:
         "Show the first page of what is found now, or of the gallery where nothing is asked."
         self.filling = True
-        try: self.controls.mode.value = "Results" if self.session.query.asks else "All pictures"
-        finally: self.filling = False
-        for grid in self.grids: grid.page = 0
+        try:
+            self.controls.mode.value = "Results" if self.session.query.asks else "All pictures"
+        finally:
+            self.filling = False
+        for grid in self.grids:
+            grid.page = 0
         hide_panel(self)                                    # it spoke of another question
         refresh(self)
-        if self.session.query.avoid and not self.session.query.asks: self.say("Words to avoid need words to look for, or a picture.")
+        if self.session.query.avoid and not self.session.query.asks:
+            self.say("Words to avoid need words to look for, or a picture.")
 
     @guarded
     def receive(self, _, message: dict, buffers) -> None:
         "A piece of an upload, or what went wrong with it on the other side."
         try:
             name = shown(message.get("name", "the picture"), 80)
-            if message.get("kind") == "too large": raise PliError(f"{name} is larger than {MOST_UPLOAD // 2**20} MB, which is the most that can be sent here")
-            if message.get("kind") == "unreadable": raise PliError(f"{name} could not be read by the browser; is the file still there?")
-            if message.get("kind") != "piece" or len(buffers) != 1: return
-            if message.get("first"): self.say(f"Receiving {name} …")
+            if message.get("kind") == "too large":
+                raise PliError(f"{name} is larger than {MOST_UPLOAD // 2**20} MB, which is the most that can be sent here")
+            if message.get("kind") == "unreadable":
+                raise PliError(f"{name} could not be read by the browser; is the file still there?")
+            if message.get("kind") != "piece" or len(buffers) != 1:
+                return
+            if message.get("first"):
+                self.say(f"Receiving {name} …")
             whole = self.pieces.take(message, bytes(buffers[0]))
-        finally: self.controls.upload.send({"kind": "taken"})
-        if whole is None: return
+        finally:
+            self.controls.upload.send({"kind": "taken"})
+        if whole is None:
+            return
         self.take()
         self.session.upload(*whole)
         self.say()
@@ -288,22 +389,26 @@ class Studio(VBox):
     def heard(self, side: int, message: dict) -> None:
         "What the grid asks for, or what somebody did in it."
         grid = self.grids[side]
-        if message.get("kind") == "ping": return grid.send({"kind": "pong"})
+        if message.get("kind") == "ping":
+            return grid.send({"kind": "pong"})
         if message.get("kind") == "thumbnails":
             table, ids = self.session.galleries[side].table, [int(id) for id in message.get("ids", [])][:64]
             return grid.send({"kind": "thumbnails", "ids": ids}, [table.thumbnail(id) or b"" for id in ids])
         action = ACTIONS.get(message.get("action"))
-        if message.get("kind") == "event" and action: action(self, side, message.get("id"), message.get("value"))
+        if message.get("kind") == "event" and action:
+            action(self, side, message.get("id"), message.get("value"))
 
     @guarded
-    def hide(self, *_) -> None: show_hidden(self)
+    def hide(self, *_) -> None:
+        show_hidden(self)
 
     def again(self, *_) -> None:
         self.drawn += 1
         self.hide()
 
     @guarded
-    def save(self, *_) -> None: self.say(self.session.save_marks(), "done")
+    def save(self, *_) -> None:
+        self.say(self.session.save_marks(), "done")
 
 # %% ../../nbs/studio/13a_page.ipynb #f38dbb9f
 def choose(studio: Studio, side: int, id: int, _) -> None:
@@ -326,7 +431,8 @@ def mark(studio: Studio, side: int, id: int, value: str) -> None:
     query = studio.session.query
     studio.session.mark(picture_id(studio, side, id), {"right": True, "wrong": False}.get(value))
     refresh(studio)
-    if not (query.words and query.picture and query.picture.path): studio.say("Marked. Only the marks of searches with words and a picture of this folder can be saved as questions.")
+    if not (query.words and query.picture and query.picture.path):
+        studio.say("Marked. Only the marks of searches with words and a picture of this folder can be saved as questions.")
 
 def turn(studio: Studio, side: int, _, page: int) -> None:
     studio.grids[side].page = max(0, int(page))
@@ -340,7 +446,14 @@ def look(studio: Studio, side: int, id: int, _) -> None:
     view.show(large(studio.session, id), f"{shown(chosen.name)}, large", shown(chosen.name))
     opened = Button(description="Open on this computer", tooltip="In the program that this computer uses for pictures")
     opened.on_click(lambda _: studio_opens(studio, chosen.file))
-    show_panel(studio, [view, Copy(name="Where it lies", text=os.path.abspath(chosen.file).encode(errors="replace").decode()), _box(HBox, [opened], "pli-row")])
+    show_panel(
+        studio,
+        [
+            view,
+            Copy(name="Where it lies", text=os.path.abspath(chosen.file).encode(errors="replace").decode()),
+            _box(HBox, [opened], "pli-row"),
+        ],
+    )
 
 def studio_opens(studio: Studio, file: Path) -> None: guarded(lambda _: open_in_viewer(file))(studio)
 
@@ -365,11 +478,21 @@ def reasons(found) -> str:
     joined = " and ".join(f"the {what} gave {value:.3f}" for what, value in kinds.items())
     value = found.avoid["wanted"] if found.avoid else found.score
     what = "the score of what was wanted" if found.avoid else "its score"
-    lines = [f"{name}: of {what}, {value:.3f}, {joined}." if found.how == "summands" else f"{name}: {what}, {value:.3f}, is a product; {joined}."]
-    if found.avoid: lines.append(f"That is {found.avoid['stretched']:.0%} of the way from the worst picture to the best; the words to avoid left {found.avoid['kept']:.0%} of it: {found.score:.3f}.")
+    lines = [
+        f"{name}: of {what}, {value:.3f}, {joined}." if found.how == "summands" else f"{name}: {what}, {value:.3f}, is a product; {joined}."
+    ]
+    if found.avoid:
+        lines.append(
+            f"That is {found.avoid['stretched']:.0%} of the way from the worst picture to the best; the words to avoid left"
+            f" {found.avoid['kept']:.0%} of it: {found.score:.3f}."
+        )
     if found.words:
         word, value = max(found.words, key=lambda pair: pair[1])
-        lines.append(f"The word that mattered most is “{shown(word, 40)}”: without it the score would be {value:.3f} lower." if value > 0 else "No single word raised the score.")
+        lines.append(
+            f"The word that mattered most is “{shown(word, 40)}”: without it the score would be {value:.3f} lower."
+            if value > 0
+            else "No single word raised the score."
+        )
     trust = found.curves["hit"]["blocks"].trust
     lines.append(f"Green marks what holds the score up. Trust in the map over the hit: {trust:.2f}; 0 is no better than chance.")
     return " ".join(lines)
@@ -386,10 +509,19 @@ def hide_panel(studio: Studio) -> None:
     studio.panel.layout.display = "none"
     studio.panel.children = []
 
-ACTIONS = {"choose": choose, "mark": mark, "page": turn, "look": look, "explain": explain, "back": lambda studio, *_: studio.walk(-1), "forward": lambda studio, *_: studio.walk(1)}
+ACTIONS = {
+    "choose": choose,
+    "mark": mark,
+    "page": turn,
+    "look": look,
+    "explain": explain,
+    "back": lambda studio, *_: studio.walk(-1),
+    "forward": lambda studio, *_: studio.walk(1),
+}
 
 # %% ../../nbs/studio/13a_page.ipynb #8909597b
-def reach(studio: Studio, side: int) -> int: return (studio.grids[side].page + 1) * PAGE
+def reach(studio: Studio, side: int) -> int:
+    return (studio.grids[side].page + 1) * PAGE
 
 def refresh(studio: Studio, only: int | None = None) -> None:
     "Show what the session says now. Raises `PliError` for a query that cannot be asked."
@@ -400,29 +532,54 @@ def refresh(studio: Studio, only: int | None = None) -> None:
     if len(studio.grids) > 1:
         studio.grids[1].layout.display = "" if searching else "none"
         (studio.sides.add_class if searching else studio.sides.remove_class)("pli-two")
-    if not searching: return show_gallery(studio)
+    if not searching:
+        return show_gallery(studio)
     for side in range(len(studio.grids)):
-        if only in (None, side): show_results(studio, side)
+        if only in (None, side):
+            show_results(studio, side)
     controls.command.text, controls.python.text = (call(0, reach(studio, 0)) for call in (session.command, session.python))
-    if session.query.picture and not session.query.picture.path: controls.command.text = f"# write the path of {session.query.picture.name}: a browser does not tell it\n{controls.command.text}"
+    if session.query.picture and not session.query.picture.path:
+        controls.command.text = f"# write the path of {session.query.picture.name}: a browser does not tell it\n{controls.command.text}"
 
 def show_gallery(studio: Studio) -> None:
     grid, text = studio.grids[0], studio.controls.browse.value
     cells, total = gallery_cells(studio.session, text, grid.page * PAGE, PAGE)
-    said = f"{total:,} {'picture' if total == 1 else 'pictures'}. Choose one to search with, or type words." if total else "No picture has that in its name or folder." if text else "The folder holds no picture yet."
-    with grid.hold_sync(): grid.results, grid.title, grid.said, grid.help, grid.pages, grid.cells = False, "Pictures of the folder", said, HELP, -(-total // PAGE), cells
+    said = (
+        f"{total:,} {'picture' if total == 1 else 'pictures'}. Choose one to search with, or type words."
+        if total
+        else "No picture has that in its name or folder." if text else "The folder holds no picture yet."
+    )
+    with grid.hold_sync():
+        grid.results, grid.title, grid.said, grid.help, grid.pages, grid.cells = (
+            False,
+            "Pictures of the folder",
+            said,
+            HELP,
+            -(-total // PAGE),
+            cells,
+        )
 
 def show_results(studio: Studio, side: int) -> None:
     session, grid = studio.session, studio.grids[side]
     grid.busy = True
-    try: cells, total = cells_of(session, side, grid.page * PAGE, PAGE)
+    try:
+        cells, total = cells_of(session, side, grid.page * PAGE, PAGE)
     except PliError:
-        with grid.hold_sync(): grid.results, grid.title, grid.said, grid.cells, grid.pages = True, "No results", "", [], 0
+        with grid.hold_sync():
+            grid.results, grid.title, grid.said, grid.cells, grid.pages = True, "No results", "", [], 0
         raise
     ranking = session.ranking(side, reach(studio, side))
     title = title_of_query(ranking.hits.asked | {"image": [session.query.picture.name] if session.query.picture else []})
     said = f"{total:,} pictures, the best first." + " Arrows: places moved by your last change." * bool(ranking.before)
-    with grid.hold_sync(): grid.results, grid.title, grid.said, grid.help, grid.pages, grid.cells = True, f"{session.names[side]}: {title}" if len(studio.grids) > 1 else f"Results for {title}", said, HELP * (side == 0), -(-total // PAGE), cells
+    with grid.hold_sync():
+        grid.results, grid.title, grid.said, grid.help, grid.pages, grid.cells = (
+            True,
+            f"{session.names[side]}: {title}" if len(studio.grids) > 1 else f"Results for {title}",
+            said,
+            HELP * (side == 0),
+            -(-total // PAGE),
+            cells,
+        )
 
 def fill(studio: Studio) -> None:
     "Bring the controls in line with the query."
@@ -431,23 +588,44 @@ def fill(studio: Studio) -> None:
     try:
         for name, widget in controls.asked.items():
             wanted = getattr(query, name)
-            if studio.filled.get(name) != wanted and (widget.value.strip() if isinstance(widget.value, str) else widget.value) != wanted: widget.value = wanted
+            if studio.filled.get(name) != wanted and (widget.value.strip() if isinstance(widget.value, str) else widget.value) != wanted:
+                widget.value = wanted
             studio.filled[name] = wanted                    # where the question stays as it was, what is being typed stays too
-    finally: studio.filling = False
+    finally:
+        studio.filling = False
     controls.weight.disabled = not (query.picture and query.words)
-    controls.back.disabled, controls.forward.disabled, controls.clear.disabled = session.trail.at == 0, session.trail.at == len(session.trail.steps) - 1, query.picture is None
+    controls.back.disabled, controls.forward.disabled, controls.clear.disabled = (
+        session.trail.at == 0,
+        session.trail.at == len(session.trail.steps) - 1,
+        query.picture is None,
+    )
     right, wrong = (sum(value is kind for marks in session.marks.kept.values() for value in marks.values()) for kind in (True, False))
-    controls.marked.value = f"<p>{right} marked right, {wrong} marked wrong. Saved marks are questions of your own that <code>pli evaluate</code> can measure any model with.</p>"
+    controls.marked.value = (
+        f"<p>{right} marked right, {wrong} marked wrong. Saved marks are questions of your own that <code>pli evaluate</code> can measure"
+        " any model with.</p>"
+    )
     controls.save.disabled = not len(session.marks)
-    if query.picture is studio.reached.get("picture", 0): return
+    if query.picture is studio.reached.get("picture", 0):
+        return
     studio.reached["picture"] = query.picture
-    if query.picture is None: controls.reference.show(caption="No picture is chosen yet.")
-    else: controls.reference.show(as_jpeg(open_picture(query.picture.file), 320), f"The picture that is searched with: {shown(query.picture.name)}", f"Search with {shown(query.picture.name)}")
+    if query.picture is None:
+        controls.reference.show(caption="No picture is chosen yet.")
+    else:
+        controls.reference.show(
+            as_jpeg(open_picture(query.picture.file), 320),
+            f"The picture that is searched with: {shown(query.picture.name)}",
+            f"Search with {shown(query.picture.name)}",
+        )
     show_hidden(studio)
 
 def show_hidden(studio: Studio) -> None:
     controls = studio.controls
     controls.share.disabled = "{0}" not in HIDING[controls.way.value]
-    if studio.session.query.picture is None: return controls.hidden.show(caption="Choose a picture first.")
+    if studio.session.query.picture is None:
+        return controls.hidden.show(caption="Choose a picture first.")
     picture, teaches = hidden_picture(studio.session, controls.way.value, controls.share.value, studio.drawn)
-    controls.hidden.show(as_jpeg(picture, 400), f"The picture as the model sees it: {controls.way.value}", "Nothing is left to the words." if controls.way.value == "nothing is hidden" else f"What the words then have to say: {teaches}.")
+    controls.hidden.show(
+        as_jpeg(picture, 400),
+        f"The picture as the model sees it: {controls.way.value}",
+        "Nothing is left to the words." if controls.way.value == "nothing is hidden" else f"What the words then have to say: {teaches}.",
+    )

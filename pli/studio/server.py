@@ -41,7 +41,8 @@ def verdict(
 CLOSED = "Open the address that pli studio printed, with its token. Nothing is shown without."
 
 # %% ../../nbs/studio/13b_server.ipynb #993fcd6d
-KEEP = ("/api/kernels/", "/voila/templates/", "/voila/static/", "/voila/api/shutdown/", "/voila/labextensions/")   # beginnings of addresses, besides the page
+# beginnings of addresses, besides the page
+KEEP = ("/api/kernels/", "/voila/templates/", "/voila/static/", "/voila/api/shutdown/", "/voila/labextensions/")
 WIDGETS = ["@jupyter-widgets/jupyterlab-manager", "@voila-dashboards/widgets-manager8", "anywidget"]
 
 def is_kept(
@@ -49,16 +50,31 @@ def is_kept(
 ) -> bool:
     "Whether there is anything at an address. Plain ones only: nothing that climbs, and nothing that has to be decoded twice."
     path = unquote(path)
-    return path == "/" or path.startswith(KEEP) and re.fullmatch(r"[\w@./~+-]+", path, re.ASCII) is not None and ".." not in path and "//" not in path
+    return (
+        path == "/"
+        or path.startswith(KEEP)
+        and re.fullmatch(r"[\w@./~+-]+", path, re.ASCII) is not None
+        and ".." not in path
+        and "//" not in path
+    )
 
 def policy(port: int) -> str:
     "What the browser may load for the page: its own server, and pictures from memory."
     own = f"ws://127.0.0.1:{port} ws://localhost:{port}"
-    return (f"default-src 'none'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; img-src 'self' blob: data:; font-src 'self' data:; "
-            f"connect-src 'self' blob: {own}; worker-src 'self' blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'")
+    return (
+        "default-src 'none'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; img-src 'self' blob:"
+        f" data:; font-src 'self' data:; connect-src 'self' blob: {own}; worker-src 'self' blob:; frame-ancestors 'none'; base-uri 'none';"
+        " form-action 'none'"
+    )
 
 def headers(port: int) -> dict[str, str]:
-    return {"Content-Security-Policy": policy(port), "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cross-Origin-Resource-Policy": "same-origin", "Cross-Origin-Opener-Policy": "same-origin"}
+    return {
+        "Content-Security-Policy": policy(port),
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Cross-Origin-Opener-Policy": "same-origin",
+    }
 
 def gated(port: int, token: str):
     "A kind of Tornado application whose every request passes the gate."
@@ -83,7 +99,15 @@ def gated(port: int, token: str):
         def find_handler(self, request, **rest):
             cookie = request.cookies.get(f"pli-studio-{port}")
             asked = [value.decode(errors="replace") for value in request.query_arguments.get("token", [])]
-            found = verdict(request.headers.get("Host"), request.headers.get("Origin"), request.path, asked[0] if asked else None, cookie and cookie.value, port, token)
+            found = verdict(
+                request.headers.get("Host"),
+                request.headers.get("Origin"),
+                request.path,
+                asked[0] if asked else None,
+                cookie and cookie.value,
+                port,
+                token,
+            )
             if found == "in" and not is_kept(request.path): found = "There is nothing at this address."
             if found == "in": return super().find_handler(request, **rest)
             return self.get_handler_delegate(request, Key if found == "key" else Refusal, {} if found == "key" else {"words": found})
@@ -122,9 +146,11 @@ def voila_app(
     from voila.app import Voila
 
     class OnlyPython(KernelSpecManager):
-        def find_kernel_specs(self): return {"pli": str(home)}
+        def find_kernel_specs(self):
+            return {"pli": str(home)}
 
-        def get_kernel_spec(self, name): return KernelSpec(resource_dir=str(home), **get_kernel_dict())
+        def get_kernel_spec(self, name):
+            return KernelSpec(resource_dir=str(home), **get_kernel_dict())
 
     class Server(Voila):
         @contextmanager
@@ -134,28 +160,62 @@ def voila_app(
             from tornado.httpserver import HTTPServer
             settings = self.init_settings() | self.tornado_settings
             self.app = gated(port, token)(**settings)
-            self.app.settings.update(static_path=str(home / "root"), static_url_prefix="/voila/static/")   # for Jupyter's error pages; after the fact, so that no handler comes with it
+            # for Jupyter's error pages; after the fact, so that no handler comes with it
+            self.app.settings.update(static_path=str(home / "root"), static_url_prefix="/voila/static/")
             handlers = self.init_handlers()
             page = handlers[-1][2] | {"notebook_path": "page.ipynb"}
             self.app.add_handlers(".*$", [each for each in handlers if each[0].startswith(KEEP)] + [(r"/", handlers[-1][1], page)])
             server = HTTPServer(self.app, max_body_size=2**20)
             server.add_sockets(sockets)
-            try: yield
+            try:
+                yield
             finally:
                 server.stop()
                 run_sync(self.kernel_manager.shutdown_all)()
 
-    for name in ("root", "connections", "ipython"): (home / name).mkdir(exist_ok=True)
+    for name in ("root", "connections", "ipython"):
+        (home / name).mkdir(exist_ok=True)
     write_notebook(home / "page.ipynb")
     (home / "opening.json").write_text(json.dumps(opening))
-    for name in ("tornado.access", "tornado.general", "tornado.application"): logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.update(PLI_STUDIO=str(home / "opening.json"), IPYTHONDIR=str(home / "ipython"), JUPYTER_NO_CONFIG="1", JUPYTER_PREFER_ENV_PATH="1", JUPYTER_PATH=str(files("pli.studio") / "share"))
+    for name in ("tornado.access", "tornado.general", "tornado.application"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.update(
+        PLI_STUDIO=str(home / "opening.json"),
+        IPYTHONDIR=str(home / "ipython"),
+        JUPYTER_NO_CONFIG="1",
+        JUPYTER_PREFER_ENV_PATH="1",
+        JUPYTER_PATH=str(files("pli.studio") / "share"),
+    )
     config = Config()
-    config.Voila.update(root_dir=str(home / "root"), notebook_path=str(home / "page.ipynb"), ip="127.0.0.1", port=port, open_browser=False, log_level="ERROR", token="", config_file_paths=[],
-                        tornado_settings={"headers": headers(port), "websocket_max_message_size": 32 * 2**20, "allow_remote_access": False, "disable_check_xsrf": True})
-    config.VoilaConfiguration.update(file_allowlist=[], template="pli", show_tracebacks=False, extension_allowlist=WIDGETS, allow_template_override="NO", allow_theme_override="NO", kernel_spec_manager_class=OnlyPython)
-    config.MappingKernelManager.update(root_dir=str(home / "root"), cull_idle_timeout=300, cull_interval=60, cull_connected=False)   # pages that were closed without a word
-    if os.name == "posix" and len(str(home)) < 45: config.ConnectionFileMixin.transport = "ipc"   # files in our folder instead of ports
+    config.Voila.update(
+        root_dir=str(home / "root"),
+        notebook_path=str(home / "page.ipynb"),
+        ip="127.0.0.1",
+        port=port,
+        open_browser=False,
+        log_level="ERROR",
+        token="",
+        config_file_paths=[],
+        tornado_settings={
+            "headers": headers(port),
+            "websocket_max_message_size": 32 * 2**20,
+            "allow_remote_access": False,
+            "disable_check_xsrf": True,
+        },
+    )
+    config.VoilaConfiguration.update(
+        file_allowlist=[],
+        template="pli",
+        show_tracebacks=False,
+        extension_allowlist=WIDGETS,
+        allow_template_override="NO",
+        allow_theme_override="NO",
+        kernel_spec_manager_class=OnlyPython,
+    )
+    # pages that were closed without a word
+    config.MappingKernelManager.update(root_dir=str(home / "root"), cull_idle_timeout=300, cull_interval=60, cull_connected=False)
+    if os.name == "posix" and len(str(home)) < 45:
+        config.ConnectionFileMixin.transport = "ipc"   # files in our folder instead of ports
     config.LargeFileManager.update(root_dir=str(home))
     app = Server(config=config, connection_dir=str(home / "connections"))
     app.initialize([])
@@ -170,9 +230,13 @@ def bound(
     "A bound socket on the loopback device. Raises `PliError` for a port that cannot be had."
     from tornado.netutil import bind_sockets
     for number in [port] if port is not None else [*range(PORT, PORT + 50), 0]:
-        try: return bind_sockets(number, "127.0.0.1", family=socket.AF_INET)
+        try:
+            return bind_sockets(number, "127.0.0.1", family=socket.AF_INET)
         except (OSError, OverflowError) as error:
-            if port is not None: raise PliError(f"port {port} cannot be used ({getattr(error, 'strerror', None) or error}); name another one, or none") from None
+            if port is not None:
+                raise PliError(
+                    f"port {port} cannot be used ({getattr(error, 'strerror', None) or error}); name another one, or none"
+                ) from None
 
 def serve(
     opening: dict,                       # `folder`, `cwd` and `opening`: what `page_of_process` reads
@@ -193,16 +257,20 @@ def serve(
             app.ioloop = loop                                    # Voilà stops it where the process is told to end
             with app.serving(sockets):
                 say(address)
-                if browser: loop.run_in_executor(None, show_in_browser, address)
+                if browser:
+                    loop.run_in_executor(None, show_in_browser, address)
                 started(loop)
                 loop.start()
-        except KeyboardInterrupt: pass
+        except KeyboardInterrupt:
+            pass
         finally:
-            for name in set(os.environ) - set(before): del os.environ[name]
+            for name in set(os.environ) - set(before):
+                del os.environ[name]
             os.environ.update(before)
 
 def show_in_browser(address: str) -> None:
     "Open the page where a browser can be found; the address was printed in any case."
     import contextlib
     import webbrowser
-    with contextlib.suppress(webbrowser.Error, OSError): webbrowser.open(address)
+    with contextlib.suppress(webbrowser.Error, OSError):
+        webbrowser.open(address)

@@ -101,9 +101,11 @@ class Marks:
         "Take in what another page has written meanwhile; what this one has changed or taken back stays so."
         for key, hits in others.kept.items():
             new = {path: good for path, good in hits.items() if (key, path) not in self.stored and path not in self.kept.get(key, {})}
-            if new: self.kept.setdefault(key, {}).update(new)
+            if new:
+                self.kept.setdefault(key, {}).update(new)
 
-    def of(self, query: Query) -> dict[str, bool]: return self.kept.get(self.key(query), {})
+    def of(self, query: Query) -> dict[str, bool]:
+        return self.kept.get(self.key(query), {})
 
     @staticmethod
     def key(query: Query) -> tuple[str, str]:
@@ -114,14 +116,19 @@ class Marks:
         "Call a hit right or wrong, or neither."
         marks = self.kept.setdefault(self.key(query), {})
         marks.pop(path, None)
-        if right is not None: marks[path] = right
-        if not marks: self.kept.pop(self.key(query))
+        if right is not None:
+            marks[path] = right
+        if not marks:
+            self.kept.pop(self.key(query))
 
-    def __len__(self) -> int: return sum(map(len, self.kept.values()))
+    def __len__(self) -> int:
+        return sum(map(len, self.kept.values()))
 
 def _storable(text: str) -> bool:
-    try: return bool(text.encode())
-    except UnicodeEncodeError: return False
+    try:
+        return bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 def mark_records(
     marks: Marks,
@@ -130,22 +137,43 @@ def mark_records(
     records, left_out = [], {}
     for (reference, caption), hits in marks.kept.items():
         right = sorted(path for path, good in hits.items() if good and path != reference)
-        why = "without a picture" if not reference else "with a picture from outside the folder" if reference.startswith("\0") else "without words" if not caption else "without a hit that is right" if not right else ""
-        if not why and not all(map(_storable, (reference, caption, *hits))): why = "with file names that are no UTF-8"
-        if why: left_out[why] = left_out.get(why, 0) + 1
-        else: records.append({"reference_img_id": reference, "relative_caption": caption, "gt_img_ids": right, "wrong_img_ids": sorted(path for path, good in hits.items() if not good)})
+        why = (
+            "without a picture"
+            if not reference
+            else (
+                "with a picture from outside the folder"
+                if reference.startswith("\0")
+                else "without words" if not caption else "without a hit that is right" if not right else ""
+            )
+        )
+        if not why and not all(map(_storable, (reference, caption, *hits))):
+            why = "with file names that are no UTF-8"
+        if why:
+            left_out[why] = left_out.get(why, 0) + 1
+        else:
+            records.append(
+                {
+                    "reference_img_id": reference,
+                    "relative_caption": caption,
+                    "gt_img_ids": right,
+                    "wrong_img_ids": sorted(path for path, good in hits.items() if not good),
+                }
+            )
     return records, left_out
 
 # %% ../../nbs/studio/13_session.ipynb #dfc55325
 def read_marks(
     file: str | Path,
 ) -> Marks:
-    "Marks from a `queries.json`; none where there is no file. Raises `PliError` for a file that was not made here: it would be overwritten."
+    """Marks from a `queries.json`; none where there is no file. Raises `PliError` for a file that was not made here: it would be
+    overwritten.
+    """
     marks = Marks()
     try: records = read_json(file)
     except MissingFile: return marks
     for record in records if isinstance(records, list) else [None]:
-        if not _is_ours(record): raise PliError(f"{shown(file)}: holds something else than marks, and is left as it is; name another file for the marks")
+        if not _is_ours(record):
+            raise PliError(f"{shown(file)}: holds something else than marks, and is left as it is; name another file for the marks")
         right, wrong = ({name: good for name in record[key]} for key, good in (("gt_img_ids", True), ("wrong_img_ids", False)))
         marks.kept[record["reference_img_id"], record["relative_caption"]] = wrong | right
     marks.settle()
@@ -154,20 +182,31 @@ def read_marks(
 def _is_ours(record) -> bool:
     texts, lists = ("reference_img_id", "relative_caption"), ("gt_img_ids", "wrong_img_ids")
     if not isinstance(record, dict) or set(record) != {*texts, *lists}: return False
-    return all(isinstance(record[name], str) for name in texts) and all(isinstance(record[name], list) and all(isinstance(each, str) for each in record[name]) for name in lists)
+    return all(isinstance(record[name], str) for name in texts) and all(
+        isinstance(record[name], list) and all(isinstance(each, str) for each in record[name]) for name in lists
+    )
 
 def save_marks(
     marks: Marks, file: str | Path,   # the queries; the gallery is written beside it
     pictures: Sequence[str],          # all that is searched
 ) -> dict[str, int]:                  # why -> how many questions could not be written
-    "Write marks as queries of your own for `pli evaluate`, beside what another page has written meanwhile. Raises `PliError` where there is nothing to write, or where a file there is not ours."
+    """Write marks as queries of your own for `pli evaluate`, beside what another page has written meanwhile. Raises `PliError` where
+    there is nothing to write, or where a file there is not ours.
+    """
     marks.take(read_marks(file))
     records, left_out = mark_records(marks)
-    if not records: raise PliError("there is nothing to save yet: mark a hit as right, for a search with a picture and words" + f" ({_counted(left_out)})" * bool(left_out))
+    if not records:
+        raise PliError(
+            "there is nothing to save yet: mark a hit as right, for a search with a picture and words"
+            + f" ({_counted(left_out)})" * bool(left_out)
+        )
     beside = gallery_of(file)
-    try: names = read_json(beside)
+    try:names = read_json(beside)
     except MissingFile: names = []
-    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)): raise PliError(f"{shown(beside)}: holds something else than names of pictures, and is left as it is; name another file for the marks")
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise PliError(
+            f"{shown(beside)}: holds something else than names of pictures, and is left as it is; name another file for the marks"
+        )
     write_json(beside, sorted(filter(_storable, pictures)))
     write_json(file, records)
     marks.settle()
@@ -175,13 +214,23 @@ def save_marks(
 
 def gallery_of(file: str | Path) -> Path: return Path(file).with_suffix(".gallery.json")
 
-def _counted(left_out: dict[str, int]) -> str: return ", ".join(f"{count} marked {'search' if count == 1 else 'searches'} {why}" for why, count in left_out.items())
+def _counted(left_out: dict[str, int]) -> str:
+    return ", ".join(f"{count} marked {'search' if count == 1 else 'searches'} {why}" for why, count in left_out.items())
 
 # %% ../../nbs/studio/13_session.ipynb #fa6b1053
-HIDING = {   # what people read -> a way of hiding, `{0}`: the share
-    "nothing is hidden": "none", "squares at random": "random:{0}", "one large block": "block:{0}", "the middle, where the thing is": "object:{0}", "the surroundings": "ground:{0}",
-    "a regular pattern of squares": "grid:{0}", "what looks alike": "similar:{0}", "squares of another picture": "mix:{0}",
-    "other colours": "recolour:1", "no colours": "grey:1", "no detail": "blur", "a part only": "crop",
+HIDING = {  # what people read -> a way of hiding, `{0}`: the share
+    "nothing is hidden": "none",
+    "squares at random": "random:{0}",
+    "one large block": "block:{0}",
+    "the middle, where the thing is": "object:{0}",
+    "the surroundings": "ground:{0}",
+    "a regular pattern of squares": "grid:{0}",
+    "what looks alike": "similar:{0}",
+    "squares of another picture": "mix:{0}",
+    "other colours": "recolour:1",
+    "no colours": "grey:1",
+    "no detail": "blur",
+    "a part only": "crop",
 }
 
 def hidden_view(
@@ -225,7 +274,8 @@ class Session:
         second: Gallery | None = None,           # the same folder, seen by another model
         names: Sequence[str] = (),               # what the models are called
         options: Sequence[str] = (),             # options of the command line beyond model and folder, such as `--quick-gelu`
-        marks: str | Path | None = None,         # where marks are saved, and read where they are there; `queries.json` beside the gallery if not given
+        # where marks are saved, and read where they are there; `queries.json` beside the gallery if not given
+        marks: str | Path | None = None,
     ):
         self.galleries = (gallery, second) if second is not None else (gallery,)
         self.names = list(names) or [model_name(each) for each in self.galleries]
@@ -285,7 +335,9 @@ def change_query(
     replace(session.query, **changes).where                        # a date that is none is refused before anything changes
     field, now = ",".join(changes), time.monotonic() if now is None else now
     if field != session.changed[0] or now - session.changed[1] > PAUSE or not session.before:
-        session.before = {side: {hit.picture.id: hit.rank for hit in hits} for side, (query, hits) in session.found.items() if query == session.query}
+        session.before = {
+            side: {hit.picture.id: hit.rank for hit in hits} for side, (query, hits) in session.found.items() if query == session.query
+        }
     session.changed = field, now
     session.trail.change(**changes)
 
@@ -295,7 +347,14 @@ def ranking_of(session: Session, side: int, least: int) -> Ranking:
     known, hits = session.found.get(side, (None, None))
     if known != query or len(hits) < min(least, total_of(hits)) or gallery.table.about()["generation"] != hits.generation:
         both = bool(query.picture and query.words)
-        hits = gallery.search(query.picture and query.picture.file, query.words or None, query.avoid or None, query.weight if both else None, k=max(DEPTH, least), where=query.where)
+        hits = gallery.search(
+            query.picture and query.picture.file,
+            query.words or None,
+            query.avoid or None,
+            query.weight if both else None,
+            k=max(DEPTH, least),
+            where=query.where,
+        )
         hits.generation = gallery.table.about()["generation"]
         session.found[side] = query, hits
     return Ranking(hits, total_of(hits), session.before.get(side))
@@ -322,7 +381,8 @@ def uploaded(
     "An uploaded picture, kept until the session is closed. Raises `PliError` for what is no picture."
     label = shown(str(name).replace("\\", "/").rpartition("/")[2], 80) or "picture"
     if not data: raise PliError(f"{label}: the file is empty")
-    if len(data) > MOST_UPLOAD: raise PliError(f"{label}: is larger than {MOST_UPLOAD // 2**20} MB, which is the most that can be sent here")
+    if len(data) > MOST_UPLOAD:
+        raise PliError(f"{label}: is larger than {MOST_UPLOAD // 2**20} MB, which is the most that can be sent here")
     if session.folder is None: session.folder = tempfile.TemporaryDirectory(prefix="pli-studio-")
     session.uploads += 1
     ending = Path(label).suffix.lower()
@@ -348,8 +408,18 @@ def cells_of(
     cells = []
     for hit in ranking.hits[first : first + count]:
         name, mark = shown(hit.path.rpartition("/")[2], 120), {True: "right", False: "wrong"}.get(marks.get(hit.path), "")
-        cells.append({"id": hit.picture.id, "rank": hit.rank, "name": name, "path": shown(hit.path, 1000), "score": f"{hit.score:.3f}", "moved": ranking.moved(hit), "mark": mark,
-                      "alt": f"Result {hit.rank}: {name}" + f", marked {mark}" * bool(mark)})
+        cells.append(
+            {
+                "id": hit.picture.id,
+                "rank": hit.rank,
+                "name": name,
+                "path": shown(hit.path, 1000),
+                "score": f"{hit.score:.3f}",
+                "moved": ranking.moved(hit),
+                "mark": mark,
+                "alt": f"Result {hit.rank}: {name}" + f", marked {mark}" * bool(mark),
+            }
+        )
     return cells, ranking.total
 
 def gallery_cells(
@@ -362,12 +432,19 @@ def gallery_cells(
     condition, values = "feature IS NOT NULL AND instr(lower(CAST(path AS TEXT)), lower(?)) > 0", (text,)
     with table.telling():
         total = table.connection.execute(f"SELECT count(*) FROM picture WHERE {condition}", values).fetchone()[0]
-        ids = [id for id, in table.connection.execute(f"SELECT id FROM picture WHERE {condition} ORDER BY path LIMIT ? OFFSET ?", (*values, count, first))]
+        ids = [
+            id
+            for id, in table.connection.execute(
+                f"SELECT id FROM picture WHERE {condition} ORDER BY path LIMIT ? OFFSET ?", (*values, count, first)
+            )
+        ]
     cells = []
     for id in ids:
         path = table.picture(id).path
         name = shown(path.rpartition("/")[2], 120)
-        cells.append({"id": id, "rank": 0, "name": name, "path": shown(path, 1000), "score": "", "moved": "", "mark": "", "alt": f"Picture {name}"})
+        cells.append(
+            {"id": id, "rank": 0, "name": name, "path": shown(path, 1000), "score": "", "moved": "", "mark": "", "alt": f"Picture {name}"}
+        )
     return cells, total
 
 def large(
@@ -399,7 +476,9 @@ def hidden_picture(
 def another(session: Session) -> Image.Image:
     "The first picture of the gallery that is not the reference, small."
     own = session.query.picture.path
-    found = session.gallery.table.connection.execute("SELECT thumbnail FROM picture WHERE feature IS NOT NULL AND path != ? ORDER BY id LIMIT 1", (os.fsencode(own),)).fetchone()
+    found = session.gallery.table.connection.execute(
+        "SELECT thumbnail FROM picture WHERE feature IS NOT NULL AND path != ? ORDER BY id LIMIT 1", (os.fsencode(own),)
+    ).fetchone()
     if found is None: raise PliError("there is no other picture in the gallery to take squares from")
     return Image.open(io.BytesIO(found[0]), formats=("JPEG",)).convert("RGB")
 
@@ -408,7 +487,13 @@ def _opening(session: Session, side: int) -> dict:
     "What opens the gallery of a side."
     gallery = session.galleries[side]
     about, home = gallery.table.about(), gallery.table.path.parent.parent
-    said = {"model": about["model"], "pretrained": about.get("pretrained"), "query_model": None, "gallery": None, "preprocess": about.get("preprocess", "model")}
+    said = {
+        "model": about["model"],
+        "pretrained": about.get("pretrained"),
+        "query_model": None,
+        "gallery": None,
+        "preprocess": about.get("preprocess", "model"),
+    }
     if gallery.reader is not gallery.backbone: said["query_model"] = gallery.reader.name.removeprefix("local-dir:")
     if os.path.abspath(home) != os.path.abspath(gallery_home(gallery.root, key=features_key(gallery.backbone))): said["gallery"] = str(home)
     return {name: value for name, value in said.items() if value is not None and (name, value) != ("preprocess", "model")}
@@ -424,7 +509,11 @@ def command_of(session: Session, side: int, k: int) -> str:
     if query.picture: words.append(f"--image={_place(query.picture)}")
     words += [f"--without={each}" for each in query.avoid]
     if query.picture and query.words: words.append(f"--weight={query.weight:g}")
-    words += [f"--{option}={value}" for option, value in (("in", query.folder), ("name", query.name), ("since", query.since), ("until", query.until)) if value]
+    words += [
+        f"--{option}={value}"
+        for option, value in (("in", query.folder), ("name", query.name), ("since", query.since), ("until", query.until))
+        if value
+    ]
     words.append(f"--k={k}")
     if query.words: words += ["--"] * query.words.startswith("-") + [query.words]
     return shlex.join(words)
@@ -439,7 +528,10 @@ def python_of(session: Session, side: int, k: int) -> str:
     asked += [f"without={query.avoid!r}"] * bool(query.avoid) + [f"weight={query.weight!r}"] * bool(query.picture and query.words)
     where = {option: getattr(query, option) for option in ("folder", "name", "since", "until") if getattr(query, option)}
     asked += [f"where={where!r}"] * bool(where) + [f"k={k}"]
-    return f"from pli.gallery.search import Gallery\n\ngallery = Gallery.open({str(session.galleries[side].root)!r}{opening})\ngallery.update()\nhits = gallery.search({', '.join(asked)})"
+    return (
+        "from pli.gallery.search import Gallery\n\ngallery ="
+        f" Gallery.open({str(session.galleries[side].root)!r}{opening})\ngallery.update()\nhits = gallery.search({', '.join(asked)})"
+    )
 
 # %% ../../nbs/studio/13_session.ipynb #2cba6edc
 def saved_marks(session: Session) -> str:
@@ -450,7 +542,11 @@ def saved_marks(session: Session) -> str:
     about = session.gallery.table.about()
     model = [f"--model={about['model']}"] + [f"--pretrained={about['pretrained']}"] * bool(about.get("pretrained"))
     line = shlex.join(["pli", "evaluate", f"--queries={file}", f"--gallery={gallery_of(file)}", f"--root={session.gallery.root}", *model])
-    return f"Saved in {shown(file)}. " + f"Left out, because they cannot be measured: {_counted(left_out)}. " * bool(left_out) + f"To measure on them: {line}"
+    return (
+        f"Saved in {shown(file)}. "
+        + f"Left out, because they cannot be measured: {_counted(left_out)}. " * bool(left_out)
+        + f"To measure on them: {line}"
+    )
 
 def open_session(
     folder: str | Path,
@@ -459,7 +555,8 @@ def open_session(
     update: bool = True,                      # bring the galleries up to date first
     say: Callable[[str], None] = lambda line: None,
     forget: bool = False,                     # drop pictures whose files are gone, whatever the reason
-    **opening,                                # as in `open_gallery`: `model`, `pretrained`, `gallery`, `device`, `preprocess`, `workers`, `quick_gelu`
+    # as in `open_gallery`: `model`, `pretrained`, `gallery`, `device`, `preprocess`, `workers`, `quick_gelu`
+    **opening,
 ) -> Session:
     "Open a folder of pictures to play with. Raises `PliError` for what `open_gallery` refuses, and for a gallery that holds nothing."
     if marks is not None: read_marks(marks)                        # a wrong file is told before any work
@@ -469,7 +566,8 @@ def open_session(
         for gallery in galleries:
             if update and gallery.table.writable:
                 for line in gallery.update(forget, say).lines(): say(line)
-        if not len(galleries[0]): raise PliError(f"{shown(folder)}: holds no picture that can be searched; put some there, or name another folder")
+        if not len(galleries[0]):
+            raise PliError(f"{shown(folder)}: holds no picture that can be searched; put some there, or name another folder")
         quick = {None: [], True: ["--quick-gelu"], False: ["--no-quick-gelu"]}[opening.get("quick_gelu")]
         return Session(*galleries, options=quick, marks=marks)
     except BaseException:
@@ -479,6 +577,7 @@ def open_session(
 def open_second(folder: str | Path, model: str | Path, opening: dict) -> Gallery:
     "The folder as another model sees it: with the features of the first where they fit, else with its own."
     others = {name: value for name, value in opening.items() if name not in ("model", "pretrained", "quick_gelu")}
-    if not Path(model).is_dir(): raise PliError(f"{shown(model)}: no such folder; the second model is a folder, such as the one that pli tune has written")
+    if not Path(model).is_dir():
+        raise PliError(f"{shown(model)}: no such folder; the second model is a folder, such as the one that pli tune has written")
     try: return open_gallery(folder, query_model=str(model), **opening)
     except OtherFeatures: return open_gallery(folder, model=str(model), **others)
