@@ -30,7 +30,7 @@ from ..composition import Composer
 from ..core import PliError, bar, check_writable, claim, holder, pick_device, shown, unit
 from .encode import warn
 from .search import AVOID, Gallery, Ranker, Where, check_reader, features_key, is_copy, is_public, nothing_left
-from .store import LARGEST_ROW, Picture, PictureTable, Vectors, path_inside
+from .store import LARGEST_ROW, Picture, PictureTable, Vectors, check_row, features_in, path_inside
 
 # %% ../../nbs/gallery/09e_approximate.ipynb #bdb59ebf
 def lance():
@@ -409,17 +409,16 @@ def _write_rows(pictures, table: PictureTable, ids: list[int], width: int) -> in
             ids,
         ).fetchall()
     if not rows: return 0
-    if any(len(row[-1]) != 4 * width for row in rows):
-        raise PliError(
-            f"{shown(table.path)}: holds features that are not {width} numbers; remove its folder, and the pictures are indexed again"
-        )
+    features = features_in(table.path, [row[-1] for row in rows], width)
+    for row in rows: check_row(table.path, (*row[:8], None))
     split = [printable(row[1]).rpartition("/") for row in rows]
     columns = {name: [row[number] for row in rows] for number, name in enumerate(("id", *META, "thumbnail"))}
     columns |= {
+        "thumbnail": [row[-2] if isinstance(row[-2], bytes) else None for row in rows],
         "stamp": [stamp_of(row[1 : 1 + len(META)]) for row in rows],
         "folder": [folder for folder, _, _ in split],
         "name": [name.lower() for _, _, name in split],
-        "feature": pa.FixedSizeListArray.from_arrays(pa.array(np.frombuffer(b"".join(row[-1] for row in rows), "<f4")), width),
+        "feature": pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), width),
     }
     schema = schema_of(width)
     pictures.add(pa.table([columns[name] for name in schema.names], schema=schema))

@@ -40,7 +40,7 @@ from ..core import PliError, atomic, check_writable, pick_device, read_json, rea
 from ..data import open_picture
 from ..drawing import QUERY, Cell, as_png, contact_sheet
 from .encode import ALIKE, cache_folder, encode_pixels, encode_texts, features_of, top_k
-from .index import Changes, content_of, update
+from .index import Changes, content_of, small_picture, update
 from .store import Picture, PictureTable, Vectors, read_vectors
 
 # %% ../../nbs/gallery/09c_search.ipynb #d66df19b
@@ -357,7 +357,7 @@ def sheet_of(
     side: int = 144,   # pixels of each
 ) -> Image.Image:
     "The reference pictures, framed, and the hits with rank and name. Raises `PliError` where there is nothing to show."
-    small = lambda id: (lambda data: Image.open(io.BytesIO(data), formats=("JPEG",)) if data else None)(hits.gallery.table.thumbnail(id))
+    small = lambda id: small_picture(hits.gallery.table.thumbnail(id))
     references = [Cell(one.small, ("the query", shown(one.name)), QUERY) for one in hits.references]
     found = [Cell(small(hit.picture.id), (f"{hit.rank}. {hit.path.rpartition('/')[2]}", f"{hit.score:.3f}")) for hit in hits]
     return contact_sheet(references + found, across, side, hits.title())
@@ -532,7 +532,10 @@ def open_gallery(
     if not writable and not path.exists():
         raise PliError(f"{shown(home)}: holds no gallery of this model and cannot be written to; --gallery names another place")
     table = PictureTable(path, create=writable, writable=writable)
-    about = table.about()
+    try: about = _own_about(table, key, _width(backbone))
+    except PliError:
+        table.close()
+        raise
     named = [os.path.abspath(model) if Path(model).is_dir() else str(model), with_weights(model, pretrained)]
     if "key" not in about and writable:
         table.say(
@@ -554,6 +557,16 @@ def open_gallery(
         raise
     remember(table, folder, named)
     return Gallery(folder, table, backbone, reader, workers)
+
+def _own_about(table: PictureTable, key: str, width: int) -> dict:
+    "What a table says of itself. Raises a `PliError` for one of other features, and for an empty one that nothing can be written to."
+    about = table.about()
+    if "key" not in about and table.writable: return about
+    if "key" not in about:
+        raise PliError(f"{shown(table.path)}: was begun and holds nothing yet, and it cannot be written to; --gallery names another place")
+    if (about["key"], about.get("width")) != (key, width):
+        raise PliError(f"{shown(table.path)}: its description is damaged (key, width); remove its folder, and the pictures are indexed again")
+    return about
 
 def is_copy(
     place: str | Path,
@@ -595,9 +608,9 @@ def _own_model(
     for key in galleries_in(home):
         with PictureTable(home / key / "gallery.sqlite", writable=False) as table:
             about = table.about()
-            if "model" not in about:
+            if not about.get("model"):
                 continue
-            names.append((about["model"], about.get("pretrained"), about.get("preprocess", "model"), about.get("quick_gelu")))
+            names.append((about["model"], about.get("pretrained"), about.get("preprocess") or "model", about.get("quick_gelu")))
             made_by, id = key, about.get("id")
     if not names:
         return None, MODEL[0], pretrained or MODEL[1], preprocess, quick_gelu
@@ -630,7 +643,7 @@ def is_public(
     """
     names = (model, pretrained or "x", preprocess)
     return (
-        all(isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) for name in names)
+        all(isinstance(name, str) and re.fullmatch(r"[\w.-]{1,200}", name) for name in names)
         and not Path(model).exists()
         and not (pretrained and Path(pretrained).exists())
     )
@@ -679,7 +692,7 @@ def write_features_read(folder: str | Path, backbone: Backbone) -> None:
 # %% ../../nbs/gallery/09c_search.ipynb #15889795
 def _check_folder(table: PictureTable, folder: Path, home: Path) -> None:
     "Raise a `PliError` for a gallery that belongs to another folder."
-    root = table.about().get("root", "..")
+    root = table.about().get("root") or ".."
     if root == ".." or os.path.realpath(root) == os.path.realpath(folder): return
     if os.path.realpath(home.parent) == os.path.realpath(folder): return                # beside the pictures, and moved along with them
     raise PliError(
@@ -883,9 +896,8 @@ def _stored(gallery: Gallery, id: int, name: str, content: bytes, path: Path | N
             f"{shown(name)}: the model that reads queries has features of its own, and a copy of a gallery does not hold the whole picture;"
             " name its file"
         )
-    data = gallery.table.thumbnail(id)
-    if data is None: raise PliError(f"{shown(gallery.table.path)}: the small picture of {shown(name)} is missing; index the folder again")
-    small = Image.open(io.BytesIO(data), formats=("JPEG",))
+    small = small_picture(gallery.table.thumbnail(id))
+    if small is None: raise PliError(f"{shown(gallery.table.path)}: the small picture of {shown(name)} is missing or damaged; remove the gallery's folder, and the pictures are indexed again")
     return Reference(name, gallery.table.feature(id), content, small, path or small)
 
 def _encoded(gallery: Gallery, picture: Image.Image, name: str, content: bytes | None, whole: Image.Image | Path) -> Reference:

@@ -9,7 +9,6 @@ __all__ = ['HIDING', 'DEPTH', 'PAUSE', 'MOST_UPLOAD', 'Chosen', 'Query', 'clean'
            'another', 'command_of', 'python_of', 'saved_marks', 'open_session', 'open_second']
 
 # %% ../../nbs/studio/13_session.ipynb #5c598945
-import io
 import os
 import shlex
 import tempfile
@@ -23,7 +22,7 @@ from PIL import Image
 
 from ..core import MissingFile, PliError, generator, read_json, shown, write_json
 from ..data import open_picture
-from ..gallery.index import content_of, thumbnail_of
+from ..gallery.index import content_of, small_picture, thumbnail_of
 from ..gallery.search import Gallery, Hit, Hits, OtherFeatures, Where, features_key, gallery_home, open_gallery
 from ..masking import HIDERS, View, parse_hide, to_pixels
 
@@ -475,12 +474,15 @@ def hidden_picture(
 
 def another(session: Session) -> Image.Image:
     "The first picture of the gallery that is not the reference, small."
-    own = session.query.picture.path
-    found = session.gallery.table.connection.execute(
-        "SELECT thumbnail FROM picture WHERE feature IS NOT NULL AND path != ? ORDER BY id LIMIT 1", (os.fsencode(own),)
-    ).fetchone()
+    own, table = session.query.picture.path, session.gallery.table
+    with table.telling():
+        found = table.connection.execute(
+            "SELECT thumbnail FROM picture WHERE feature IS NOT NULL AND path != ? ORDER BY id LIMIT 1", (os.fsencode(own),)
+        ).fetchone()
     if found is None: raise PliError("there is no other picture in the gallery to take squares from")
-    return Image.open(io.BytesIO(found[0]), formats=("JPEG",)).convert("RGB")
+    small = small_picture(found[0])
+    if small is None: raise PliError(f"{shown(table.path)}: holds a damaged small picture; remove its folder, and the pictures are indexed again")
+    return small
 
 # %% ../../nbs/studio/13_session.ipynb #094a6779
 def _opening(session: Session, side: int) -> dict:
