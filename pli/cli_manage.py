@@ -91,7 +91,8 @@ def run_move(args) -> None:
     pictures = args.folder if Path(args.folder).is_dir() else args.new
     beside = place.name == ".pli" and place.absolute().parent == Path(pictures).absolute()
     print(
-        f"the gallery of {shown(pictures)} is at {shown(place)}" + ("" if beside else f"; search it with: --gallery {shown(place)}")
+        f"the gallery of {shown(pictures)} is at {shown(place)}"
+        + ("" if beside else f"; pli search {shown(pictures)} finds it there, and so does --gallery {shown(place)}")
         if args.gallery or Path(args.folder).is_dir()
         else f"the gallery follows its pictures to {shown(pictures)}"
     )

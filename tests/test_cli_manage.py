@@ -187,3 +187,39 @@ def test_without_a_network_the_error_says_what_to_download(photos, capfd, monkey
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     status, _, err = pli(capfd, "search", photos, "a cat")
     assert status == 1 and "laion/CLIP-ViT-B-32-laion2B-s34B-b79K" in err and "pli model fetch" in err and err.count("\n") == 1
+
+
+def test_a_gallery_that_was_moved_away_is_found(photos, tmp_path, capfd, monkeypatch):
+    index(photos)
+    place = tmp_path / "place" / ".pli"                                         # a name like that of one beside its pictures
+    assert pli(capfd, "gallery", "move", photos, place)[0] == 0
+    for words in (("search", photos, "a star"), ("index", photos), ("search", photos, "a star", "--model", "pli-tiny-48")):
+        status, out, err = pli(capfd, *words)
+        assert status == 0 and f"{photos}: its gallery is at {place}\n" in err and err.count(str(place)) == 1 and not (photos / ".pli").exists(), err
+    with Gallery.open(photos) as gallery: assert gallery.update().encoded == 0 and gallery.table.path.is_relative_to(place)
+    with Gallery.open(photos, "pli-tiny-64") as gallery: assert gallery.table.path.is_relative_to(place) and gallery.table.about()["root"] == str(photos)
+    assert f"its gallery is at {place}" not in pli(capfd, "index", photos, "--model", "pli-tiny-48", "--gallery", place)[2]
+    with monkeypatch.context() as other:                                        # another user has not moved it
+        other.setenv("PLI_CACHE", str(tmp_path / "other cache"))
+        with Gallery.open(photos, "pli-tiny-48") as gallery: assert gallery.table.path.is_relative_to(photos)
+        assert pli(capfd, "gallery", "forget", photos, "--yes")[0] == 0
+    with Gallery.open(photos, "pli-tiny-48") as gallery: assert gallery.table.path.is_relative_to(place)
+
+
+def test_a_named_model_is_found_where_its_gallery_was_moved(photos, tmp_path, capfd):
+    index(photos)
+    pli(capfd, "gallery", "move", photos, tmp_path / "place")
+    with Gallery.open(photos, "pli-tiny-64", gallery=photos / ".pli") as gallery: gallery.update()      # another model's, beside the pictures
+    with Gallery.open(photos) as gallery: assert gallery.table.about()["model"] == "pli-tiny-64"
+    with Gallery.open(photos, "pli-tiny-48") as gallery: assert gallery.table.path.is_relative_to(tmp_path / "place") and gallery.update().encoded == 0
+
+
+def test_several_places_and_galleries_of_other_folders(photos, tmp_path, capfd):
+    for place in ("one", "two"): index(photos, tmp_path / place)
+    for words in ((), ("--model", "pli-tiny-48"), ("--model", "pli-tiny-64")):
+        status, _, err = pli(capfd, "search", photos, "a star", *words)
+        assert status == 1 and str(tmp_path / "one") in err and str(tmp_path / "two") in err and "--gallery" in err and err.count("\n") == 1
+    with PictureTable(next((tmp_path / "one").glob("*/gallery.sqlite"))) as table: table.say(root=str(tmp_path / "elsewhere"))
+    with Gallery.open(photos) as gallery: assert gallery.table.path.is_relative_to(tmp_path / "two")    # the other says that it is not this folder's
+    with PictureTable(next((tmp_path / "two").glob("*/gallery.sqlite"))) as table: table.say(id="another")
+    with Gallery.open(photos, "pli-tiny-48") as gallery: assert gallery.table.path.is_relative_to(photos)

@@ -7,8 +7,9 @@ __all__ = ['ROUNDING', 'SLACK', 'FEW', 'CROWD', 'AVOID', 'MODEL', 'DEFAULT_COMPO
            'gallery_home', 'cached_home', 'galleries_in', 'everyday_captions', 'everyday_mean', 'Where', 'Ranker',
            'ends_of', 'fit_of', 'check_at_least', 'Hit', 'Hits', 'title_of_query', 'sheet_of', 'save_hits', 'write_csv',
            'Gallery', 'open_gallery', 'is_copy', 'with_weights', 'is_public', 'OtherFeatures', 'check_reader',
-           'features_read', 'write_features_read', 'notes_folder', 'note_of', 'noted_models', 'remember',
-           'search_gallery', 'nothing_left', 'direction_of_avoided', 'chosen_composer', 'Reference']
+           'features_read', 'write_features_read', 'notes_folder', 'note_of', 'noted_models', 'remember', 'noted_homes',
+           'found_home', 'lies_elsewhere', 'search_gallery', 'nothing_left', 'direction_of_avoided', 'chosen_composer',
+           'Reference']
 
 # %% ../../nbs/gallery/09c_search.ipynb #3fa31c04
 import csv
@@ -499,7 +500,7 @@ def open_gallery(
     model: str | None = None,              # makes the features, as in `load_backbone`; the gallery's own if it has one, else `MODEL`
     pretrained: str | None = None,
     query_model: str | None = None,        # reads queries: a folder of a model that was tuned for the same features
-    gallery: str | Path | None = None,     # where the gallery lives; see `gallery_home`
+    gallery: str | Path | None = None,     # where the gallery lives; see `found_home`
     device: str = "auto",
     preprocess: str = "model",             # or `target-pad`
     workers: int = 0,                      # processes that read pictures
@@ -512,9 +513,9 @@ def open_gallery(
     folder = Path(folder)
     if not folder.is_dir():
         raise PliError(f"{shown(folder)}: is not a folder" if folder.exists() else f"{shown(folder)}: no such folder; is the drive there?")
-    home, place = gallery_home(folder, gallery), pick_device(device)
-    made_by = None
+    place, made_by = pick_device(device), None
     if model is None:
+        home = found_home(folder, gallery)
         made_by, model, pretrained, preprocess, quick_gelu = _own_model(home, pretrained, preprocess, quick_gelu)
     backbone = load_backbone(model, with_weights(model, pretrained), place, preprocess=preprocess, quick_gelu=quick_gelu)
     reader = backbone if query_model is None else load_backbone(query_model, None, place, preprocess=preprocess)
@@ -526,7 +527,7 @@ def open_gallery(
         )
     if reader is not backbone:
         check_reader(reader, query_model, key, model)
-    home = gallery_home(folder, gallery, key)
+    home = found_home(folder, gallery, key)
     path = home / key / "gallery.sqlite"
     writable = os.access(path if path.exists() else _nearest(path), os.W_OK)
     if not writable and not path.exists():
@@ -543,7 +544,7 @@ def open_gallery(
             quick_gelu=quick_gelu,
             width=_width(backbone),
             features=_picture_side(backbone),
-            root=".." if gallery is None and home.name == ".pli" else os.path.abspath(folder),
+            root=".." if gallery is None and home == folder / ".pli" else os.path.abspath(folder),
             made=datetime.date.today().isoformat(),
             id=os.urandom(8).hex(),
         )
@@ -719,6 +720,49 @@ def remember(
         with atomic(path) as temporary: temporary.write_text(said, encoding="utf-8")
     except (OSError, ValueError):
         return
+
+def noted_homes(folder: str | Path) -> list[Path]:
+    "Where this user has met galleries of a folder that are there now and say that they belong to it."
+    found = []
+    for path in sorted(notes_folder().glob("*.json")):
+        try:
+            said = read_json(path, 2**16)
+            if not isinstance(said, dict) or said.get("folder") != os.path.abspath(folder) or not isinstance(said.get("table"), str): continue
+            table = Path(said["table"])
+            if not os.path.isfile(table) or table.parent.name not in galleries_in(home := table.parent.parent): continue
+            with PictureTable(table, writable=False) as opened:
+                if opened.about().get("id") != said.get("id"): continue
+                _check_folder(opened, Path(folder), home)
+        except PliError: continue
+        found.append(home)
+    return list(dict.fromkeys(found))
+
+def found_home(
+    folder: str | Path,                 # of the pictures
+    place: str | Path | None = None,    # what the user says
+    key: str | None = None,             # of the features that are wanted, where they are known
+) -> Path:
+    """As `gallery_home`; but where no gallery lies there, or none with the wanted key, the place to which this user has moved it. Raises
+    `PliError` for several such places.
+    """
+    usual = gallery_home(folder, place, key)
+    near = {key for home in (Path(folder) / ".pli", cached_home(folder)) for key in galleries_in(home)}
+    if place is not None or (key in near if key else near): return usual
+    homes = noted_homes(folder)
+    having = [home for home in homes if key in galleries_in(home)]
+    homes = having or ([] if near else homes)
+    if len(homes) > 1:
+        raise PliError(
+            f"{shown(folder)}: has galleries at {', '.join(shown(home) for home in homes)}; say which with --gallery, or begin one beside the"
+            f" pictures with --gallery {shown(Path(folder) / '.pli')}"
+        )
+    return homes[0] if homes else usual
+
+def lies_elsewhere(gallery: Gallery) -> str:
+    "A line that says where a gallery is that lies neither beside its pictures nor in the user's cache; else nothing."
+    home, root = gallery.table.path.parent.parent, gallery.root
+    if root is None or os.path.abspath(home) in map(os.path.abspath, (root / ".pli", cached_home(root))): return ""
+    return f"{shown(root)}: its gallery is at {shown(home)}"
 
 # %% ../../nbs/gallery/09c_search.ipynb #53359abf
 def search_gallery(
