@@ -87,7 +87,7 @@ def run_show(args) -> None:
 def run_move(args) -> None:
     from pli.core import shown
     from pli.gallery.manage import move
-    place = move(args.folder, args.new, args.gallery)
+    place = move(args.folder, args.new, args.gallery, lambda line: print(line, file=sys.stderr))
     pictures = args.folder if Path(args.folder).is_dir() else args.new
     beside = place.name == ".pli" and place.absolute().parent == Path(pictures).absolute()
     print(

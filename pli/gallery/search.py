@@ -7,9 +7,9 @@ __all__ = ['ROUNDING', 'SLACK', 'FEW', 'CROWD', 'AVOID', 'MODEL', 'DEFAULT_COMPO
            'gallery_home', 'cached_home', 'galleries_in', 'everyday_captions', 'everyday_mean', 'Where', 'Ranker',
            'ends_of', 'fit_of', 'check_at_least', 'Hit', 'Hits', 'title_of_query', 'sheet_of', 'save_hits', 'write_csv',
            'Gallery', 'open_gallery', 'is_copy', 'with_weights', 'is_public', 'OtherFeatures', 'check_reader',
-           'features_read', 'write_features_read', 'notes_folder', 'note_of', 'noted_models', 'remember', 'noted_homes',
-           'found_home', 'lies_elsewhere', 'search_gallery', 'nothing_left', 'direction_of_avoided', 'chosen_composer',
-           'Reference']
+           'features_read', 'write_features_read', 'check_folder', 'notes_folder', 'note_of', 'noted_models',
+           'remember', 'noted_homes', 'found_home', 'lies_elsewhere', 'search_gallery', 'nothing_left',
+           'direction_of_avoided', 'chosen_composer', 'Reference']
 
 # %% ../../nbs/gallery/09c_search.ipynb #3fa31c04
 import csv
@@ -549,7 +549,7 @@ def open_gallery(
             id=os.urandom(8).hex(),
         )
     try:
-        _check_folder(table, folder, home)
+        check_folder(table, folder, home)
     except PliError:
         table.close()
         raise
@@ -678,7 +678,7 @@ def write_features_read(folder: str | Path, backbone: Backbone) -> None:
     )
 
 # %% ../../nbs/gallery/09c_search.ipynb #15889795
-def _check_folder(table: PictureTable, folder: Path, home: Path) -> None:
+def check_folder(table: PictureTable, folder: Path, home: Path) -> None:
     "Raise a `PliError` for a gallery that belongs to another folder."
     root = table.about().get("root", "..")
     if root == ".." or os.path.realpath(root) == os.path.realpath(folder): return
@@ -732,7 +732,7 @@ def noted_homes(folder: str | Path) -> list[Path]:
             if not os.path.isfile(table) or table.parent.name not in galleries_in(home := table.parent.parent): continue
             with PictureTable(table, writable=False) as opened:
                 if opened.about().get("id") != said.get("id"): continue
-                _check_folder(opened, Path(folder), home)
+                check_folder(opened, Path(folder), home)
         except PliError: continue
         found.append(home)
     return list(dict.fromkeys(found))
