@@ -217,3 +217,46 @@ def test_names_of_every_kind_are_shown_safely(tmp_path):
     for cell in cells_of(session)[0]: session.mark(cell["id"], True)
     assert session.command() and session.python()
     session.close()
+
+
+def test_marks_follow_pictures_that_were_moved_inside_the_folder(pictures, capsys):
+    def opened(): return open_session(pictures, model="pli-tiny-48", device="cpu")
+    session = opened()
+    session.choose(gallery_cells(session, "it's 4")[0][0]["id"])
+    session.change(words="a star")
+    hits = paths(session, count=4)
+    ids = [cell["id"] for cell in cells_of(session)[0]]
+    session.mark(ids[0], True), session.mark(ids[1], False), session.mark(ids[2], True)
+    session.save_marks()
+    asked = session.query
+    (pictures / "later").mkdir()
+    for path in (hits[0], hits[1], "below/it's 4.png"): (pictures / path).rename(pictures / "later" / f"moved {Path(path).name}")
+    other = opened()                                                               # the first page stays open meanwhile
+    now = [f"later/moved {Path(path).name}" for path in (hits[0], hits[1])] + [hits[2]]
+    other.choose(gallery_cells(other, "it's 4")[0][0]["id"])
+    other.change(words="a star")
+    assert other.marks.of(other.query) == dict(zip(now, (True, False, True))) and [cell["mark"] for cell in cells_of(other)[0][:3]] == ["right", "wrong", "right"]
+    session.mark(ids[3], True)                                                     # under the old name of the reference
+    assert session.query == asked
+    for page in (session, other): said = page.save_marks()
+    record, = json.loads(other.marks_file.read_text())
+    assert (record["reference_img_id"], record["gt_img_ids"], record["wrong_img_ids"]) == ("later/moved it's 4.png", sorted([now[0], now[2], hits[3]]), [now[1]])
+    assert main([*shlex.split(said.partition("To measure on them: ")[2])[1:], "--composer", "sum:1", "--no-cache"]) == 0
+    (pictures / now[0]).unlink()
+    again = opened()
+    assert f"No longer in the gallery, so that pli evaluate may stop there: 1 marked, {now[0]} first." in again.save_marks()
+    assert now[0] in json.loads(again.marks_file.read_text())[0]["gt_img_ids"]
+    for page in (session, other, again): page.close()
+
+
+def test_marks_of_before_digests_were_kept_are_read(pictures):
+    old = [{"reference_img_id": "below/it's 4.png", "relative_caption": "in red", "gt_img_ids": ["below/it's 1.png"], "wrong_img_ids": []}]
+    (pictures / ".pli" / "queries.json").write_text(json.dumps(old))
+    session = open_session(pictures, model="pli-tiny-48", device="cpu")
+    session.save_marks()
+    record, = json.loads(session.marks_file.read_text())
+    assert set(record.pop("contents")) == {"below/it's 4.png", "below/it's 1.png"} and [record] == old
+    session.close()
+    for wrong in ([], {"a": 5}, "x"):
+        (pictures / ".pli" / "queries.json").write_text(json.dumps([old[0] | {"contents": wrong}]))
+        with pytest.raises(PliError, match="something else than marks"): read_marks(pictures / ".pli" / "queries.json")

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['HIDING', 'DEPTH', 'PAUSE', 'MOST_UPLOAD', 'Chosen', 'Query', 'clean', 'Trail', 'Marks', 'mark_records', 'read_marks',
-           'save_marks', 'gallery_of', 'hidden_view', 'Ranking', 'Session', 'model_name', 'change_query', 'ranking_of',
-           'total_of', 'chosen_picture', 'uploaded', 'cells_of', 'gallery_cells', 'large', 'as_jpeg', 'hidden_picture',
-           'another', 'command_of', 'python_of', 'saved_marks', 'open_session', 'open_second']
+           'save_marks', 'gallery_of', 'hidden_view', 'Ranking', 'Session', 'mark_hit', 'contents_of', 'model_name',
+           'change_query', 'ranking_of', 'total_of', 'chosen_picture', 'uploaded', 'cells_of', 'gallery_cells', 'large',
+           'as_jpeg', 'hidden_picture', 'another', 'command_of', 'python_of', 'saved_marks', 'open_session',
+           'open_second']
 
 # %% ../../nbs/studio/13_session.ipynb #5c598945
 import io
@@ -92,6 +93,7 @@ class Marks:
     def __init__(self):
         self.kept: dict[tuple[str, str], dict[str, bool]] = {}   # (path of the picture, caption) -> path of the hit -> right?
         self.stored: set[tuple[tuple[str, str], str]] = set()    # what the file held when it was last read or written
+        self.contents: dict[str, str] = {}                       # path of a marked picture -> digest of its file, by which it is found again
 
     def settle(self) -> None:
         "Remember that all this is in the file."
@@ -103,6 +105,24 @@ class Marks:
             new = {path: good for path, good in hits.items() if (key, path) not in self.stored and path not in self.kept.get(key, {})}
             if new:
                 self.kept.setdefault(key, {}).update(new)
+        self.contents = others.contents | self.contents
+
+    def pictures(self) -> set[str]:
+        "Paths of all pictures that marks speak of."
+        return {path for (reference, _), hits in self.kept.items() for path in (reference, *hits) if path and not path.startswith("\0")}
+
+    def follow(self, contents: dict[str, str]) -> None:   # of all pictures that are there: path -> digest
+        "Give pictures that were moved inside the folder their paths of now."
+        place = {content: path for path, content in contents.items()}
+        found = {path: self.contents.get(path) for path in self.pictures() if path not in contents}
+        new = {path: place[content] for path, content in found.items() if content in place}
+        if not new: return
+        name, kept = lambda path: new.get(path, path), {}
+        for (reference, caption), hits in self.kept.items():
+            moved = {name(path): good for path, good in sorted(hits.items(), key=lambda hit: hit[0] not in new)}   # what is there goes last
+            kept[name(reference), caption] = moved | kept.get((name(reference), caption), {})
+        self.kept, self.contents = kept, {name(path): content for path, content in self.contents.items()}
+        self.stored = {((name(reference), caption), name(path)) for (reference, caption), path in self.stored}
 
     def of(self, query: Query) -> dict[str, bool]:
         return self.kept.get(self.key(query), {})
@@ -157,6 +177,7 @@ def mark_records(
                     "relative_caption": caption,
                     "gt_img_ids": right,
                     "wrong_img_ids": sorted(path for path, good in hits.items() if not good),
+                    "contents": {path: marks.contents[path] for path in sorted((reference, *hits)) if path in marks.contents},
                 }
             )
     return records, left_out
@@ -176,24 +197,29 @@ def read_marks(
             raise PliError(f"{shown(file)}: holds something else than marks, and is left as it is; name another file for the marks")
         right, wrong = ({name: good for name in record[key]} for key, good in (("gt_img_ids", True), ("wrong_img_ids", False)))
         marks.kept[record["reference_img_id"], record["relative_caption"]] = wrong | right
+        marks.contents.update(record.get("contents", {}))
     marks.settle()
     return marks
 
 def _is_ours(record) -> bool:
     texts, lists = ("reference_img_id", "relative_caption"), ("gt_img_ids", "wrong_img_ids")
-    if not isinstance(record, dict) or set(record) != {*texts, *lists}: return False
+    if not isinstance(record, dict) or set(record) - {"contents"} != {*texts, *lists}: return False
+    contents = record.get("contents", {})
+    if not isinstance(contents, dict) or not all(isinstance(each, str) for each in contents.values()): return False
     return all(isinstance(record[name], str) for name in texts) and all(
         isinstance(record[name], list) and all(isinstance(each, str) for each in record[name]) for name in lists
     )
 
 def save_marks(
     marks: Marks, file: str | Path,   # the queries; the gallery is written beside it
-    pictures: Sequence[str],          # all that is searched
+    contents: dict[str, str],         # all that is searched: path -> digest of the file
 ) -> dict[str, int]:                  # why -> how many questions could not be written
     """Write marks as queries of your own for `pli evaluate`, beside what another page has written meanwhile. Raises `PliError` where
     there is nothing to write, or where a file there is not ours.
     """
-    marks.take(read_marks(file))
+    for each in (marks, others := read_marks(file)): each.follow(contents)
+    marks.take(others)
+    marks.contents |= {path: contents[path] for path in marks.pictures() & set(contents)}
     records, left_out = mark_records(marks)
     if not records:
         raise PliError(
@@ -207,7 +233,7 @@ def save_marks(
         raise PliError(
             f"{shown(beside)}: holds something else than names of pictures, and is left as it is; name another file for the marks"
         )
-    write_json(beside, sorted(filter(_storable, pictures)))
+    write_json(beside, sorted(filter(_storable, contents)))
     write_json(file, records)
     marks.settle()
     return left_out
@@ -281,6 +307,7 @@ class Session:
         self.names = list(names) or [model_name(each) for each in self.galleries]
         self.options, self.trail, self.marks_file = list(options), Trail(), Path(marks or gallery.table.path.parent.parent / "queries.json")
         self.marks = read_marks(self.marks_file)
+        if len(self.marks): self.marks.follow(contents_of(gallery))
         self.found: dict[int, tuple[Query, Hits]] = {}             # side -> what was found last
         self.before: dict[int, dict[int, int] | None] = {}         # side -> the ranking that moves are counted from
         self.changed, self.uploads, self.folder = ("", 0.0), 0, None
@@ -312,13 +339,24 @@ class Session:
 
     def ranking(self, side: int = 0, least: int = 1) -> Ranking: return ranking_of(self, side, least)
 
-    def mark(self, id: int, right: bool | None) -> None: self.marks.set(self.query, self.gallery.table.picture(id).path, right)
+    def mark(self, id: int, right: bool | None) -> None: mark_hit(self, id, right)
 
     def save_marks(self) -> str: return saved_marks(self)
 
     def command(self, side: int = 0, k: int = 20) -> str: return command_of(self, side, k)
 
     def python(self, side: int = 0, k: int = 20) -> str: return python_of(self, side, k)
+
+def mark_hit(session: Session, id: int, right: bool | None) -> None:
+    "Call a picture of the gallery right or wrong for the query where you are, or neither."
+    picture, table = session.gallery.table.picture(id), session.gallery.table
+    session.marks.set(session.query, picture.path, right)
+    reference = session.query.picture and next(table.select("path = ?", os.fsencode(session.query.picture.path)), None)
+    session.marks.contents |= {each.path: each.content.hex() for each in (picture, reference) if each and each.content}
+
+def contents_of(gallery: Gallery) -> dict[str, str]:
+    "Path and digest of every picture that is searched."
+    return {picture.path: picture.content.hex() for picture in gallery.table.select("feature IS NOT NULL")}
 
 def model_name(gallery: Gallery) -> str: return Path(gallery.reader.name.removeprefix("local-dir:")).name
 
@@ -536,8 +574,9 @@ def python_of(session: Session, side: int, k: int) -> str:
 # %% ../../nbs/studio/13_session.ipynb #2cba6edc
 def saved_marks(session: Session) -> str:
     "Save the marks; what was done, in words, with the command that measures on them."
-    pictures = [picture.path for picture in session.gallery.table.select("feature IS NOT NULL")]
-    left_out = save_marks(session.marks, session.marks_file, pictures)
+    contents = contents_of(session.gallery)
+    left_out = save_marks(session.marks, session.marks_file, contents)
+    gone = sorted(path for path in session.marks.pictures() if path not in contents)
     file = session.marks_file
     about = session.gallery.table.about()
     model = [f"--model={about['model']}"] + [f"--pretrained={about['pretrained']}"] * bool(about.get("pretrained"))
@@ -545,6 +584,7 @@ def saved_marks(session: Session) -> str:
     return (
         f"Saved in {shown(file)}. "
         + f"Left out, because they cannot be measured: {_counted(left_out)}. " * bool(left_out)
+        + (f"No longer in the gallery, so that pli evaluate may stop there: {len(gone)} marked, {shown(gone[0])} first. " if gone else "")
         + f"To measure on them: {line}"
     )
 
