@@ -399,6 +399,12 @@ def test_two_models_and_how_it_looks(page, tmp_path):
             assert page.evaluate("() => document.documentElement.scrollWidth") <= width
             back = page.evaluate("() => getComputedStyle(document.querySelector('.pli-studio')).backgroundColor")
             assert (sum(map(int, re.findall(r"\d+", back)[:3])) < 200) == (scheme == "dark")
+    page.set_viewport_size({"width": 400, "height": 900})
+    page.wait_for_timeout(300)
+    folds = page.locator(".pli-fold").evaluate_all("folds => folds.map(fold => fold.getBoundingClientRect().top)")
+    assert page.evaluate("() => document.querySelector('.pli-reference img').getBoundingClientRect().height") <= 72 and len(folds) == 4
+    page.set_viewport_size({"width": 1400, "height": 900})
+    page.wait_for_timeout(300)
     across = page.evaluate("() => [...document.querySelectorAll('.pli-grid')].map(grid => grid.getBoundingClientRect().left)")
     assert across[0] < across[1]                                               # side by side where there is room
 
@@ -419,6 +425,36 @@ def test_words_that_leave_nothing_and_a_picture_that_vanished(page, pictures):
         page.locator(".pli-pick").first.click()
         page.wait_for_selector(".pli-error:has-text('is no longer there')")
     finally: (pictures.parent / name).rename(pictures / name)
+
+
+@pytest.mark.browser
+def test_marks_that_are_not_saved_are_not_lost_without_a_question(page, server, pictures):
+    "Voilà ends a page's process as soon as the browser thinks of leaving; ours has to live on where the answer is to stay."
+    other, asked = page.context.new_page(), []
+    other.set_default_timeout(PATIENCE * 1000)
+    other.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.dismiss()))
+    other.goto(f"http://127.0.0.1:{server.port}/")
+    other.wait_for_selector(".pli-cell img[src]")
+    other.locator(".pli-pick").nth(3).click()
+    words(other).fill("in yellow")
+    other.wait_for_selector(".pli-rank:text-is('1')")
+    until(other, "() => document.querySelector('.pli-grid-title').textContent.includes('in yellow')")
+    mark = lambda place: (other.locator(".pli-act.pli-yes:visible").nth(place).click(), until(other, "place => document.querySelectorAll('.pli-cell')[place].dataset.mark === 'right'", place))
+    mark(0)
+    other.get_by_role("button", name="Right and wrong").click()
+    assert "1 not saved yet" in other.inner_text(".pli-more")
+    other.evaluate("() => { window.stayed = true; setTimeout(() => location.reload(), 50); }")
+    ends = time.time() + PATIENCE
+    while not asked and time.time() < ends: other.wait_for_timeout(100)
+    mark(1)                                                                    # the process is still there
+    assert asked == ["beforeunload"] and other.evaluate("() => window.stayed")
+    other.get_by_role("button", name="Save the marks").click()
+    other.wait_for_selector(".pli-done")
+    assert "not saved yet" not in other.inner_text(".pli-more") and any(record["relative_caption"] == "in yellow" for record in json.loads((pictures / ".pli" / "queries.json").read_text()))
+    other.evaluate("() => { setTimeout(() => location.reload(), 50); }")
+    other.wait_for_function("() => !window.stayed && document.querySelector('.pli-cell img[src]')")
+    assert asked == ["beforeunload"]                                           # nothing would have been lost
+    other.close()
 
 
 @pytest.mark.browser

@@ -45,6 +45,7 @@ class Grid(anywidget.AnyWidget):
     pages = traitlets.Int(0).tag(sync=True)
     results = traitlets.Bool(False).tag(sync=True) # or the gallery
     busy = traitlets.Bool(False).tag(sync=True)
+    unsaved = traitlets.Int(0).tag(sync=True)      # marks that leaving the page would lose
 
 class Picture(anywidget.AnyWidget):
     "One picture, the text that stands for it, and a line below."
@@ -410,7 +411,9 @@ class Studio(VBox):
 
     @guarded
     def save(self, *_) -> None:
-        self.say(self.session.save_marks(), "done")
+        said = self.session.save_marks()
+        fill(self)                                          # nothing is unsaved now
+        self.say(said, "done")
 
 # %% ../../nbs/studio/13a_page.ipynb #f38dbb9f
 def choose(studio: Studio, side: int, id: int, _) -> None:
@@ -602,8 +605,10 @@ def fill(studio: Studio) -> None:
         query.picture is None,
     )
     right, wrong = (sum(value is kind for marks in session.marks.kept.values() for value in marks.values()) for kind in (True, False))
+    studio.grids[0].unsaved = unsaved = session.marks.unsaved()
     controls.marked.value = (
-        f"<p>{right} marked right, {wrong} marked wrong. Saved marks are questions of your own that <code>pli evaluate</code> can measure"
+        f"<p>{right} marked right, {wrong} marked wrong{f'; {unsaved} not saved yet' if unsaved else ''}. Saved marks are questions of your own"
+        " that <code>pli evaluate</code> can measure"
         " any model with.</p>"
     )
     controls.save.disabled = not len(session.marks)

@@ -99,12 +99,20 @@ class Marks:
     "Which hits were called right or wrong, for which question."
     def __init__(self):
         self.kept: dict[tuple[str, str], dict[str, bool]] = {}   # (path of the picture, caption) -> path of the hit -> right?
-        self.stored: set[tuple[tuple[str, str], str]] = set()    # what the file held when it was last read or written
+        self.stored: dict[tuple[tuple[str, str], str], bool] = {}   # what the file held when it was last read or written
         self.contents: dict[str, str] = {}                       # path of a marked picture -> digest of its file, by which it is found again
 
     def settle(self) -> None:
         "Remember that all this is in the file."
-        self.stored = {(key, path) for key, hits in self.kept.items() for path in hits}
+        self.stored = self.flat()
+
+    def flat(self) -> dict[tuple[tuple[str, str], str], bool]:
+        return {(key, path): good for key, hits in self.kept.items() for path, good in hits.items()}
+
+    def unsaved(self) -> int:
+        "How many marks are other ones than the file holds."
+        now = self.flat()
+        return sum(now.get(each) is not self.stored.get(each) for each in now | self.stored)
 
     def take(self, others: "Marks") -> None:
         "Take in what another page has written meanwhile; what this one has changed or taken back stays so."
@@ -129,7 +137,7 @@ class Marks:
             moved = {name(path): good for path, good in sorted(hits.items(), key=lambda hit: hit[0] not in new)}   # what is there goes last
             kept[name(reference), caption] = moved | kept.get((name(reference), caption), {})
         self.kept, self.contents = kept, {name(path): content for path, content in self.contents.items()}
-        self.stored = {((name(reference), caption), name(path)) for (reference, caption), path in self.stored}
+        self.stored = {((name(reference), caption), name(path)): good for ((reference, caption), path), good in self.stored.items()}
 
     def of(self, query: Query) -> dict[str, bool]:
         return self.kept.get(self.key(query), {})
