@@ -194,6 +194,26 @@ def test_what_cannot_be_is_told_in_the_terminal(pictures, capfd, tmp_path, words
     assert status in (1, 2) and out == "" and said in err.splitlines()[-1]
 
 
+ODD = [None, 5, "x", [], [1], {}, {"kind": 5}, {"kind": ["x"]}, {"kind": "event"}, {"kind": "event", "action": ["x"]}, {"kind": "event", "action": {}}, {"kind": "thumbnails"}, {"kind": "thumbnails", "ids": 5},
+       {"kind": "thumbnails", "ids": ["x", None, [], 1.5, 2**70, -1, True]}, {"kind": "piece", "name": ["\ud800"], "turn": {}, "first": 1}, {"kind": "too large", "name": {}},
+       *({"kind": "event", "action": action, "id": odd, "value": odd} for action in ("choose", "mark", "page", "look", "explain", "back", "forward") for odd in (None, "x", [], {}, 2**80, -5, 1.5, True, 10**9))]
+
+
+def test_messages_that_the_page_does_not_send_leave_no_trace(pictures, monkeypatch):
+    import io
+
+    from pli.studio.page import Studio
+    studio, said = Studio(pictures, model="pli-tiny-48", device="cpu"), io.StringIO()
+    monkeypatch.setattr(sys, "__stderr__", said)
+    studio.controls.words.value = "a star"
+    for odd in ODD:
+        studio.heard(0, odd)
+        for pieces in ([], [b"x"], [b"x", b"y"]): studio.receive(None, odd, pieces)
+        assert said.getvalue() == "" and "should not" not in studio.says.value, odd
+    assert studio.session.query.words == "a star" and studio.grids[0].pages > studio.grids[0].page >= 0 and not len(studio.session.marks)
+    studio.close()
+
+
 def test_an_empty_folder_and_a_port_that_is_taken(tmp_path, capfd):
     from pli.cli import main
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -402,7 +422,8 @@ def test_two_models_and_how_it_looks(page, tmp_path):
     page.set_viewport_size({"width": 400, "height": 900})
     page.wait_for_timeout(300)
     folds = page.locator(".pli-fold").evaluate_all("folds => folds.map(fold => fold.getBoundingClientRect().top)")
-    assert page.evaluate("() => document.querySelector('.pli-reference img').getBoundingClientRect().height") <= 72 and len(folds) == 4
+    assert page.evaluate("() => document.querySelector('.pli-reference img').getBoundingClientRect().height") <= 72 and len(folds) == 4 and folds[0] == folds[1]
+    assert all(page.locator(".pli-fold").evaluate_all("folds => folds.map(fold => fold.scrollWidth <= fold.clientWidth + 1)"))     # and nothing is cut off
     page.set_viewport_size({"width": 1400, "height": 900})
     page.wait_for_timeout(300)
     across = page.evaluate("() => [...document.querySelectorAll('.pli-grid')].map(grid => grid.getBoundingClientRect().left)")
