@@ -43,7 +43,10 @@ def gallery_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gallery",
         metavar="DIR",
-        help="where the gallery lives (default: where pli gallery move has put it; else .pli in the folder or, where that cannot be written to, the user's cache)",
+        help=(
+            "where the gallery lives (default: where pli gallery move has put it; else .pli in the folder or, where that cannot be written"
+            " to, the user's cache)"
+        ),
     )
     parser.add_argument(
         "--forget-missing", action="store_true", help="drop pictures whose files are not there even where a drive may just be away"

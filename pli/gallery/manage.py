@@ -211,7 +211,8 @@ def _carry(tables: list[Path], place: Path, root: str, pictures: Path, say: Call
     old, there = tables[0].parent.parent, _check_place(place, {path.parent.name for path in tables}, pictures)
     marks = [old / name for name in MARKS if (old / name).is_file()]
     if marks and not set(MARKS).isdisjoint(there):
-        say(f"{shown(place)} holds saved marks already, so those at {shown(old)} stay there: pli studio --marks {shown(marks[0])} shows them")
+        kept = f"those at {shown(old)} stay there: pli studio --marks {shown(marks[0])} shows them"
+        say(f"{shown(place)} holds saved marks already, so {kept}")
         marks = []
     temporary = place.absolute().with_name(f".{place.name}.{os.getpid()}.part")
     try:

@@ -727,7 +727,8 @@ def noted_homes(folder: str | Path) -> list[Path]:
     for path in sorted(notes_folder().glob("*.json")):
         try:
             said = read_json(path, 2**16)
-            if not isinstance(said, dict) or said.get("folder") != os.path.abspath(folder) or not isinstance(said.get("table"), str): continue
+            if not isinstance(said, dict) or not isinstance(said.get("table"), str): continue
+            if said.get("folder") != os.path.abspath(folder): continue
             table = Path(said["table"])
             if not os.path.isfile(table) or table.parent.name not in galleries_in(home := table.parent.parent): continue
             with PictureTable(table, writable=False) as opened:
@@ -753,8 +754,8 @@ def found_home(
     homes = having or ([] if near else homes)
     if len(homes) > 1:
         raise PliError(
-            f"{shown(folder)}: has galleries at {', '.join(shown(home) for home in homes)}; say which with --gallery, or begin one beside the"
-            f" pictures with --gallery {shown(Path(folder) / '.pli')}"
+            f"{shown(folder)}: has galleries at {', '.join(map(shown, homes))}; say which with --gallery, or begin one beside the pictures"
+            f" with --gallery {shown(Path(folder) / '.pli')}"
         )
     return homes[0] if homes else usual
 

@@ -607,8 +607,8 @@ def fill(studio: Studio) -> None:
     right, wrong = (sum(value is kind for marks in session.marks.kept.values() for value in marks.values()) for kind in (True, False))
     studio.grids[0].unsaved = unsaved = session.marks.unsaved()
     controls.marked.value = (
-        f"<p>{right} marked right, {wrong} marked wrong{f'; {unsaved} not saved yet' if unsaved else ''}. Saved marks are questions of your own"
-        " that <code>pli evaluate</code> can measure"
+        f"<p>{right} marked right, {wrong} marked wrong{f'; {unsaved} not saved yet' if unsaved else ''}. Saved marks are questions of your"
+        " own that <code>pli evaluate</code> can measure"
         " any model with.</p>"
     )
     controls.save.disabled = not len(session.marks)

@@ -100,7 +100,7 @@ class Marks:
     def __init__(self):
         self.kept: dict[tuple[str, str], dict[str, bool]] = {}   # (path of the picture, caption) -> path of the hit -> right?
         self.stored: dict[tuple[tuple[str, str], str], bool] = {}   # what the file held when it was last read or written
-        self.contents: dict[str, str] = {}                       # path of a marked picture -> digest of its file, by which it is found again
+        self.contents: dict[str, str] = {}                       # path of a marked picture -> digest, by which it is found again
 
     def settle(self) -> None:
         "Remember that all this is in the file."
