@@ -43,7 +43,10 @@ def gallery_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gallery",
         metavar="DIR",
-        help="where the gallery lives (default: .pli in the folder or, where that cannot be written to, the user's cache)",
+        help=(
+            "where the gallery lives (default: where pli gallery move has put it; else .pli in the folder or, where that cannot be written"
+            " to, the user's cache)"
+        ),
     )
     parser.add_argument(
         "--forget-missing", action="store_true", help="drop pictures whose files are not there even where a drive may just be away"
@@ -99,8 +102,8 @@ def run_index(args) -> None:
             _tell(f"{len(broken):,} problems: {shown(args.problems)}")
 
 def _opened(args):
-    from pli.gallery.search import open_gallery
-    return open_gallery(
+    from pli.gallery.search import lies_elsewhere, open_gallery
+    gallery = open_gallery(
         args.folder,
         args.model,
         args.pretrained,
@@ -111,6 +114,8 @@ def _opened(args):
         args.workers,
         args.quick_gelu,
     )
+    if args.gallery is None and (line := lies_elsewhere(gallery)): _tell(line)
+    return gallery
 
 def _check_copies(args, needed: bool) -> None:
     "Raise a `PliError` before any work where a copy cannot be made, or searched."

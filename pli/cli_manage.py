@@ -87,11 +87,12 @@ def run_show(args) -> None:
 def run_move(args) -> None:
     from pli.core import shown
     from pli.gallery.manage import move
-    place = move(args.folder, args.new, args.gallery)
+    place = move(args.folder, args.new, args.gallery, lambda line: print(line, file=sys.stderr))
     pictures = args.folder if Path(args.folder).is_dir() else args.new
     beside = place.name == ".pli" and place.absolute().parent == Path(pictures).absolute()
     print(
-        f"the gallery of {shown(pictures)} is at {shown(place)}" + ("" if beside else f"; search it with: --gallery {shown(place)}")
+        f"the gallery of {shown(pictures)} is at {shown(place)}"
+        + ("" if beside else f"; pli search {shown(pictures)} finds it there, and so does --gallery {shown(place)}")
         if args.gallery or Path(args.folder).is_dir()
         else f"the gallery follows its pictures to {shown(pictures)}"
     )

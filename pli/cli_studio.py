@@ -58,6 +58,7 @@ def check_packages() -> None:
 
 def run_studio(args) -> None:
     check_packages()
+    from pli.gallery.search import lies_elsewhere
     from pli.studio.server import bound, serve
     from pli.studio.session import open_session
     for sock in bound(args.port): sock.close()                                    # a port that is taken is told before long work
@@ -66,6 +67,7 @@ def run_studio(args) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         session = open_session(args.folder, args.second_model, args.marks, not args.no_index, say, args.forget_missing, **opening)
     for gallery in session.galleries:
+        if args.gallery is None and (line := lies_elsewhere(gallery)): say(line)
         if not gallery.table.writable:
             say(f"{gallery.table.path}: cannot be written to, so it is searched as it is; --gallery names another place")
     session.close()

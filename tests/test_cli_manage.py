@@ -187,3 +187,118 @@ def test_without_a_network_the_error_says_what_to_download(photos, capfd, monkey
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     status, _, err = pli(capfd, "search", photos, "a cat")
     assert status == 1 and "laion/CLIP-ViT-B-32-laion2B-s34B-b79K" in err and "pli model fetch" in err and err.count("\n") == 1
+
+
+def test_a_gallery_that_was_moved_away_is_found(photos, tmp_path, capfd, monkeypatch):
+    index(photos)
+    place = tmp_path / "place" / ".pli"                                         # a name like that of one beside its pictures
+    assert pli(capfd, "gallery", "move", photos, place)[0] == 0
+    for words in (("search", photos, "a star"), ("index", photos), ("search", photos, "a star", "--model", "pli-tiny-48")):
+        status, out, err = pli(capfd, *words)
+        assert status == 0 and f"{photos}: its gallery is at {place}\n" in err and err.count(str(place)) == 1 and not (photos / ".pli").exists(), err
+    with Gallery.open(photos) as gallery: assert gallery.update().encoded == 0 and gallery.table.path.is_relative_to(place)
+    with Gallery.open(photos, "pli-tiny-64") as gallery: assert gallery.table.path.is_relative_to(place) and gallery.table.about()["root"] == str(photos)
+    assert f"its gallery is at {place}" not in pli(capfd, "index", photos, "--model", "pli-tiny-48", "--gallery", place)[2]
+    with monkeypatch.context() as other:                                        # another user has not moved it
+        other.setenv("PLI_CACHE", str(tmp_path / "other cache"))
+        with Gallery.open(photos, "pli-tiny-48") as gallery: assert gallery.table.path.is_relative_to(photos)
+        assert pli(capfd, "gallery", "forget", photos, "--yes")[0] == 0
+    with Gallery.open(photos, "pli-tiny-48") as gallery: assert gallery.table.path.is_relative_to(place)
+
+
+def test_a_named_model_is_found_where_its_gallery_was_moved(photos, tmp_path, capfd):
+    index(photos)
+    pli(capfd, "gallery", "move", photos, tmp_path / "place")
+    with Gallery.open(photos, "pli-tiny-64", gallery=photos / ".pli") as gallery: gallery.update()      # another model's, beside the pictures
+    with Gallery.open(photos) as gallery: assert gallery.table.about()["model"] == "pli-tiny-64"
+    with Gallery.open(photos, "pli-tiny-48") as gallery: assert gallery.table.path.is_relative_to(tmp_path / "place") and gallery.update().encoded == 0
+
+
+def test_several_places_and_galleries_of_other_folders(photos, tmp_path, capfd):
+    for place in ("one", "two"): index(photos, tmp_path / place)
+    for words in ((), ("--model", "pli-tiny-48"), ("--model", "pli-tiny-64")):
+        status, _, err = pli(capfd, "search", photos, "a star", *words)
+        assert status == 1 and str(tmp_path / "one") in err and str(tmp_path / "two") in err and "--gallery" in err and err.count("\n") == 1
+    with PictureTable(next((tmp_path / "one").glob("*/gallery.sqlite"))) as table: table.say(root=str(tmp_path / "elsewhere"))
+    with Gallery.open(photos) as gallery: assert gallery.table.path.is_relative_to(tmp_path / "two")    # the other says that it is not this folder's
+    with PictureTable(next((tmp_path / "two").glob("*/gallery.sqlite"))) as table: table.say(id="another")
+    with Gallery.open(photos, "pli-tiny-48") as gallery: assert gallery.table.path.is_relative_to(photos)
+
+
+def marks_at(home: Path, words: str = "in red") -> None:
+    "What the page saves."
+    (home / "queries.json").write_text(json.dumps([{"reference_img_id": "0.png", "relative_caption": words, "gt_img_ids": ["1.png"], "wrong_img_ids": []}]))
+    (home / "queries.gallery.json").write_text('["0.png", "1.png"]')
+
+
+def test_a_gallery_moves_back_beside_saved_marks_and_other_models(photos, tmp_path, capfd):
+    index(photos)
+    place, beside = tmp_path / "place", photos / ".pli"
+    assert pli(capfd, "gallery", "move", photos, place)[0] == 0
+    with Gallery.open(photos, "pli-tiny-64", gallery=beside) as gallery: gallery.update()
+    marks_at(beside)
+    before = {path: path.read_bytes() for path in beside.rglob("*.json")}
+    assert pli(capfd, "gallery", "move", photos, beside, "--gallery", place)[0] == 0
+    assert index(photos) == 0 and not place.exists() and len(galleries_of(photos)) == 2 and before == {path: path.read_bytes() for path in beside.rglob("*.json")}
+    assert pli(capfd, "gallery", "move", photos, place)[0] == 0                  # the marks go along, and home again
+    assert not beside.exists() and sorted(path.name for path in place.glob("*.json")) == ["queries.gallery.json", "queries.json"]
+    assert pli(capfd, "gallery", "move", photos, beside)[0] == 0 and not place.exists() and before == {path: path.read_bytes() for path in beside.rglob("*.json")}
+
+
+def test_a_move_overwrites_nothing(photos, tmp_path, capfd):
+    index(photos, place := tmp_path / "place")
+    marks_at(place, "in red")
+    (beside := photos / ".pli").mkdir()
+    (beside / "mine.txt").touch()
+    status, _, err = pli(capfd, "gallery", "move", photos, beside, "--gallery", place)
+    assert status == 1 and "is there already" in err
+    (beside / "mine.txt").unlink()
+    index(photos, beside)
+    status, _, err = pli(capfd, "gallery", "move", photos, beside, "--gallery", place)
+    assert status == 1 and "of the same model already" in err and err.count("\n") == 1
+    assert pli(capfd, "gallery", "forget", photos, "--yes", "--gallery", beside)[0] == 0
+    beside.mkdir(exist_ok=True)
+    marks_at(beside, "in blue")
+    status, _, err = pli(capfd, "gallery", "move", photos, beside, "--gallery", place)
+    assert status == 0 and f"--marks {place / 'queries.json'}" in err and "in red" in (place / "queries.json").read_text() and "in blue" in (beside / "queries.json").read_text()
+    other = shutil.copytree(photos, tmp_path / "other", ignore=shutil.ignore_patterns(".pli"))
+    with Gallery.open(other, "pli-tiny-64", gallery=tmp_path / "others") as gallery: gallery.update()
+    status, _, err = pli(capfd, "gallery", "move", photos, tmp_path / "others", "--gallery", beside)
+    assert status == 1 and "is the gallery of" in err and index(photos) == 0   # two folders cannot share a place
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_move_that_fails_or_is_killed_half_way_keeps_the_old_gallery(photos, tmp_path, monkeypatch, marked):
+    import pli.gallery.manage as manage
+    index(photos)
+    with Gallery.open(photos, "pli-tiny-64") as gallery: gallery.update()
+    if marked: marks_at(photos / ".pli")
+    (place := tmp_path / "place").mkdir()
+    if not marked: marks_at(place)
+    else:
+        with Gallery.open(photos, "pli-tiny-48", preprocess="target-pad", gallery=place) as gallery: gallery.update()
+    tree = lambda: {path: path.is_dir() or path.read_bytes() for folder in (photos, place) for path in folder.rglob("*")}
+    before, rename = tree(), os.rename
+
+    def fails(old, new):
+        if Path(new).parent == place and len(list(place.iterdir())) == len([path for path in before if path.parent == place]) + 1: raise OSError(28, "No space left on device")
+        rename(old, new)
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "rename", fails)
+        with pytest.raises(PliError, match="it is where it was"): manage.move(photos, place, photos / ".pli")
+    assert tree() == before and not list(tmp_path.glob(".*.part"))
+    if pid := os.fork(): assert os.waitpid(pid, 0)[1] != 0
+    else:
+        manage.forget = lambda path: os._exit(9)
+        manage.move(photos, place, photos / ".pli")
+        os._exit(0)
+    assert {path for path in before if path.suffix != ".json"} <= set(tree()) and index(photos, photos / ".pli") == 0 and index(photos, place) == 0
+
+
+def test_a_gallery_elsewhere_stays_there_when_its_pictures_are_moved(photos, tmp_path, capfd):
+    index(photos)
+    pli(capfd, "gallery", "move", photos, place := tmp_path / "place")
+    moved = photos.rename(tmp_path / "moved")
+    status, out, _ = pli(capfd, "gallery", "move", photos, moved)
+    assert status == 0 and "follows its pictures" in out and not (moved / ".pli").exists()
+    with Gallery.open(moved) as gallery: assert gallery.update().encoded == 0 and gallery.table.path.is_relative_to(place)

@@ -194,6 +194,26 @@ def test_what_cannot_be_is_told_in_the_terminal(pictures, capfd, tmp_path, words
     assert status in (1, 2) and out == "" and said in err.splitlines()[-1]
 
 
+ODD = [None, 5, "x", [], [1], {}, {"kind": 5}, {"kind": ["x"]}, {"kind": "event"}, {"kind": "event", "action": ["x"]}, {"kind": "event", "action": {}}, {"kind": "thumbnails"}, {"kind": "thumbnails", "ids": 5},
+       {"kind": "thumbnails", "ids": ["x", None, [], 1.5, 2**70, -1, True]}, {"kind": "piece", "name": ["\ud800"], "turn": {}, "first": 1}, {"kind": "too large", "name": {}},
+       *({"kind": "event", "action": action, "id": odd, "value": odd} for action in ("choose", "mark", "page", "look", "explain", "back", "forward") for odd in (None, "x", [], {}, 2**80, -5, 1.5, True, 10**9))]
+
+
+def test_messages_that_the_page_does_not_send_leave_no_trace(pictures, monkeypatch):
+    import io
+
+    from pli.studio.page import Studio
+    studio, said = Studio(pictures, model="pli-tiny-48", device="cpu"), io.StringIO()
+    monkeypatch.setattr(sys, "__stderr__", said)
+    studio.controls.words.value = "a star"
+    for odd in ODD:
+        studio.heard(0, odd)
+        for pieces in ([], [b"x"], [b"x", b"y"]): studio.receive(None, odd, pieces)
+        assert said.getvalue() == "" and "should not" not in studio.says.value, odd
+    assert studio.session.query.words == "a star" and studio.grids[0].pages > studio.grids[0].page >= 0 and not len(studio.session.marks)
+    studio.close()
+
+
 def test_an_empty_folder_and_a_port_that_is_taken(tmp_path, capfd):
     from pli.cli import main
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -399,6 +419,13 @@ def test_two_models_and_how_it_looks(page, tmp_path):
             assert page.evaluate("() => document.documentElement.scrollWidth") <= width
             back = page.evaluate("() => getComputedStyle(document.querySelector('.pli-studio')).backgroundColor")
             assert (sum(map(int, re.findall(r"\d+", back)[:3])) < 200) == (scheme == "dark")
+    page.set_viewport_size({"width": 400, "height": 900})
+    page.wait_for_timeout(300)
+    folds = page.locator(".pli-fold").evaluate_all("folds => folds.map(fold => fold.getBoundingClientRect().top)")
+    assert page.evaluate("() => document.querySelector('.pli-reference img').getBoundingClientRect().height") <= 72 and len(folds) == 4 and folds[0] == folds[1]
+    assert all(page.locator(".pli-fold").evaluate_all("folds => folds.map(fold => fold.scrollWidth <= fold.clientWidth + 1)"))     # and nothing is cut off
+    page.set_viewport_size({"width": 1400, "height": 900})
+    page.wait_for_timeout(300)
     across = page.evaluate("() => [...document.querySelectorAll('.pli-grid')].map(grid => grid.getBoundingClientRect().left)")
     assert across[0] < across[1]                                               # side by side where there is room
 
@@ -419,6 +446,36 @@ def test_words_that_leave_nothing_and_a_picture_that_vanished(page, pictures):
         page.locator(".pli-pick").first.click()
         page.wait_for_selector(".pli-error:has-text('is no longer there')")
     finally: (pictures.parent / name).rename(pictures / name)
+
+
+@pytest.mark.browser
+def test_marks_that_are_not_saved_are_not_lost_without_a_question(page, server, pictures):
+    "Voilà ends a page's process as soon as the browser thinks of leaving; ours has to live on where the answer is to stay."
+    other, asked = page.context.new_page(), []
+    other.set_default_timeout(PATIENCE * 1000)
+    other.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.dismiss()))
+    other.goto(f"http://127.0.0.1:{server.port}/")
+    other.wait_for_selector(".pli-cell img[src]")
+    other.locator(".pli-pick").nth(3).click()
+    words(other).fill("in yellow")
+    other.wait_for_selector(".pli-rank:text-is('1')")
+    until(other, "() => document.querySelector('.pli-grid-title').textContent.includes('in yellow')")
+    mark = lambda place: (other.locator(".pli-act.pli-yes:visible").nth(place).click(), until(other, "place => document.querySelectorAll('.pli-cell')[place].dataset.mark === 'right'", place))
+    mark(0)
+    other.get_by_role("button", name="Right and wrong").click()
+    assert "1 not saved yet" in other.inner_text(".pli-more")
+    other.evaluate("() => { window.stayed = true; setTimeout(() => location.reload(), 50); }")
+    ends = time.time() + PATIENCE
+    while not asked and time.time() < ends: other.wait_for_timeout(100)
+    mark(1)                                                                    # the process is still there
+    assert asked == ["beforeunload"] and other.evaluate("() => window.stayed")
+    other.get_by_role("button", name="Save the marks").click()
+    other.wait_for_selector(".pli-done")
+    assert "not saved yet" not in other.inner_text(".pli-more") and any(record["relative_caption"] == "in yellow" for record in json.loads((pictures / ".pli" / "queries.json").read_text()))
+    other.evaluate("() => { setTimeout(() => location.reload(), 50); }")
+    other.wait_for_function("() => !window.stayed && document.querySelector('.pli-cell img[src]')")
+    assert asked == ["beforeunload"]                                           # nothing would have been lost
+    other.close()
 
 
 @pytest.mark.browser

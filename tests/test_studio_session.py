@@ -217,3 +217,87 @@ def test_names_of_every_kind_are_shown_safely(tmp_path):
     for cell in cells_of(session)[0]: session.mark(cell["id"], True)
     assert session.command() and session.python()
     session.close()
+
+
+def test_marks_follow_pictures_that_were_moved_inside_the_folder(pictures, capsys):
+    def opened(): return open_session(pictures, model="pli-tiny-48", device="cpu")
+    session = opened()
+    session.choose(gallery_cells(session, "it's 4")[0][0]["id"])
+    session.change(words="a star")
+    hits = paths(session, count=4)
+    ids = [cell["id"] for cell in cells_of(session)[0]]
+    session.mark(ids[0], True), session.mark(ids[1], False), session.mark(ids[2], True)
+    session.save_marks()
+    asked = session.query
+    (pictures / "later").mkdir()
+    for path in (hits[0], hits[1], "below/it's 4.png"): (pictures / path).rename(pictures / "later" / f"moved {Path(path).name}")
+    other = opened()                                                               # the first page stays open meanwhile
+    now = [f"later/moved {Path(path).name}" for path in (hits[0], hits[1])] + [hits[2]]
+    other.choose(gallery_cells(other, "it's 4")[0][0]["id"])
+    other.change(words="a star")
+    assert other.marks.of(other.query) == dict(zip(now, (True, False, True))) and [cell["mark"] for cell in cells_of(other)[0][:3]] == ["right", "wrong", "right"]
+    session.mark(ids[3], True)                                                     # under the old name of the reference
+    assert session.query == asked
+    for page in (session, other): said = page.save_marks()
+    record, = json.loads(other.marks_file.read_text())
+    assert (record["reference_img_id"], record["gt_img_ids"], record["wrong_img_ids"]) == ("later/moved it's 4.png", sorted([now[0], now[2], hits[3]]), [now[1]])
+    assert main([*shlex.split(said.partition("To measure on them: ")[2])[1:], "--composer", "sum:1", "--no-cache"]) == 0
+    (pictures / now[0]).unlink()
+    again = opened()
+    assert f"No longer in the gallery, so that pli evaluate may stop there: 1 marked, {now[0]} first." in again.save_marks()
+    assert now[0] in json.loads(again.marks_file.read_text())[0]["gt_img_ids"]
+    for page in (session, other, again): page.close()
+
+
+def test_marks_of_before_digests_were_kept_are_read(pictures):
+    old = [{"reference_img_id": "below/it's 4.png", "relative_caption": "in red", "gt_img_ids": ["below/it's 1.png"], "wrong_img_ids": []}]
+    (pictures / ".pli" / "queries.json").write_text(json.dumps(old))
+    session = open_session(pictures, model="pli-tiny-48", device="cpu")
+    session.save_marks()
+    record, = json.loads(session.marks_file.read_text())
+    assert set(record.pop("contents")) == {"below/it's 4.png", "below/it's 1.png"} and [record] == old
+    session.close()
+    for wrong in ([], {"a": 5}, "x"):
+        (pictures / ".pli" / "queries.json").write_text(json.dumps([old[0] | {"contents": wrong}]))
+        with pytest.raises(PliError, match="something else than marks"): read_marks(pictures / ".pli" / "queries.json")
+
+
+def test_errors_speak_of_the_fields_of_the_page(session):
+    from pli.studio.session import LABELS
+    session.change(words="a star", folder="nowhere", name="x*", since="2020", until="2100")
+    with pytest.raises(PliError) as said: session.ranking()
+    assert all(f"“{label}”" in str(said.value) for label in LABELS.values()) and "--" not in str(said.value)
+    for name in ("since", "until"):
+        with pytest.raises(PliError, match=f"^“{LABELS[name]}”: 'soon' is no date"): session.change(**{name: "soon"})
+
+
+@pytest.mark.parametrize("towers", ["text", "both"])
+def test_two_models_in_folders_of_one_name_have_names_of_their_own(pictures, tmp_path, towers):
+    first, second = (tuned(tmp_path / name / "runs" / "last", towers) for name in ("shirts", "coats"))
+    session = open_session(pictures, second, model=str(first), device="cpu")
+    assert session.names == ["shirts/runs/last", "coats/runs/last"]
+    session.close()
+    session = open_session(pictures, first, model=str(first), device="cpu")
+    assert len(set(session.names)) == 2 and all("shirts/runs/last" in name for name in session.names)
+    session.close()
+
+
+def test_halves_of_characters_do_not_reach_the_command(tmp_path, capsys):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/it's \xff\\"))
+    folder.mkdir()
+    for number in range(3): Image.new("RGB", (40, 40), (40 * number, 0, 99)).save(folder / f"{number}.png")
+    shutil.copy(folder / "0.png", os.fsencode(folder) + b"/\xfe it's.png")
+    session = open_session(folder, model="pli-tiny-48", device="cpu")
+    session.change(words="a star \ud800", name="*\udc80*")
+    assert (session.query.words, session.query.name) == ("a star ?", "*?*")
+    session.change(name="")
+    session.choose(next(cell["id"] for cell in gallery_cells(session)[0] if "it" in cell["name"]))
+    hits = paths(session)
+    command, code = session.command(k=7), session.python(k=7)
+    (command + code).encode()                                                      # as the page gets them
+    import subprocess
+    words = subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, check=True, env={"PATH": os.environ["PATH"], "LC_ALL": "C"}).stdout.split(b"\0")
+    assert main([os.fsdecode(word) for word in words[1:-1]] + ["--json"]) == 0
+    assert [record["path"] for record in json.loads(capsys.readouterr()[0])] == hits
+    assert gallery_cells(session, "\ud800")[1] == 0
+    session.close()

@@ -27,7 +27,7 @@ from ipywidgets import HTML, Button, Dropdown, FloatSlider, HBox, Layout, Text, 
 from ..core import PliError, shown
 from ..data import open_picture
 from ..gallery.search import Gallery, title_of_query
-from .session import HIDING, MOST_UPLOAD, Session, as_jpeg, cells_of, chosen_picture, gallery_cells, hidden_picture, large
+from .session import HIDING, LABELS, MOST_UPLOAD, Session, as_jpeg, cells_of, chosen_picture, gallery_cells, hidden_picture, large
 from .session import open_session
 
 # %% ../../nbs/studio/13a_page.ipynb #3533bc45
@@ -45,6 +45,7 @@ class Grid(anywidget.AnyWidget):
     pages = traitlets.Int(0).tag(sync=True)
     results = traitlets.Bool(False).tag(sync=True) # or the gallery
     busy = traitlets.Bool(False).tag(sync=True)
+    unsaved = traitlets.Int(0).tag(sync=True)      # marks that leaving the page would lose
 
 class Picture(anywidget.AnyWidget):
     "One picture, the text that stands for it, and a line below."
@@ -149,12 +150,8 @@ class Controls:
         self.weight.add_class("pli-slide")
         self.mode = ToggleButtons(options=["All pictures", "Results"], tooltips=["Browse the folder and pick a picture", "What was found"])
         self.browse = text("Show pictures whose name or folder contains", "for example: holiday")
-        self.folder, self.name = text("In this folder only", "for example: 2024/summer", False), text(
-            "File names like", "for example: IMG_2*", False
-        )
-        self.since, self.until = text("Taken on this day or later", "for example: 2024-05-01", False), text(
-            "Taken on this day or earlier", "for example: 2024", False
-        )
+        hints = {"folder": "2024/summer", "name": "IMG_2*", "since": "2024-05-01", "until": "2024"}
+        self.folder, self.name, self.since, self.until = (text(LABELS[name], f"for example: {hint}", False) for name, hint in hints.items())
         self.way = _field(Dropdown(options=list(HIDING), description="What is taken away"))
         self.share = _field(
             FloatSlider(value=0.5, min=0.0, max=0.95, step=0.05, description="How much of the picture", readout_format=".0%")
@@ -243,6 +240,8 @@ def guarded(method):
             for grid in self.grids:
                 grid.busy = False
     return safe
+
+def _is_id(said) -> bool: return isinstance(said, int) and not isinstance(said, bool) and 0 <= said < 2**63
 
 class Studio(VBox):
     "A folder of pictures to search and play with, as a widget: show it as the last line of a cell."
@@ -365,6 +364,7 @@ class Studio(VBox):
     @guarded
     def receive(self, _, message: dict, buffers) -> None:
         "A piece of an upload, or what went wrong with it on the other side."
+        if not isinstance(message, dict): return
         try:
             name = shown(message.get("name", "the picture"), 80)
             if message.get("kind") == "too large":
@@ -388,15 +388,18 @@ class Studio(VBox):
     @guarded
     def heard(self, side: int, message: dict) -> None:
         "What the grid asks for, or what somebody did in it."
+        if not isinstance(message, dict): return                 # whoever sends what the page does not gets no answer
         grid = self.grids[side]
         if message.get("kind") == "ping":
             return grid.send({"kind": "pong"})
         if message.get("kind") == "thumbnails":
-            table, ids = self.session.galleries[side].table, [int(id) for id in message.get("ids", [])][:64]
+            ids = message.get("ids")
+            table, ids = self.session.galleries[side].table, [id for id in ids if _is_id(id)][:64] if isinstance(ids, list) else []
             return grid.send({"kind": "thumbnails", "ids": ids}, [table.thumbnail(id) or b"" for id in ids])
-        action = ACTIONS.get(message.get("action"))
-        if message.get("kind") == "event" and action:
-            action(self, side, message.get("id"), message.get("value"))
+        name, id, value = str(message.get("action")), message.get("id"), message.get("value")
+        if message.get("kind") != "event" or name not in ACTIONS: return
+        if name in ("choose", "mark", "look", "explain") and not _is_id(id) or name == "page" and not _is_id(value): return
+        ACTIONS[name](self, side, id, value)
 
     @guarded
     def hide(self, *_) -> None:
@@ -408,7 +411,9 @@ class Studio(VBox):
 
     @guarded
     def save(self, *_) -> None:
-        self.say(self.session.save_marks(), "done")
+        said = self.session.save_marks()
+        fill(self)                                          # nothing is unsaved now
+        self.say(said, "done")
 
 # %% ../../nbs/studio/13a_page.ipynb #f38dbb9f
 def choose(studio: Studio, side: int, id: int, _) -> None:
@@ -429,13 +434,13 @@ def picture_id(studio: Studio, side: int, id: int) -> int:
 def mark(studio: Studio, side: int, id: int, value: str) -> None:
     "Call a hit right or wrong."
     query = studio.session.query
-    studio.session.mark(picture_id(studio, side, id), {"right": True, "wrong": False}.get(value))
+    studio.session.mark(picture_id(studio, side, id), True if value == "right" else False if value == "wrong" else None)
     refresh(studio)
     if not (query.words and query.picture and query.picture.path):
         studio.say("Marked. Only the marks of searches with words and a picture of this folder can be saved as questions.")
 
 def turn(studio: Studio, side: int, _, page: int) -> None:
-    studio.grids[side].page = max(0, int(page))
+    studio.grids[side].page = max(0, min(page, studio.grids[side].pages - 1))
     refresh(studio, only=side)
 
 def look(studio: Studio, side: int, id: int, _) -> None:
@@ -600,8 +605,10 @@ def fill(studio: Studio) -> None:
         query.picture is None,
     )
     right, wrong = (sum(value is kind for marks in session.marks.kept.values() for value in marks.values()) for kind in (True, False))
+    studio.grids[0].unsaved = unsaved = session.marks.unsaved()
     controls.marked.value = (
-        f"<p>{right} marked right, {wrong} marked wrong. Saved marks are questions of your own that <code>pli evaluate</code> can measure"
+        f"<p>{right} marked right, {wrong} marked wrong{f'; {unsaved} not saved yet' if unsaved else ''}. Saved marks are questions of your"
+        " own that <code>pli evaluate</code> can measure"
         " any model with.</p>"
     )
     controls.save.disabled = not len(session.marks)

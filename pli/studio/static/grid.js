@@ -83,6 +83,9 @@ function render({ model, el }) {
     if (Date.now() - heard > 75000) said.textContent = "This page gets no answer any more. Is pli studio still running? Start it again, and open the address that it prints.";
   }, 15000);
 
+  // marks that lie nowhere else: the page of its own asks before it is left (index.html.j2)
+  const unsaved = () => { root.dataset.unsaved = model.get("unsaved"); };
+
   function onMessage(message, buffers) {
     heard = Date.now();
     if (message.kind !== "thumbnails") return;
@@ -225,7 +228,9 @@ function render({ model, el }) {
 
   model.on("change:cells", draw);
   for (const name of ["title", "said", "page", "pages", "busy", "help", "results"]) model.on(`change:${name}`, words);
+  model.on("change:unsaved", unsaved);
   model.on("msg:custom", onMessage);
+  unsaved();
   draw();
   return () => {
     watcher.disconnect();
