@@ -881,14 +881,14 @@ def add_cache(commands) -> None:
     parser.set_defaults(run=run_cache)
 
 def run_cache(args) -> None:
-    from pli.core import PliError
+    from pli.core import PliError, in_bytes
     from pli.evaluate import as_text
     from pli.gallery.encode import FeatureCache
     cache = FeatureCache(args.cache)
     found = cache.clear(None if args.clear == "all" else args.clear) if args.clear else cache.entries()
     stay = {one.name for one in cache.entries()} & {one.name for one in found} if args.clear else set()
     if stay: raise PliError(f"{cache.folder}: {', '.join(sorted(stay))} cannot be deleted; is the folder yours to write to?")
-    rows = [[one.name, one.model, one.transform, f"{one.pictures:,}", f"{one.bytes / 1e6:.1f} MB", one.used] for one in found]
+    rows = [[one.name, one.model, one.transform, f"{one.pictures:,}", in_bytes(one.bytes), one.used] for one in found]
     print(f"{cache.folder}: {'cleared' if args.clear and found else 'nothing is stored' if not found else f'models: {len(found)}'}")
     if rows: print(as_text(["name", "model", "transform", "pictures", "size", "last used"], rows))
 

@@ -86,7 +86,7 @@ def add_index(commands) -> None:
     parser.set_defaults(run=run_index)
 
 def run_index(args) -> None:
-    from pli.core import atomic, check_writable, shown
+    from pli.core import atomic, check_writable, counted, shown
     if args.problems: check_writable(args.problems)
     places = [None] * args.approximate + [args.publish] * bool(args.publish)
     _check_copies(args, bool(places))
@@ -96,7 +96,7 @@ def run_index(args) -> None:
         if args.problems:
             broken = [f"{shown(picture.path, WHOLE)}\t{shown(picture.broken)}" for picture in gallery.table.select("broken IS NOT NULL")]
             with atomic(args.problems) as temporary: temporary.write_text("".join(f"{line}\n" for line in broken), encoding="utf-8")
-            _tell(f"{len(broken):,} problems: {shown(args.problems)}")
+            _tell(f"{counted(len(broken), 'problem')}: {shown(args.problems)}")
 
 def _opened(args):
     from pli.gallery.search import open_gallery
@@ -138,16 +138,26 @@ def _updated(gallery, args, wait: bool = False) -> None:
     """Bring the gallery up to date, with progress and news on standard error; where it cannot be written to, or another process does it
     and this one does not wait, say so and go on with what is there.
     """
-    from pli.core import shown
+    from pli.core import counted, shown
     from pli.gallery.index import Indexing
     if gallery.root is None:
-        return _tell(f"{shown(gallery.table.place)}: {len(gallery):,} pictures, a copy of {shown(gallery.table.facts.get('made'))}")
+        return _tell(f"{shown(gallery.table.place)}: {counted(len(gallery), 'picture')}, a copy of {shown(gallery.table.facts.get('made'))}")
     if not gallery.table.writable:
-        return _tell(f"{shown(gallery.table.path)}: cannot be written to, so it is searched as it is; --gallery names another place")
+        _tell(f"{shown(gallery.table.path)}: cannot be written to, so it is searched as it is; --gallery names another place")
+        return _tell_unread(gallery)
     try:
         with contextlib.redirect_stdout(sys.stderr): changes = gallery.update(args.forget_missing, _tell, wait)
-    except Indexing as error: return _tell(f"{error}. Meanwhile the {len(gallery):,} pictures that are there are searched")
+    except Indexing as error:
+        _tell(f"{error}. Meanwhile {counted(len(gallery), 'picture that is there is', 'pictures that are there are')} searched")
+        return _tell_unread(gallery)
     for line in changes.lines(): _tell(line)
+
+def _tell_unread(gallery) -> None:
+    "Say which known pictures cannot be read, where no update says it."
+    from pli.gallery.index import still_broken, unread_lines
+    if gallery.root is None: return
+    with gallery.table.telling(): still = still_broken(gallery.table)
+    for line in unread_lines([], still): _tell(line)
 
 # %% ../nbs/14a_cli_gallery.ipynb #f62377df
 def add_search(commands) -> None:
@@ -237,7 +247,7 @@ def check_search(args) -> None:
         raise PliError("a search needs words, --image FILE, or both" + "; --without alone finds nothing" * bool(args.without))
     if args.json and args.csv: raise PliError("--json and --csv exclude each other")
     if args.explain is not None and not 1 <= args.explain <= args.k:
-        raise PliError(f"--explain {args.explain}: name one of the {args.k} hits, from 1")
+        raise PliError(f"--explain {args.explain}: name a hit by its number, from 1 to {args.k} (--k)")
     if args.queries and (args.weight is not None or args.composer or args.by_date):
         raise PliError(
             "--queries: say \"weight\" and \"composer\" in each line of the file, and leave out --weight, --composer and --by-date"
@@ -280,7 +290,8 @@ def run_search(args) -> None:
     queries = read_searches(args.queries) if args.queries else None
     where = _where(args)
     with _opened(args) as gallery:
-        if not args.no_index: _updated(gallery, args)
+        if args.no_index: _tell_unread(gallery)
+        else: _updated(gallery, args)
         if args.approximate and not args.no_index and gallery.table.writable: _published(gallery, None)
         if queries is not None:
             for query in queries: print(json.dumps(_answer(gallery, query, args, where)), flush=True)
@@ -324,8 +335,9 @@ def print_hits(hits, args) -> None:
 
 def explain_hit(hits, args) -> None:
     "Why a hit is a hit, in words or as JSON, and as a figure where one is asked for."
-    from pli.core import PliError, atomic, shown
-    if args.explain > len(hits): raise PliError(f"--explain {args.explain}: there are only {len(hits)} hits")
+    from pli.core import PliError, atomic, counted, shown
+    if args.explain > len(hits):
+        raise PliError(f"--explain {args.explain}: the search has {counted(len(hits), 'hit')} only")
     found = hits[args.explain - 1].explain()
     if args.json: print(json.dumps(found.record(), indent=1))
     else: print(*found.lines(), sep="\n")
@@ -337,7 +349,7 @@ def copy_hits(hits, folder: Path, links: bool = False) -> None:
     """Copy hits into a folder, or link them there, under their rank and name; nothing that is there is overwritten. Raises `PliError`
     for a folder or file that cannot be written.
     """
-    from pli.core import PliError, shown
+    from pli.core import PliError, counted, shown
     width = len(str(len(hits)))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -350,7 +362,7 @@ def copy_hits(hits, folder: Path, links: bool = False) -> None:
         raise PliError(
             f"{shown(folder)}: the hits cannot be {'linked' if links else 'copied'} ({shown(error.strerror or error)})"
         ) from None
-    _tell(f"{len(hits)} pictures {'linked in' if links else 'copied to'} {shown(folder)}")
+    _tell(f"{counted(len(hits), 'picture')} {'linked in' if links else 'copied to'} {shown(folder)}")
 
 def _short_name(number: str, name: str) -> str:
     "A number before a file's name; a name that becomes too long for a file system, more than 255 bytes, loses the end of its stem."

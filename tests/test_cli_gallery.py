@@ -127,7 +127,7 @@ def test_hits_are_opened_in_the_systems_viewer(pictures, capfd, tmp_path, monkey
 def test_problems_are_listed(pictures, capfd, tmp_path):
     (pictures / "bad.jpg").write_bytes(b"no picture")
     status, out, err = pli(capfd, "index", pictures, "--model", "pli-tiny-48", "--problems", tmp_path / "problems.txt")
-    assert (status, out) == (0, "") and "1 cannot be read" in err and (tmp_path / "problems.txt").read_text().startswith("bad.jpg\t")
+    assert (status, out) == (0, "") and "1 picture cannot be read and is left out" in err and (tmp_path / "problems.txt").read_text().startswith("bad.jpg\t")
 
 
 def test_tuning_the_words_indexes_nothing_again(drawn, pictures, capfd, tmp_path):
@@ -285,3 +285,37 @@ def test_a_weight_beyond_a_million_is_told(pictures, capfd):
         status, _, err = pli(capfd, "search", pictures, "a star", "--image", pictures / "pair_000001.png", *options, "--model", "pli-tiny-48")
         assert status == 1 and "must be a number from 0 to 1,000,000" in err and not (pictures / ".pli").exists()
     assert pli(capfd, "search", pictures, "a star", "--image", pictures / "pair_000001.png", "--weight", "1e6", "--model", "pli-tiny-48")[0] == 0
+
+
+def test_every_run_tells_what_cannot_be_read(pictures, capfd):
+    for name in ("no.png", "none.png"): (pictures / name).write_bytes(b"no picture")
+    first, second = (pli(capfd, "index", pictures, "--model", "pli-tiny-48")[2] for _ in range(2))
+    assert "2 pictures cannot be read and are left out: no.png (" in first
+    assert "2 pictures cannot be read and are left out, as before: no.png, none.png\n" in second and "nothing new" in second
+    (pictures / "another.png").write_bytes(b"neither")
+    status, out, err = pli(capfd, "search", pictures, "a star", "--k", 2)
+    assert "3 pictures cannot be read and are left out, 1 of them new: another.png (" in err and len(out.splitlines()) == 2
+    status, out, err = pli(capfd, "search", pictures, "a star", "--k", 2, "--no-index")
+    assert err == "3 pictures cannot be read and are left out, as before: another.png, no.png, none.png\n"
+
+
+def test_a_single_thing_is_not_called_several(drawn, tmp_path, capfd):
+    (tmp_path / "one").mkdir()
+    shutil.copy(drawn / "images" / "pair_000001.png", tmp_path / "one" / "a.png")
+    (tmp_path / "one" / ".hidden").touch()
+    (tmp_path / "one" / "no.png").write_bytes(b"no picture")
+    err = pli(capfd, "index", tmp_path / "one", "--model", "pli-tiny-48", "--problems", tmp_path / "list.txt")[2]
+    assert "1 picture cannot be read and is left out: " in err and "1 hidden file or folder was left out\n" in err and "\n1 problem: " in err
+    err = pli(capfd, "search", tmp_path / "one", "a", "--copy-to", tmp_path / "hits")[2]
+    assert "1 picture copied to" in err
+    status, out, err = pli(capfd, "gallery", "show", tmp_path / "one")
+    assert ": 1 picture, 1 that cannot be read, 0 exact duplicates" in out and "0.0 MB" not in out and " kB\n" in out
+    assert "1 gallery would be deleted" in pli(capfd, "gallery", "forget", tmp_path / "one")[2]
+    shutil.copy(tmp_path / "one" / "a.png", tmp_path / "one" / "b.png")
+    pli(capfd, "index", tmp_path / "one")
+    assert "1 picture is there more than once, 1 file too many, " in pli(capfd, "gallery", "duplicates", tmp_path / "one")[2]
+    (tmp_path / "one" / "a.png").unlink()
+    (tmp_path / "one" / "b.png").unlink()
+    (tmp_path / "one" / "no.png").unlink()
+    shutil.copy(drawn / "images" / "pair_000001.png", tmp_path / "one" / "c.png")
+    assert "\n1 picture: 1 moved, 2 removed" in "\n" + pli(capfd, "index", tmp_path / "one", "--forget-missing")[2]
