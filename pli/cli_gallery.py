@@ -81,7 +81,9 @@ def add_index(commands) -> None:
         ),
     )
     parser.add_argument(
-        "--problems", metavar="FILE", help="write every picture that cannot be read, with the reason, to a file, one a line"
+        "--problems",
+        metavar="FILE",
+        help="write every picture that cannot be read, with the reason, to a file, one a line; its folder is made where there is none",
     )
     parser.set_defaults(run=run_index)
 
@@ -141,7 +143,8 @@ def _updated(gallery, args, wait: bool = False) -> None:
     from pli.core import counted, shown
     from pli.gallery.index import Indexing
     if gallery.root is None:
-        return _tell(f"{shown(gallery.table.place)}: {counted(len(gallery), 'picture')}, a copy of {shown(gallery.table.facts.get('made'))}")
+        made = shown(gallery.table.facts.get("made"))
+        return _tell(f"{shown(gallery.table.place)}: {counted(len(gallery), 'picture')}, a copy of {made}")
     if not gallery.table.writable:
         _tell(f"{shown(gallery.table.path)}: cannot be written to, so it is searched as it is; --gallery names another place")
         return _tell_unread(gallery)
@@ -166,7 +169,8 @@ def add_search(commands) -> None:
         help="search a folder of pictures with a picture, words, or both",
         description=(
             "Bring the folder's gallery up to date and search it: pli search FOLDER \"in red\" --image ref.jpg. Words alone and pictures"
-            " alone work too. In place of FOLDER, a copy that pli index --publish made: s3://bucket/name."
+            " alone work too. In place of FOLDER, a copy that pli index --publish made: s3://bucket/name. The exit status is 0 also where"
+            " --at-least leaves no hit, and 1 where the search cannot be made, as where no picture is in --in or taken --since."
         ),
     )
     gallery_options(parser)
@@ -195,7 +199,8 @@ def add_search(commands) -> None:
         metavar="X",
         help=(
             "leave out hits that the words fit hardly better than everyday captions do: by less than X of their standard deviations; 1.7"
-            " leaves out most hits of words that have nothing to do with the pictures"
+            " leaves out most hits of words that have nothing to do with the pictures. The list shows this fit after the score, CSV and"
+            " JSON as fit"
         ),
     )
     parser.add_argument("--in", dest="below", metavar="DIR", help="search a folder below FOLDER only")
@@ -214,7 +219,11 @@ def add_search(commands) -> None:
     parser.add_argument("--no-index", action="store_true", help="search what is indexed, do not look for changes")
     parser.add_argument("--json", action="store_true", help="hits as JSON")
     parser.add_argument("--csv", action="store_true", help="hits as CSV")
-    parser.add_argument("--figure", metavar="FILE", help="save the hits as a contact sheet (.png, .jpg), or as .json or .csv")
+    parser.add_argument(
+        "--figure",
+        metavar="FILE",
+        help="save the hits as a contact sheet (.png, .jpg), or as .json or .csv; its folder is made where there is none",
+    )
     parser.add_argument(
         "--explain", type=int, metavar="N", help="say why the N-th hit is a hit, from 1; with --figure FILE.png as a figure"
     )
@@ -307,13 +316,14 @@ def run_search(args) -> None:
             approximate=args.approximate,
             at_least=args.at_least,
         )
-        if not hits and args.at_least is not None: _tell(f"no hit fits the words by at least {args.at_least:g}")
+        if not hits: _tell_none(hits, args)
         if args.by_date:
             hits.hits = [
                 replace(hit, rank=rank) for rank, hit in enumerate(sorted(hits, key=lambda hit: hit.picture.date, reverse=True), 1)
             ]
-        if args.explain is not None: return explain_hit(hits, args)
+        if args.explain is not None: return explain_hit(hits, args) if hits else print("null") if args.json else None
         print_hits(hits, args)
+        if not hits: return
         if args.figure:
             hits.save(args.figure)
             _tell(f"saved: {shown(args.figure)}")
@@ -322,6 +332,16 @@ def run_search(args) -> None:
         if args.link_to: copy_hits(hits, Path(args.link_to), links=True)
 
 # %% ../nbs/14a_cli_gallery.ipynb #c7973607
+def _tell_none(hits, args) -> None:
+    "Say that no hit is left, why, and what is not written for that."
+    why = ""
+    if args.at_least is not None:
+        best = "" if hits.best_fit is None else f"; the best fit is {hits.best_fit:.2f}"
+        why = f": no picture fits the words by at least {args.at_least:g}{best}"
+    _tell(f"0 hits are left{why}")
+    left = [option for option in ("figure", "open", "copy_to", "link_to", "explain") if getattr(args, option)]
+    if left: _tell(f"{', '.join('--' + option.replace('_', '-') for option in left)}: nothing is written or shown, as there is no hit")
+
 def print_hits(hits, args) -> None:
     "Hits on standard output."
     from pli.core import shown
@@ -330,8 +350,10 @@ def print_hits(hits, args) -> None:
     if args.csv:
         plain = (lambda cell: shown(cell, WHOLE)) if sys.stdout.isatty() else (lambda cell: cell)
         if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="surrogateescape")
-        return write_csv(hits.records(), sys.stdout, plain)
-    for hit in hits: print(f"{hit.rank:>4}  {hit.score:7.4f}  {shown(hit.picture.date[:10]):10}  {shown(hit.path, WHOLE)}")
+        return write_csv(hits.records(), sys.stdout, plain, args.at_least is not None)
+    for hit in hits:
+        fit = "" if hit.fit is None else f"  {hit.fit:6.2f}"
+        print(f"{hit.rank:>4}  {hit.score:7.4f}{fit}  {shown(hit.picture.date[:10]):10}  {shown(hit.path, WHOLE)}")
 
 def explain_hit(hits, args) -> None:
     "Why a hit is a hit, in words or as JSON, and as a figure where one is asked for."
