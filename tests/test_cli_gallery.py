@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -369,3 +370,18 @@ def test_a_first_day_after_the_last_is_told(pictures, capfd):
         status, out, err = pli(capfd, "search", pictures, "a star", "--since", since, "--until", until)
         assert (status, out) == (1, "") and f"--since {since} is later than --until {until}" in err and not (pictures / ".pli").exists()
     for since, until in (("2024", "2024"), ("2024-05", "2024"), ("2024", "2024-01-01")): Where(since=since, until=until)
+
+
+def test_several_references_have_no_map_and_that_is_said(pictures, capfd):
+    search = ["search", pictures, "in red", "--model", "pli-tiny-48", "--explain", 1, "--image", pictures / "pair_000001.png"]
+    assert "no map over" not in pli(capfd, *search)[1]
+    told = pli(capfd, *search, "--image", pictures / "pair_000002.png")[1].splitlines()
+    assert any(line.startswith("the query is the mean of 2 pictures, so there is no map over any of them") for line in told) and not any("map over the reference" in line for line in told)
+
+
+def test_an_explanation_says_what_its_numbers_are(pictures, capfd):
+    search = ["search", pictures, "--model", "pli-tiny-48", "--explain", 1, "--image", pictures / "pair_000001.png"]
+    assert re.search(r"score (-?[\d.]+), which is -?[\d.]+ from the picture [-+] [\d.]+ from the words \(composer sum:1\)\n", pli(capfd, *search, "in red")[1])
+    assert ", all of it from the picture (composer image)\n" in pli(capfd, *search)[1]
+    told = pli(capfd, *search, "in red", "--composer", "product")[1]
+    assert re.search(r"made of [\d.]+ for the picture and [\d.]+ for the words", told) and "from 0, the worst of the searched pictures, to 1" in told
