@@ -392,7 +392,11 @@ def picture_options(parser: argparse.ArgumentParser) -> None:
         "--cache", metavar="DIR", help="folder where picture features are kept (default: PLI_CACHE, or the user's cache folder)"
     )
     parser.add_argument("--no-cache", action="store_true", help="encode all pictures anew, keep nothing")
-    parser.add_argument("--list-missing", metavar="FILE", help="write the names of all missing or broken pictures to a file, one a line")
+    parser.add_argument(
+        "--list-missing",
+        metavar="FILE",
+        help="write the names of all missing or broken pictures to a file, one a line; its folder is made where there is none",
+    )
 
 def composer_options(parser: argparse.ArgumentParser) -> None:
     "Options for composing."
@@ -441,20 +445,24 @@ def add_evaluate(commands) -> None:
     parser.add_argument(
         "--allow-missing", action="store_true", help="measure what can be measured when pictures are missing, and say so in every output"
     )
-    parser.add_argument("--curve", metavar="FILE", help="with --sweep: draw the measure against the weight, as .png, .svg or .pdf")
+    parser.add_argument(
+        "--curve",
+        metavar="FILE",
+        help="with --sweep: draw the measure against the weight, as .png, .svg or .pdf; its folder is made where there is none",
+    )
     parser.add_argument(
         "--out",
         action="append",
         default=[],
         metavar="FILE",
-        help="write the report as .json (everything), .csv, .md or .tex; may be repeated",
+        help="write the report as .json (everything), .csv, .md or .tex; may be repeated; its folder is made where there is none",
     )
     parser.add_argument(
         "--rankings",
         metavar="FILE",
         help=(
             "write what every query finds, best first, as .json, with the one --composer (default: sum:0.25); your own queries need no"
-            " right answers for it"
+            " right answers for it; its folder is made where there is none"
         ),
     )
     model_options(parser)
@@ -726,7 +734,13 @@ def add_compare(commands) -> None:
     parser.add_argument(
         "--composer", nargs=2, metavar=("A", "B"), help="which composer of each report (default: the best, or the first that composes)"
     )
-    parser.add_argument("--out", action="append", default=[], metavar="FILE", help="write the comparison as .json or .md; may be repeated")
+    parser.add_argument(
+        "--out",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="write the comparison as .json or .md; may be repeated; its folder is made where there is none",
+    )
     parser.set_defaults(run=run_compare)
 
 def read_report(path: str) -> dict:
@@ -856,7 +870,7 @@ def add_score(commands) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="write the report as .json (everything), .csv, .md or .tex; may be repeated",
+        help="write the report as .json (everything), .csv, .md or .tex; may be repeated; its folder is made where there is none",
     )
     parser.set_defaults(run=run_score)
 
@@ -920,7 +934,12 @@ def add_mask(commands) -> None:
         metavar="TEXT",
         help="the words beside a picture, once for each in their order, for ways that hide words or read them",
     )
-    parser.add_argument("--out", required=True, metavar="FILE", help="figure to write: .png, .svg or .pdf")
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE",
+        help="figure to write: .png, .svg or .pdf; its folder is made where there is none",
+    )
     parser.add_argument("--size", type=int, default=224, help="side of the picture in pixels (default: 224)")
     parser.add_argument("--patch", type=int, default=32, help="side of a patch in pixels (default: 32, as in ViT-B/32)")
     parser.add_argument("--seed", type=int, default=0, help="decides what is hidden (default: 0)")

@@ -376,7 +376,7 @@ def test_several_references_have_no_map_and_that_is_said(pictures, capfd):
     search = ["search", pictures, "in red", "--model", "pli-tiny-48", "--explain", 1, "--image", pictures / "pair_000001.png"]
     assert "no map over" not in pli(capfd, *search)[1]
     told = pli(capfd, *search, "--image", pictures / "pair_000002.png")[1].splitlines()
-    assert any(line.startswith("the query is the mean of 2 pictures, so there is no map over any of them") for line in told) and not any("map over the reference" in line for line in told)
+    assert any(line.startswith("the query is the mean of 2 pictures, so there is no map over any of them") for line in told) and sum("trust in the map over the hit" in line for line in told) == 1 and "over the reference" not in str(told)
 
 
 def test_an_explanation_says_what_its_numbers_are(pictures, capfd):
@@ -385,3 +385,11 @@ def test_an_explanation_says_what_its_numbers_are(pictures, capfd):
     assert ", all of it from the picture (composer image)\n" in pli(capfd, *search)[1]
     told = pli(capfd, *search, "in red", "--composer", "product")[1]
     assert re.search(r"made of [\d.]+ for the picture and [\d.]+ for the words", told) and "from 0, the worst of the searched pictures, to 1" in told
+
+
+def test_the_folder_of_a_written_file_is_made_and_the_help_says_so(pictures, capfd, tmp_path):
+    assert pli(capfd, "search", pictures, "a star", "--model", "pli-tiny-48", "--figure", tmp_path / "new" / "hits.png")[0] == 0 and (tmp_path / "new" / "hits.png").is_file()
+    assert pli(capfd, "index", pictures, "--problems", tmp_path / "newer" / "list.txt")[0] == 0 and (tmp_path / "newer" / "list.txt").is_file()
+    for command in ("search", "index", "evaluate", "compare", "score", "submit", "mask"):
+        with pytest.raises(SystemExit): main([command, "--help"])
+        assert "its folder is made where there is none" in " ".join(capfd.readouterr().out.split()), command

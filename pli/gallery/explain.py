@@ -317,10 +317,13 @@ def explanation_lines(found: Explanation) -> list[str]:
         )
     for what, curves in found.curves.items():
         lines.append(
-            f"how far the map over the {what} (in the figure) can be trusted to show what the score rests on, where 0 or less is no better"
-            f" than chance and 1 is perfect: {curves['blocks'].trust:.2f}; a map made by gradients, which is not drawn, would reach"
-            f" {curves['gradient'].trust:.2f}"
+            f"trust in the map over the {what}, made by hiding parts of it: {curves['blocks'].trust:.2f};"
+            f" in one made by gradients: {curves['gradient'].trust:.2f}"
         )
+    lines.append(
+        "trust says how well a map shows what the score rests on: 1 is perfect, 0 or less no better than chance; the figure draws the"
+        " first map"
+    )
     return lines
 
 def _halves_said(found: Explanation) -> str:
