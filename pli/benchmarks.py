@@ -7,9 +7,9 @@ __all__ = ['OWN_RULES', 'LONGEST_NAME', 'LONGEST_PATH', 'READERS', 'RENAMED', 'J
            'FASHIONIQ_SOURCE', 'CIRR_FOLDERS', 'CIRR_FIRST', 'CIRR_RULES', 'CIRR_SOURCE', 'CIRCO_RULES', 'CIRCO_SOURCE',
            'COCO_BASES', 'CIRCO_PICTURES', 'TASKS', 'GENECIS_RULES', 'GENECIS_SOURCE', 'COCO_FOLDERS', 'GENOME_FOLDERS',
            'Rules', 'Missing', 'Benchmark', 'check_answered', 'check_complete', 'picked', 'digest', 'own_queries',
-           'world_queries', 'namer', 'check_record', 'read_gallery', 'in_its_form', 'read_queries', 'records_of',
-           'take', 'an_object', 'a_list', 'a_text', 'a_name', 'as_long_as_a_path', 'a_path', 'a_number', 'one_of',
-           'not_twice', 'names_of', 'contents', 'home_of', 'locate', 'Reader', 'known_protocol', 'parse_protocol',
+           'world_queries', 'as_long_as_a_path', 'namer', 'check_record', 'read_gallery', 'in_its_form', 'read_queries',
+           'records_of', 'take', 'an_object', 'a_list', 'a_text', 'a_name', 'a_path', 'a_number', 'one_of', 'not_twice',
+           'names_of', 'contents', 'home_of', 'locate', 'Reader', 'known_protocol', 'parse_protocol',
            'protocol_composer', 'read_benchmark', 'protocol_text', 'wordings', 'fashioniq_records', 'fashioniq_folders',
            'fashioniq_queries', 'read_fashioniq', 'cirr_paths', 'cirr_base', 'read_cirr', 'coco_list', 'other_gallery',
            'circo_gallery', 'circo_answers', 'read_circo', 'as_listed', 'with_gallery', 'a_box', 'genecis_picture',
@@ -212,6 +212,18 @@ def world_queries(
     return own_queries(drawn.texts, drawn.references, drawn.answers, drawn.kinds, len(drawn.attributes), name="world")
 
 # %% ../nbs/10_benchmarks.ipynb #1c0d0b1b
+LONGEST_NAME, LONGEST_PATH = 255, 4095   # bytes, on all usual file systems
+
+def as_long_as_a_path(path: str, place: str) -> str:
+    "The same path. Raises `PliError` for one that is too long for a file system, which would say so in its own words, and nowhere near."
+    longest = max(len(os.fsencode(part)) for part in path.split("/"))
+    if longest > LONGEST_NAME:
+        raise PliError(f"{place}: a name of {longest:,} bytes, and no file has more than {LONGEST_NAME}: {shown(path, 80)}")
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        long = f"a path of {len(os.fsencode(path)):,} bytes"
+        raise PliError(f"{place}: {long}, and no file has more than {LONGEST_PATH:,}: {shown(path, 80)}")
+    return path
+
 def namer(
     root: str | Path,                  # the folder of the pictures
 ) -> Callable[[object, str], str]:     # what a file says, and where it says so -> the picture's name below the folder
@@ -378,18 +390,6 @@ def a_name(said, place: str) -> str:
     "The name of something."
     if not a_text(said, place).strip(): raise PliError(f"{place} is empty where a picture is named")
     return said
-
-LONGEST_NAME, LONGEST_PATH = 255, 4095   # bytes, on all usual file systems
-
-def as_long_as_a_path(path: str, place: str) -> str:
-    "The same path. Raises `PliError` for one that is too long for a file system, which would say so in its own words, and nowhere near."
-    longest = max(len(os.fsencode(part)) for part in path.split("/"))
-    if longest > LONGEST_NAME:
-        raise PliError(f"{place}: a name of {longest:,} bytes, and no file has more than {LONGEST_NAME}: {shown(path, 80)}")
-    if len(os.fsencode(path)) > LONGEST_PATH:
-        long = f"a path of {len(os.fsencode(path)):,} bytes"
-        raise PliError(f"{place}: {long}, and no file has more than {LONGEST_PATH:,}: {shown(path, 80)}")
-    return path
 
 def a_path(said, place: str) -> str:
     "A path that stays below the folder it starts from and that a file can have; links in that folder are its owner's, and followed."

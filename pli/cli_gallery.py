@@ -151,7 +151,7 @@ def _updated(gallery, args, wait: bool = False) -> None:
     try:
         with contextlib.redirect_stdout(sys.stderr): changes = gallery.update(args.forget_missing, _tell, wait)
     except Indexing as error:
-        _tell(f"{error}. Meanwhile {counted(len(gallery), 'picture that is there is', 'pictures that are there are')} searched")
+        _tell(f"{error}. Meanwhile the {counted(len(gallery), 'picture that is there is', 'pictures that are there are')} searched")
         return _tell_unread(gallery)
     for line in changes.lines(): _tell(line)
 
