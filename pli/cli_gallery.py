@@ -84,12 +84,14 @@ def add_index(commands) -> None:
         ),
     )
     parser.add_argument(
-        "--problems", metavar="FILE", help="write every picture that cannot be read, with the reason, to a file, one a line"
+        "--problems",
+        metavar="FILE",
+        help="write every picture that cannot be read, with the reason, to a file, one a line; its folder is made where there is none",
     )
     parser.set_defaults(run=run_index)
 
 def run_index(args) -> None:
-    from pli.core import atomic, check_writable, shown
+    from pli.core import atomic, check_writable, counted, shown
     if args.problems: check_writable(args.problems)
     places = [None] * args.approximate + [args.publish] * bool(args.publish)
     _check_copies(args, bool(places))
@@ -99,7 +101,7 @@ def run_index(args) -> None:
         if args.problems:
             broken = [f"{shown(picture.path, WHOLE)}\t{shown(picture.broken)}" for picture in gallery.table.select("broken IS NOT NULL")]
             with atomic(args.problems) as temporary: temporary.write_text("".join(f"{line}\n" for line in broken), encoding="utf-8")
-            _tell(f"{len(broken):,} problems: {shown(args.problems)}")
+            _tell(f"{counted(len(broken), 'problem')}: {shown(args.problems)}")
 
 def _opened(args):
     from pli.gallery.search import lies_elsewhere, open_gallery
@@ -143,16 +145,27 @@ def _updated(gallery, args, wait: bool = False) -> None:
     """Bring the gallery up to date, with progress and news on standard error; where it cannot be written to, or another process does it
     and this one does not wait, say so and go on with what is there.
     """
-    from pli.core import shown
+    from pli.core import counted, shown
     from pli.gallery.index import Indexing
     if gallery.root is None:
-        return _tell(f"{shown(gallery.table.place)}: {len(gallery):,} pictures, a copy of {shown(gallery.table.facts.get('made'))}")
+        made = shown(gallery.table.facts.get("made"))
+        return _tell(f"{shown(gallery.table.place)}: {counted(len(gallery), 'picture')}, a copy of {made}")
     if not gallery.table.writable:
-        return _tell(f"{shown(gallery.table.path)}: cannot be written to, so it is searched as it is; --gallery names another place")
+        _tell(f"{shown(gallery.table.path)}: cannot be written to, so it is searched as it is; --gallery names another place")
+        return _tell_unread(gallery)
     try:
         with contextlib.redirect_stdout(sys.stderr): changes = gallery.update(args.forget_missing, _tell, wait)
-    except Indexing as error: return _tell(f"{error}. Meanwhile the {len(gallery):,} pictures that are there are searched")
+    except Indexing as error:
+        _tell(f"{error}. Meanwhile the {counted(len(gallery), 'picture that is there is', 'pictures that are there are')} searched")
+        return _tell_unread(gallery)
     for line in changes.lines(): _tell(line)
+
+def _tell_unread(gallery) -> None:
+    "Say which known pictures cannot be read, where no update says it."
+    from pli.gallery.index import still_broken, unread_lines
+    if gallery.root is None: return
+    with gallery.table.telling(): still = still_broken(gallery.table)
+    for line in unread_lines([], still): _tell(line)
 
 # %% ../nbs/14a_cli_gallery.ipynb #f62377df
 def add_search(commands) -> None:
@@ -161,7 +174,8 @@ def add_search(commands) -> None:
         help="search a folder of pictures with a picture, words, or both",
         description=(
             "Bring the folder's gallery up to date and search it: pli search FOLDER \"in red\" --image ref.jpg. Words alone and pictures"
-            " alone work too. In place of FOLDER, a copy that pli index --publish made: s3://bucket/name."
+            " alone work too. In place of FOLDER, a copy that pli index --publish made: s3://bucket/name. The exit status is 0 also where"
+            " --at-least leaves no hit, and 1 where the search cannot be made, as where no picture is in --in or taken --since."
         ),
     )
     gallery_options(parser)
@@ -190,7 +204,8 @@ def add_search(commands) -> None:
         metavar="X",
         help=(
             "leave out hits that the words fit hardly better than everyday captions do: by less than X of their standard deviations; 1.7"
-            " leaves out most hits of words that have nothing to do with the pictures"
+            " leaves out most hits of words that have nothing to do with the pictures. The list shows this fit after the score, CSV and"
+            " JSON as fit"
         ),
     )
     parser.add_argument("--in", dest="below", metavar="DIR", help="search a folder below FOLDER only")
@@ -209,7 +224,11 @@ def add_search(commands) -> None:
     parser.add_argument("--no-index", action="store_true", help="search what is indexed, do not look for changes")
     parser.add_argument("--json", action="store_true", help="hits as JSON")
     parser.add_argument("--csv", action="store_true", help="hits as CSV")
-    parser.add_argument("--figure", metavar="FILE", help="save the hits as a contact sheet (.png, .jpg), or as .json or .csv")
+    parser.add_argument(
+        "--figure",
+        metavar="FILE",
+        help="save the hits as a contact sheet (.png, .jpg), or as .json or .csv; its folder is made where there is none",
+    )
     parser.add_argument(
         "--explain", type=int, metavar="N", help="say why the N-th hit is a hit, from 1; with --figure FILE.png as a figure"
     )
@@ -242,7 +261,7 @@ def check_search(args) -> None:
         raise PliError("a search needs words, --image FILE, or both" + "; --without alone finds nothing" * bool(args.without))
     if args.json and args.csv: raise PliError("--json and --csv exclude each other")
     if args.explain is not None and not 1 <= args.explain <= args.k:
-        raise PliError(f"--explain {args.explain}: name one of the {args.k} hits, from 1")
+        raise PliError(f"--explain {args.explain}: name a hit by its number, from 1 to {args.k} (--k)")
     if args.queries and (args.weight is not None or args.composer or args.by_date):
         raise PliError(
             "--queries: say \"weight\" and \"composer\" in each line of the file, and leave out --weight, --composer and --by-date"
@@ -285,7 +304,8 @@ def run_search(args) -> None:
     queries = read_searches(args.queries) if args.queries else None
     where = _where(args)
     with _opened(args) as gallery:
-        if not args.no_index: _updated(gallery, args)
+        if args.no_index: _tell_unread(gallery)
+        else: _updated(gallery, args)
         if args.approximate and not args.no_index and gallery.table.writable: _published(gallery, None)
         if queries is not None:
             for query in queries: print(json.dumps(_answer(gallery, query, args, where)), flush=True)
@@ -301,13 +321,14 @@ def run_search(args) -> None:
             approximate=args.approximate,
             at_least=args.at_least,
         )
-        if not hits and args.at_least is not None: _tell(f"no hit fits the words by at least {args.at_least:g}")
+        if not hits: _tell_none(hits, args)
         if args.by_date:
             hits.hits = [
                 replace(hit, rank=rank) for rank, hit in enumerate(sorted(hits, key=lambda hit: hit.picture.date, reverse=True), 1)
             ]
-        if args.explain is not None: return explain_hit(hits, args)
+        if args.explain is not None: return explain_hit(hits, args) if hits else print("null") if args.json else None
         print_hits(hits, args)
+        if not hits: return
         if args.figure:
             hits.save(args.figure)
             _tell(f"saved: {shown(args.figure)}")
@@ -316,6 +337,16 @@ def run_search(args) -> None:
         if args.link_to: copy_hits(hits, Path(args.link_to), links=True)
 
 # %% ../nbs/14a_cli_gallery.ipynb #c7973607
+def _tell_none(hits, args) -> None:
+    "Say that no hit is left, why, and what is not written for that."
+    why = ""
+    if args.at_least is not None:
+        best = "" if hits.best_fit is None else f"; the best fit is {hits.best_fit:.2f}"
+        why = f": no picture fits the words by at least {args.at_least:g}{best}"
+    _tell(f"0 hits are left{why}")
+    left = [option for option in ("figure", "open", "copy_to", "link_to", "explain") if getattr(args, option)]
+    if left: _tell(f"{', '.join('--' + option.replace('_', '-') for option in left)}: nothing is written or shown, as there is no hit")
+
 def print_hits(hits, args) -> None:
     "Hits on standard output."
     from pli.core import shown
@@ -324,13 +355,16 @@ def print_hits(hits, args) -> None:
     if args.csv:
         plain = (lambda cell: shown(cell, WHOLE)) if sys.stdout.isatty() else (lambda cell: cell)
         if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(errors="surrogateescape")
-        return write_csv(hits.records(), sys.stdout, plain)
-    for hit in hits: print(f"{hit.rank:>4}  {hit.score:7.4f}  {shown(hit.picture.date[:10]):10}  {shown(hit.path, WHOLE)}")
+        return write_csv(hits.records(), sys.stdout, plain, args.at_least is not None)
+    for hit in hits:
+        fit = "" if hit.fit is None else f"  {hit.fit:6.2f}"
+        print(f"{hit.rank:>4}  {hit.score:7.4f}{fit}  {shown(hit.picture.date[:10]):10}  {shown(hit.path, WHOLE)}")
 
 def explain_hit(hits, args) -> None:
     "Why a hit is a hit, in words or as JSON, and as a figure where one is asked for."
-    from pli.core import PliError, atomic, shown
-    if args.explain > len(hits): raise PliError(f"--explain {args.explain}: there are only {len(hits)} hits")
+    from pli.core import PliError, atomic, counted, shown
+    if args.explain > len(hits):
+        raise PliError(f"--explain {args.explain}: the search has {counted(len(hits), 'hit')} only")
     found = hits[args.explain - 1].explain()
     if args.json: print(json.dumps(found.record(), indent=1))
     else: print(*found.lines(), sep="\n")
@@ -342,7 +376,7 @@ def copy_hits(hits, folder: Path, links: bool = False) -> None:
     """Copy hits into a folder, or link them there, under their rank and name; nothing that is there is overwritten. Raises `PliError`
     for a folder or file that cannot be written.
     """
-    from pli.core import PliError, shown
+    from pli.core import PliError, counted, shown
     width = len(str(len(hits)))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -355,7 +389,7 @@ def copy_hits(hits, folder: Path, links: bool = False) -> None:
         raise PliError(
             f"{shown(folder)}: the hits cannot be {'linked' if links else 'copied'} ({shown(error.strerror or error)})"
         ) from None
-    _tell(f"{len(hits)} pictures {'linked in' if links else 'copied to'} {shown(folder)}")
+    _tell(f"{counted(len(hits), 'picture')} {'linked in' if links else 'copied to'} {shown(folder)}")
 
 def _short_name(number: str, name: str) -> str:
     "A number before a file's name; a name that becomes too long for a file system, more than 255 bytes, loses the end of its stem."

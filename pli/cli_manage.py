@@ -63,24 +63,23 @@ def run_list(args) -> None:
     print(as_text(["folder", "pictures", "model", "size", "updated", "gallery"], rows))
 
 def _in_short(record: dict) -> list[str]:
-    return [f"{record['pictures']:,}", _model(record), _size(record["bytes"]), str(record["updated"] or record["made"])[:10]]
+    from pli.core import in_bytes
+    return [f"{record['pictures']:,}", _model(record), in_bytes(record["bytes"]), str(record["updated"] or record["made"])[:10]]
 
 def _model(record: dict) -> str: return "/".join(str(part) for part in (record["model"], record["pretrained"]) if part)
 
-def _size(count: int) -> str: return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
 def run_show(args) -> None:
-    from pli.core import shown
+    from pli.core import counted, in_bytes, shown
     from pli.gallery.manage import facts, galleries_of
     records = [facts(table, args.folder) for table in galleries_of(args.folder, args.gallery)]
     if args.json: return print(json.dumps(records, indent=1))
     for record in records:
         print(
-            f"{shown(record['folder'])}: {record['pictures']:,} pictures, {record['broken']:,} that cannot be read,"
-            f" {record['duplicates']:,} exact duplicates"
+            f"{shown(record['folder'])}: {counted(record['pictures'], 'picture')}, {record['broken']:,} that cannot be read,"
+            f" {counted(record['duplicates'], 'exact duplicate')}"
         )
         print(
-            f"  model    {shown(_model(record))}\n  size     {_size(record['bytes'])}\n  made     {shown(record['made'])}\n  updated "
+            f"  model    {shown(_model(record))}\n  size     {in_bytes(record['bytes'])}\n  made     {shown(record['made'])}\n  updated "
             f" {shown(record['updated'])}\n  gallery  {shown(record['place'], WHOLE)}"
         )
 
@@ -98,27 +97,30 @@ def run_move(args) -> None:
     )
 
 def run_forget(args) -> None:
-    from pli.core import PliError, shown
+    from pli.core import PliError, counted, shown
     from pli.gallery.manage import facts, forget, galleries_of
     tables = galleries_of(args.folder, args.gallery)
     for table in tables:
         try:
             print(
-                f"{shown(table.parent)}: {facts(table, args.folder)['pictures']:,} pictures are known here; the pictures themselves stay",
+                f"{shown(table.parent)}:"
+                f" {counted(facts(table, args.folder)['pictures'], 'picture is known here', 'pictures are known here')};"
+                " the pictures themselves stay",
                 file=sys.stderr,
             )
         except PliError as error:
             print(error, file=sys.stderr)
     if not args.yes:
-        if not sys.stdin.isatty(): raise PliError(f"{len(tables)} galleries would be deleted: say --yes")
+        if not sys.stdin.isatty(): raise PliError(f"{counted(len(tables), 'gallery', 'galleries')} would be deleted: say --yes")
         print("Delete? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"): return print("nothing was deleted", file=sys.stderr)
     for table in tables:
         left = forget(table)
-        print(f"{shown(table.parent)}: forgotten" + (f"; {len(left)} files that pli has not made were left there" if left else ""))
+        stays = counted(len(left), "file that pli has not made was left there", "files that pli has not made were left there")
+        print(f"{shown(table.parent)}: forgotten" + f"; {stays}" * bool(left))
 
 def run_duplicates(args) -> None:
-    from pli.core import shown
+    from pli.core import counted, in_bytes, shown
     from pli.gallery.manage import duplicates, galleries_of
     from pli.gallery.store import PictureTable
     newest = max(galleries_of(args.folder, args.gallery), key=lambda table: table.stat().st_mtime)
@@ -128,8 +130,8 @@ def run_duplicates(args) -> None:
     print("\n\n".join("\n".join(shown(one.path, WHOLE) for one in group) for group in groups), end="\n" if groups else "")
     extra = sum(group[0].size * (len(group) - 1) for group in groups)
     print(
-        f"{len(groups):,} pictures are there more than once, {sum(len(group) - 1 for group in groups):,} files too many, {_size(extra)}; as"
-        f" of {shown(updated)}",
+        f"{counted(len(groups), 'picture is', 'pictures are')} there more than once,"
+        f" {counted(sum(len(group) - 1 for group in groups), 'file')} too many, {in_bytes(extra)}; as of {shown(updated)}",
         file=sys.stderr,
     )
 
@@ -171,7 +173,7 @@ def run_model_list(args) -> None:
 
 def run_model_fetch(args) -> None:
     from pli.backbones import load_backbone
-    from pli.core import PliError, shown
+    from pli.core import PliError, in_bytes, shown
     from pli.gallery.search import with_weights
     folder = Path(args.folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -180,4 +182,4 @@ def run_model_fetch(args) -> None:
     try: backbone.save(folder)
     except OSError as error: raise PliError(f"{shown(folder)}: cannot be written ({error.strerror or error})") from None
     size = sum(path.stat().st_size for path in folder.iterdir())
-    print(f"saved: {shown(folder)}, {_size(size)}; use it with --model {shown(folder)}, also where there is no network")
+    print(f"saved: {shown(folder)}, {in_bytes(size)}; use it with --model {shown(folder)}, also where there is no network")

@@ -7,8 +7,8 @@ __all__ = ['BLANK', 'MOST_BYTES', 'KINDS', 'FULL', 'PART', 'NUMBERS', 'SEAL', 'L
            'first_line', 'MissingFile', 'open_regular', 'read_regular', 'NoRoom', 'full', 'same_file', 'begun', 'tidy',
            'to_disk', 'check_writable', 'atomic', 'write_json', 'once', 'read_json', 'tensors_digest', 'save_tensors',
            'sealed', 'read_sealed', 'locked', 'held', 'claim', 'holder', 'alone_in', 'still_alone_in',
-           'told_of_workers', 'end_with_parent', 'pick_device', 'check_workers', 'in_words', 'Unseen', 'bar',
-           'versions', 'processor', 'provenance']
+           'told_of_workers', 'end_with_parent', 'pick_device', 'check_workers', 'in_words', 'counted', 'in_bytes',
+           'Unseen', 'bar', 'versions', 'processor', 'provenance']
 
 # %% ../nbs/00_core.ipynb #286ce25a
 import datetime
@@ -534,6 +534,22 @@ def in_words(
     "A time as people say it."
     if seconds < 90: return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+def counted(
+    number: int,
+    one: str,          # what there is one of, such as `picture`; or more of the sentence, such as `picture was left out`
+    many: str = "",    # the same of none or several; with an s if not given
+) -> str:
+    "A number and what it counts, as people write it: 1 picture, 2,000 pictures."
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+def in_bytes(
+    count: int,
+) -> str:
+    "A size as people say it: 812 bytes, 40 kB, 605.0 MB."
+    if count < 1000: return counted(count, "byte")
+    if count < 999_500: return f"{count / 1e3:.0f} kB"
+    return f"{count / 1e9:.1f} GB" if count >= 999_950_000 else f"{count / 1e6:.1f} MB"
 
 # %% ../nbs/00_core.ipynb #d2ee4f13
 class Unseen:

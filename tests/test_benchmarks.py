@@ -1016,3 +1016,24 @@ def test_any_json_of_your_own_is_read_or_refused_by_name(tmp_path_factory, name,
         except PliError as error: assert "queries.json" in str(error) and "\n" not in str(error)
     try: read_gallery(dump(folder / "gallery.json", other), folder)
     except PliError as error: assert "gallery.json" in str(error) and "\n" not in str(error)
+
+
+def test_a_name_longer_than_a_file_can_have_is_told_with_its_entry(tmp_path):
+    long, deep = "x" * 300, "/".join(["y" * 200] * 25)
+    make_cirr(tmp_path / "cirr", pictures=False), make_fashioniq(tmp_path / "fiq", pictures=False)
+    split = tmp_path / "cirr" / "image_splits" / "split.rc2.val.json"
+    whole = json.loads(split.read_text())
+    name = next(iter(whole))
+    for path in (f"./{long}/a.png", f"./dev/{long}.png", f"./{deep}.png", f"./dev/{'ü' * 150}.png"):
+        write(split, whole | {name: path})
+        with pytest.raises(PliError, match=r"split\.rc2\.val\.json: picture 'dev-0.*bytes, and no file has more than") as told: read_benchmark("cirr", tmp_path / "cirr", "val")
+        assert len(str(told.value).partition("split.rc2")[2]) < 250
+    split = tmp_path / "fiq" / "image_splits" / "split.dress.val.json"
+    write(split, [long, *json.loads(split.read_text())])
+    with pytest.raises(PliError, match=r"split\.dress\.val\.json: entry 0: a name of 300 bytes") as told: read_benchmark("fashioniq", tmp_path / "fiq", "val")
+    for wrong in (f"{long}.png", f"{long}/a.png", f"{deep}.png"):
+        write(tmp_path / "gallery.json", ["a.png", wrong])
+        with pytest.raises(PliError, match=r"gallery\.json: entry 1: a (name|path) of .* bytes") as told: read_gallery(tmp_path / "gallery.json", tmp_path)
+        assert len(str(told.value).partition("gallery.json")[2]) < 300
+    for name in ("cirr", "circo", "fashioniq", "genecis"):
+        with pytest.raises(PliError, match="expected "): read_benchmark(name, tmp_path / long)

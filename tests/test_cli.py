@@ -531,3 +531,23 @@ def test_a_variable_that_is_not_set_is_no_option_left_out(words, option, capsys,
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended: main(words)
     assert ended.value.code == 2 and f"argument {option}: is empty" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_figure_of_masks_has_an_end(drawn, tmp_path):
+    picture = drawn / "images" / "pair_000001.png"
+    hides = [word for _ in range(1000) for word in ("--hide", "blur")]
+    status, out, err = many([(tmp_path, ["mask", picture, *hides, "--out", "m.png"])])[0]
+    assert (status, out) == (1, "") and "1 picture under 1,000 ways of --hide and whole: a figure shows at most 1,000" in err and not (tmp_path / "m.png").exists()
+    status, out, err = many([(tmp_path, ["mask", picture, "--hide", "|".join(["blur"] * 501), "--out", "m.png"])])[0]
+    assert (status, out) == (1, "") and "has 501 parts" in err and len(err) < 200
+
+
+def test_queries_of_the_same_words_are_told_the_option(drawn, tmp_path):
+    records = [record | {"relative_caption": "in red"} for record in json.loads((drawn / "queries.json").read_text())]
+    (drawn / "same.json").write_text(json.dumps(records))
+    asked = ["evaluate", "--queries", drawn / "same.json", "--gallery", drawn / "gallery.json", *TINY]
+    ways = ([], ["--composer", "product:1"], ["--composer", "sum:1", "--composer", "harris"])
+    for status, out, err in many([(tmp_path, asked + more) for more in ways]):
+        assert status == 1 and f"all {len(records)} queries have the same words" in err and "--word-mean everyday" in err and "text_mean" not in err and err.count("\n") == 1
+    (drawn / "same.json").write_text(json.dumps(records[:1]))
+    assert "there is one query only" in many([(tmp_path, [*asked, "--composer", "product:1"])])[0][2]

@@ -1,7 +1,10 @@
 "`pli index` and `pli search` as a person types them: what is printed where, what is refused before any work, and a gallery that outlives tuning."
+import csv
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pli.cli import main
-from pli.gallery.search import Gallery
+from pli.gallery.search import Gallery, Where
 from pli.world import save_world
 
 
@@ -127,7 +130,7 @@ def test_hits_are_opened_in_the_systems_viewer(pictures, capfd, tmp_path, monkey
 def test_problems_are_listed(pictures, capfd, tmp_path):
     (pictures / "bad.jpg").write_bytes(b"no picture")
     status, out, err = pli(capfd, "index", pictures, "--model", "pli-tiny-48", "--problems", tmp_path / "problems.txt")
-    assert (status, out) == (0, "") and "1 cannot be read" in err and (tmp_path / "problems.txt").read_text().startswith("bad.jpg\t")
+    assert (status, out) == (0, "") and "1 picture cannot be read and is left out" in err and (tmp_path / "problems.txt").read_text().startswith("bad.jpg\t")
 
 
 def test_tuning_the_words_indexes_nothing_again(drawn, pictures, capfd, tmp_path):
@@ -159,7 +162,7 @@ def test_a_cut_off_leaves_hits_out_and_says_so(pictures, capfd, tmp_path):
     fits = [hit["fit"] for hit in json.loads(out)]
     assert status == 0 and len(fits) == 4
     status, out, err = pli(capfd, *search, "--at-least", max(fits) + 1, "--k", 4)
-    assert (status, out) == (0, "") and "no hit fits the words by at least" in err
+    assert (status, out) == (0, "") and "no picture fits the words by at least" in err
     status, out, err = pli(capfd, "search", pictures, "--image", pictures / "pair_000001.png", "--at-least", 1)
     assert status == 1 and "this query has none" in err
     (tmp_path / "asked.jsonl").write_text('{"text": "a star", "at_least": -99, "k": 2}\n{"image": "pictures/pair_000001.png", "at_least": 1}\n')
@@ -285,3 +288,108 @@ def test_a_weight_beyond_a_million_is_told(pictures, capfd):
         status, _, err = pli(capfd, "search", pictures, "a star", "--image", pictures / "pair_000001.png", *options, "--model", "pli-tiny-48")
         assert status == 1 and "must be a number from 0 to 1,000,000" in err and not (pictures / ".pli").exists()
     assert pli(capfd, "search", pictures, "a star", "--image", pictures / "pair_000001.png", "--weight", "1e6", "--model", "pli-tiny-48")[0] == 0
+
+
+def test_every_run_tells_what_cannot_be_read(pictures, capfd):
+    for name in ("no.png", "none.png"): (pictures / name).write_bytes(b"no picture")
+    first, second = (pli(capfd, "index", pictures, "--model", "pli-tiny-48")[2] for _ in range(2))
+    assert "2 pictures cannot be read and are left out: no.png (" in first
+    assert "2 pictures cannot be read and are left out, as before: no.png, none.png\n" in second and "nothing new" in second
+    (pictures / "another.png").write_bytes(b"neither")
+    status, out, err = pli(capfd, "search", pictures, "a star", "--k", 2)
+    assert "3 pictures cannot be read and are left out, 1 of them new: another.png (" in err and len(out.splitlines()) == 2
+    status, out, err = pli(capfd, "search", pictures, "a star", "--k", 2, "--no-index")
+    assert err == "3 pictures cannot be read and are left out, as before: another.png, no.png, none.png\n"
+
+
+def test_a_single_thing_is_not_called_several(drawn, tmp_path, capfd):
+    (tmp_path / "one").mkdir()
+    shutil.copy(drawn / "images" / "pair_000001.png", tmp_path / "one" / "a.png")
+    (tmp_path / "one" / ".hidden").touch()
+    (tmp_path / "one" / "no.png").write_bytes(b"no picture")
+    err = pli(capfd, "index", tmp_path / "one", "--model", "pli-tiny-48", "--problems", tmp_path / "list.txt")[2]
+    assert "1 picture cannot be read and is left out: " in err and "1 hidden file or folder was left out\n" in err and "\n1 problem: " in err
+    err = pli(capfd, "search", tmp_path / "one", "a", "--copy-to", tmp_path / "hits")[2]
+    assert "1 picture copied to" in err
+    status, out, err = pli(capfd, "gallery", "show", tmp_path / "one")
+    assert ": 1 picture, 1 that cannot be read, 0 exact duplicates" in out and "0.0 MB" not in out and " kB\n" in out
+    assert "1 gallery would be deleted" in pli(capfd, "gallery", "forget", tmp_path / "one")[2]
+    shutil.copy(tmp_path / "one" / "a.png", tmp_path / "one" / "b.png")
+    pli(capfd, "index", tmp_path / "one")
+    assert "1 picture is there more than once, 1 file too many, " in pli(capfd, "gallery", "duplicates", tmp_path / "one")[2]
+    (tmp_path / "one" / "a.png").unlink()
+    (tmp_path / "one" / "b.png").unlink()
+    (tmp_path / "one" / "no.png").unlink()
+    shutil.copy(drawn / "images" / "pair_000001.png", tmp_path / "one" / "c.png")
+    assert "\n1 picture: 1 moved, 2 removed" in "\n" + pli(capfd, "index", tmp_path / "one", "--forget-missing")[2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pipes, sockets")
+@pytest.mark.parametrize("place, told", [("file", "is a file, not a folder"), ("pipe", "is a pipe, not a folder"), ("socket", "is a socket, not a folder"), ("loop", "is a link that leads back to itself"),
+                                         ("dangling", "is a link to nothing"), ("file/below", "lies below a file"), ("x" * 300, "cannot be reached (File name too long)")])
+def test_a_place_for_the_gallery_that_is_no_folder_is_said_first(pictures, tmp_path, capfd, monkeypatch, place, told):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch(), os.mkfifo("pipe"), os.symlink("loop", "loop"), os.symlink("nothing", "dangling")
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind("socket")
+        for command in (["index"], ["search"], ["gallery", "show"], ["gallery", "forget"], ["gallery", "duplicates"]):
+            words = ["a star"] * (command == ["search"]) + ["--model", "no model at all"] * (len(command) == 1)
+            status, out, err = pli(capfd, *command, pictures, *words, "--gallery", place)
+            assert (status, out, err.count("\n")) == (1, "", 1) and f"--gallery {place[:100]}" in err and told in err and "name a folder" in err
+    if "/" in place or len(place) > 255: return
+    if place == "socket": shutil.copy("file", pictures / ".pli")
+    else: os.rename(place, pictures / ".pli")
+    status, out, err = pli(capfd, "index", pictures, "--model", "no model at all")
+    assert (status, out) == (1, "") and "pictures/.pli: is a" in err and "remove it" in err
+
+
+def test_no_hit_is_an_answer_and_what_is_not_written_is_said(pictures, capfd, tmp_path):
+    search = ["search", pictures, "a star", "--model", "pli-tiny-48", "--at-least", 99]
+    status, out, err = pli(capfd, *search, "--figure", tmp_path / "new" / "hits.png", "--copy-to", tmp_path / "copies")
+    best = max(hit["fit"] for hit in json.loads(pli(capfd, *search[:-1], -99, "--k", 70, "--json")[1]))
+    assert (status, out) == (0, "") and f"0 hits are left: no picture fits the words by at least 99; the best fit is {best:.2f}\n" in err
+    assert "--figure, --copy-to: nothing is written" in err and not (tmp_path / "new").exists() and not (tmp_path / "copies").exists()
+    for way, out in (([], ""), (["--json"], "null\n")):
+        assert pli(capfd, *search, "--explain", 1, *way)[:2] == (0, out)
+    assert pli(capfd, *search, "--json")[:2] == (0, "[]\n")
+    assert pli(capfd, *search, "--csv")[:2] == (0, "rank,score,path,date,width,height,file,fit\n")
+
+
+def test_the_fit_is_shown_wherever_it_was_asked(pictures, capfd, tmp_path):
+    search = ["search", pictures, "a star", "--model", "pli-tiny-48", "--k", 5]
+    fits = [hit["fit"] for hit in json.loads(pli(capfd, *search, "--at-least", -99, "--json")[1])]
+    lines = pli(capfd, *search, "--at-least", -99)[1].splitlines()
+    assert [float(line.split()[2]) for line in lines] == [pytest.approx(fit, abs=0.0051) for fit in fits]
+    printed = pli(capfd, *search, "--at-least", -99, "--csv", "--figure", tmp_path / "hits.csv")[1]
+    assert (tmp_path / "hits.csv").read_text() == printed and [float(row["fit"]) for row in csv.DictReader(printed.splitlines())] == fits
+    assert "fit" not in pli(capfd, *search, "--csv")[1].splitlines()[0] and len(pli(capfd, *search)[1].splitlines()[0].split()) == 4
+
+
+def test_a_first_day_after_the_last_is_told(pictures, capfd):
+    for since, until in (("2024-05-02", "2024-05-01"), ("2025", "2024"), ("2024-06", "2024-05")):
+        status, out, err = pli(capfd, "search", pictures, "a star", "--since", since, "--until", until)
+        assert (status, out) == (1, "") and f"--since {since} is later than --until {until}" in err and not (pictures / ".pli").exists()
+    for since, until in (("2024", "2024"), ("2024-05", "2024"), ("2024", "2024-01-01")): Where(since=since, until=until)
+
+
+def test_several_references_have_no_map_and_that_is_said(pictures, capfd):
+    search = ["search", pictures, "in red", "--model", "pli-tiny-48", "--explain", 1, "--image", pictures / "pair_000001.png"]
+    assert "no map over" not in pli(capfd, *search)[1]
+    told = pli(capfd, *search, "--image", pictures / "pair_000002.png")[1].splitlines()
+    assert any(line.startswith("the query is the mean of 2 pictures, so there is no map over any of them") for line in told) and sum("trust in the map over the hit" in line for line in told) == 1 and "over the reference" not in str(told)
+
+
+def test_an_explanation_says_what_its_numbers_are(pictures, capfd):
+    search = ["search", pictures, "--model", "pli-tiny-48", "--explain", 1, "--image", pictures / "pair_000001.png"]
+    assert re.search(r"score (-?[\d.]+), which is -?[\d.]+ from the picture [-+] [\d.]+ from the words \(composer sum:1\)\n", pli(capfd, *search, "in red")[1])
+    assert ", all of it from the picture (composer image)\n" in pli(capfd, *search)[1]
+    told = pli(capfd, *search, "in red", "--composer", "product")[1]
+    assert re.search(r"made of [\d.]+ for the picture and [\d.]+ for the words", told) and "from 0, the worst of the searched pictures, to 1" in told
+
+
+def test_the_folder_of_a_written_file_is_made_and_the_help_says_so(pictures, capfd, tmp_path):
+    assert pli(capfd, "search", pictures, "a star", "--model", "pli-tiny-48", "--figure", tmp_path / "new" / "hits.png")[0] == 0 and (tmp_path / "new" / "hits.png").is_file()
+    assert pli(capfd, "index", pictures, "--problems", tmp_path / "newer" / "list.txt")[0] == 0 and (tmp_path / "newer" / "list.txt").is_file()
+    for command in ("search", "index", "evaluate", "compare", "score", "submit", "mask"):
+        with pytest.raises(SystemExit): main([command, "--help"])
+        assert "its folder is made where there is none" in " ".join(capfd.readouterr().out.split()), command

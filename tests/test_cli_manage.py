@@ -46,7 +46,7 @@ def test_galleries_are_listed_and_shown(photos, tmp_path, capfd):
     assert record["bytes"] == sum(path.stat().st_size for path in (photos / ".pli").rglob("*") if path.is_file()) and record["updated"][:10] == record["made"]
     assert str(photos) in pli(capfd, "gallery", "list")[1]
     status, out, _ = pli(capfd, "gallery", "show", photos)
-    assert status == 0 and "5 pictures, 1 that cannot be read, 1 exact duplicates" in out and "pli-tiny-48" in out
+    assert status == 0 and "5 pictures, 1 that cannot be read, 1 exact duplicate\n" in out and "pli-tiny-48" in out
     status, _, err = pli(capfd, "gallery", "show", tmp_path)
     assert status == 1 and "no gallery is known there" in err and err.count("\n") == 1
 
@@ -137,7 +137,7 @@ def test_forgetting_deletes_what_pli_made_and_nothing_else(photos, capfd):
     status, out, err = pli(capfd, "gallery", "forget", photos)
     assert status == 1 and "--yes" in err and (key / "gallery.sqlite").exists()
     status, out, _ = pli(capfd, "gallery", "forget", photos, "--yes")
-    assert status == 0 and "1 files that pli has not made were left" in out
+    assert status == 0 and "1 file that pli has not made was left" in out
     assert sorted(path.name for path in (photos / ".pli").rglob("*")) == sorted(["also mine.txt", "mine.txt", key.name]) and len(list(photos.iterdir())) == 7
     assert known_galleries() == []
 

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import pli.core
-from pli.core import MissingFile, PliError, atomic, check_writable, first_line, holder, open_regular, pick_device, read_json, read_regular, read_sealed, save_tensors, sealed, shown, tidy, write_json
+from pli.core import MissingFile, PliError, atomic, check_writable, counted, first_line, holder, in_bytes, open_regular, pick_device, read_json, read_regular, read_sealed, save_tensors, sealed, shown, tidy, write_json
 
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 
@@ -258,3 +258,10 @@ def test_a_place_is_tried_before_long_work(tmp_path):
 def test_bytes_that_are_no_text_are_written_as_json_can(tmp_path):
     write_json(tmp_path / "names.json", ["bad\udcff", "ü"])
     assert (tmp_path / "names.json").read_bytes() == '[\n "bad\\udcff",\n "ü"\n]\n'.encode() and read_json(tmp_path / "names.json") == ["bad\udcff", "ü"]
+
+
+def test_one_is_not_several_and_a_small_size_is_not_nothing():
+    assert [counted(number, "picture") for number in (0, 1, 2000)] == ["0 pictures", "1 picture", "2,000 pictures"]
+    assert [counted(number, "gallery is", "galleries are") for number in (1, 2)] == ["1 gallery is", "2 galleries are"]
+    assert [in_bytes(count) for count in (0, 1, 999, 1000, 39_600, 999_499, 999_500, 605e6, 999_949_999, 999_950_000)] == [
+        "0 bytes", "1 byte", "999 bytes", "1 kB", "40 kB", "999 kB", "1.0 MB", "605.0 MB", "999.9 MB", "1.0 GB"]

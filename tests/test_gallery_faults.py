@@ -260,7 +260,7 @@ def test_a_folder_that_cannot_be_written_to_has_its_gallery_in_the_cache(open_pl
     monkeypatch.setenv("PLI_CACHE", str(open_place / "cache"))
     for told in ("4 added", "nothing new"):
         with Child(as_nobody, "index", str(open_place / "photos"), "--model", "pli-tiny-48") as other: status, err = other.hear()
-        assert status == 0 and told in err and "1 folders cannot be read: shut" in err, err
+        assert status == 0 and told in err and "1 folder cannot be read: shut" in err, err
     assert not (open_place / "photos" / ".pli").exists()
     home, = (path for path in (open_place / "cache" / "galleries").iterdir() if path.name != "known")
     with PictureTable(next(home.glob("*/gallery.sqlite"))) as table: assert len(table) == 4

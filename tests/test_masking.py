@@ -922,3 +922,13 @@ def test_requests_are_limited_and_vary():
     view = View(torch.zeros(60, 3, 8, 8), (2, 2), captions=("Red", "navy blue") * 30)
     assert len(set(parse_hide("ask")(view, generator(0)).captions)) > 10 and parse_hide("ask")(view, generator(0)).captions == parse_hide("ask")(view, generator(0)).captions
     assert set(parse_hide("ask:1")(view, generator(0)).captions) & {"navy blue"}
+
+
+def test_a_way_of_hiding_without_end_is_refused_in_a_short_line():
+    assert len(parse_hide("|".join(["random:0.5"] * 64)).ways) == 64
+    for mark in "|>+":
+        with pytest.raises(PliError, match="has 501 parts, and at most 64 are read") as told: parse_hide(mark.join(["blur"] * 501))
+        assert len(str(told.value)) < 150
+    for text in ("x" * 5000, "random:" + "y" * 5000):
+        with pytest.raises(PliError, match="--hide 'x|--hide 'random") as told: parse_hide(text)
+        assert len(str(told.value)) < 800

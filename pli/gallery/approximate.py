@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..backbones import load_backbone
 from ..composition import Composer
-from ..core import PliError, bar, check_writable, claim, holder, pick_device, shown, unit
+from ..core import PliError, bar, check_writable, claim, counted, holder, pick_device, shown, unit
 from .encode import warn
 from .search import AVOID, Gallery, Ranker, Where, check_reader, features_key, is_copy, is_public, nothing_left
 from .store import LARGEST_ROW, Picture, PictureTable, Vectors, check_row, features_in, path_inside
@@ -371,7 +371,7 @@ class CopyChanges:
         told = (
             ", ".join(f"{count:,} {word}" for count, word in ((self.added, "written"), (self.removed, "removed")) if count) or "nothing new"
         )
-        return f"{shown(self.place)}: {self.pictures:,} pictures: {told}" + (
+        return f"{shown(self.place)}: {counted(self.pictures, 'picture')}: {told}" + (
             "" if self.indexed else f"; fewer than {LEAST_INDEXED:,} are searched without an index, and exactly"
         )
 

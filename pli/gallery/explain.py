@@ -294,34 +294,44 @@ def explain(
 # %% ../../nbs/gallery/09d_explain.ipynb #13c206da
 def explanation_lines(found: Explanation) -> list[str]:
     "An explanation in a few lines."
-    sign = " + " if found.how == "summands" else " and factor "
-    halves = sign.join(f"{name} {value:.4f}" for name, value in found.halves.items())
-    lines = [
-        f"{found.hit.rank}. {shown(found.hit.path)}: {found.score:.4f} with {found.composer}; "
-        + (
-            f"= {found.avoid['stretched']:.4f} for what was wanted x {found.avoid['kept']:.4f} left by what was to be avoided"
-            if found.avoid
-            else halves
-        )
-    ]
-    if found.avoid:
+    avoid, references = found.avoid, found.hit.of.references
+    gave = f", {_halves_said(found)}"
+    if avoid: gave = f" = {avoid['stretched']:.4f} for what was wanted x {avoid['kept']:.4f} left by what was to be avoided"
+    lines = [f"{found.hit.rank}. {shown(found.hit.path)}: score {found.score:.4f}{gave} (composer {found.composer})"]
+    if avoid:
         lines.append(
-            f"what was wanted: {found.avoid['wanted']:.4f} ({halves}), which is {found.avoid['stretched']:.4f} of the way from the worst"
-            " picture's to the best one's"
+            f"what was wanted: {avoid['wanted']:.4f}, {_halves_said(found)}; that is {avoid['stretched']:.4f} of the way from the worst"
+            " picture's (0) to the best one's (1)"
         )
+    if found.how == "factors":
+        lines.append("picture and words each count from 0, the worst of the searched pictures, to 1, the best of them")
+    if len(references) > 1 and found.composer != "text":
+        lines.append(f"the query is the mean of {len(references)} pictures, so there is no map over any of them, only over the hit")
     if found.composer in ("image", "text") and found.hit.of.asked["text"] and found.hit.of.references:
         lines.append("the picture does not count, so there is no map over it" if found.composer == "text" else "the words do not count")
     if found.words:
         lines.append(
-            "what each word gave (the score loses it without the word): "
+            "what each word adds to the score, which changes by so much without the word: "
             + ", ".join(f"{shown(word, 40)} {value:+.4f}" for word, value in found.words)
+            + "; with a minus, the score is higher without it" * any(value < 0 for _, value in found.words)
         )
     for what, curves in found.curves.items():
         lines.append(
-            f"how far the map over the {what} can be trusted: {curves['blocks'].trust:.2f} made by hiding blocks,"
-            f" {curves['gradient'].trust:.2f} by gradient; 0 or less is no better than chance, 1 is perfect"
+            f"trust in the map over the {what}, made by hiding parts of it: {curves['blocks'].trust:.2f};"
+            f" in one made by gradients: {curves['gradient'].trust:.2f}"
         )
+    lines.append(
+        "trust says how well a map shows what the score rests on: 1 is perfect, 0 or less no better than chance; the figure draws the"
+        " first map"
+    )
     return lines
+
+def _halves_said(found: Explanation) -> str:
+    "What picture and words gave, in words."
+    picture, words = found.halves["picture"], found.halves["words"]
+    if found.how == "factors": return f"made of {picture:.4f} for the picture and {words:.4f} for the words"
+    if found.composer in ("image", "text"): return f"all of it from the {'picture' if found.composer == 'image' else 'words'}"
+    return f"which is {picture:.4f} from the picture {'-' if words < 0 else '+'} {abs(words):.4f} from the words"
 
 def explanation_figure(found: Explanation):
     "The figure of an explanation, a `matplotlib.figure.Figure`."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['THUMBNAIL', 'CHANGED', 'EXTRAS_SAID', 'PAUSE', 'Listing', 'list_pictures', 'Read', 'content_of', 'date_taken',
-           'thumbnail_of', 'small_picture', 'NewPictures', 'Changes', 'change_lines', 'Indexing', 'alone_with',
-           'update']
+           'thumbnail_of', 'small_picture', 'NewPictures', 'Changes', 'change_lines', 'unread_lines', 'still_broken',
+           'Indexing', 'alone_with', 'update']
 
 # %% ../../nbs/gallery/09b_index.ipynb #d15044ab
 import datetime
@@ -15,7 +15,7 @@ import os
 import stat
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..backbones import Backbone
-from ..core import PliError, bar, claim, end_with_parent, holder, in_words, open_regular, shown, told_of_workers
+from ..core import PliError, bar, claim, counted, end_with_parent, holder, in_words, open_regular, shown, told_of_workers
 from ..data import RAW, SUFFIXES, PictureError, open_header, open_picture
 from ..decoders import EXTRAS, has_extra
 from .encode import ALIKE, encode_pixels
@@ -237,7 +237,7 @@ def _lost(table: PictureTable, met: Listing, count: int, forget: bool) -> tuple[
     ]:
         below = os.fsencode(folder) + b"/"
         lost = {id for id, path in gone if path.startswith(below)}
-        if lost: kept.append(f"{shown(folder)} {why}: its {len(lost):,} pictures are kept (--forget-missing drops them)")
+        if lost: kept.append(f"{shown(folder)} {why}: its {counted(len(lost), 'picture is', 'pictures are')} kept (--forget-missing drops them)")
         safe += lost
     safe = set(safe)
     return [id for id, _ in gone if id not in safe], kept
@@ -281,6 +281,7 @@ class Changes:
     removed: int = 0
     encoded: int = 0       # seen by the model
     broken: list[str] = field(default_factory=list)    # what cannot be read, with the reason; of this run
+    still: list[tuple[str, str]] = field(default_factory=list)   # what an earlier run could not read: name and reason
     skipped: list[str] = field(default_factory=list)   # vanished or changed while they were read
     kept: list[str] = field(default_factory=list)      # why rows without a file were kept
     met: Listing = field(default_factory=Listing)
@@ -288,25 +289,47 @@ class Changes:
     def lines(self) -> list[str]: return change_lines(self)
 
 # %% ../../nbs/gallery/09b_index.ipynb #c42fd8da
-EXTRAS_SAID = {"heic": "HEIC pictures", "raw": "raw files of cameras"}
+EXTRAS_SAID = {"heic": ("HEIC picture", "HEIC pictures"), "raw": ("raw file of a camera", "raw files of cameras")}
 
 def change_lines(changes: Changes, first: int = 3) -> list[str]:
     "What an update did, for people: a line of numbers, then what deserves a look."
     names = {"added": "added", "changed": "changed", "moved": "moved", "removed": "removed"}
     told = ", ".join(f"{getattr(changes, name):,} {word}" for name, word in names.items() if getattr(changes, name)) or "nothing new"
-    lines, met = [f"{changes.pictures:,} pictures: {told}"], changes.met
-    some = lambda items: ", ".join(shown(item, 80) for item in items[:first]) + f" and {len(items) - first:,} more" * (len(items) > first)
-    for name, said in EXTRAS_SAID.items():
-        if missing := [line for line in changes.broken if f"pli[{name}]" in line]:
-            lines.append(f'{len(missing):,} {said} were left out: pip install "pli[{name}]", and the next run reads them')
-    broken = [line for line in changes.broken if not any(f"pli[{name}]" in line for name in EXTRAS)]
-    if broken: lines.append(f"{len(broken):,} cannot be read and are left out: {some(broken)}")
-    if changes.skipped: lines.append(f"{len(changes.skipped):,} were left for the next time: {some(changes.skipped)}")
-    if met.odd: lines.append(f"{len(met.odd):,} are named like pictures but are no files: {some(met.odd)}")
-    if met.unreadable: lines.append(f"{len(met.unreadable):,} folders cannot be read: {some(met.unreadable)}")
-    if met.again: lines.append(f"{len(met.again):,} links lead to folders that are indexed already: {some(met.again)}")
-    if met.hidden: lines.append(f"{met.hidden:,} hidden files and folders were left out")
+    lines, met, some = [f"{counted(changes.pictures, 'picture')}: {told}"], changes.met, lambda items: _some(items, first)
+    lines += unread_lines(changes.broken, changes.still, first)
+    for found, one, many in (
+        (changes.skipped, "picture was left for the next time", "pictures were left for the next time"),
+        (met.odd, "is named like a picture but is no file", "are named like pictures but are no files"),
+        (met.unreadable, "folder cannot be read", "folders cannot be read"),
+        (met.again, "link leads to a folder that is indexed already", "links lead to folders that are indexed already"),
+    ):
+        if found: lines.append(f"{counted(len(found), one, many)}: {some(found)}")
+    if met.hidden: lines.append(counted(met.hidden, "hidden file or folder was left out", "hidden files and folders were left out"))
     return lines + changes.kept
+
+def unread_lines(broken: list[str], still: list[tuple[str, str]], first: int = 3) -> list[str]:
+    "What cannot be read, for people: `broken` since this run, with the reasons, and `still` since an earlier one, name and reason."
+    lines = []
+    for extra, (one, many) in EXTRAS_SAID.items():
+        if count := sum(f"pli[{extra}]" in line for line in [*broken, *(reason for _, reason in still)]):
+            told = counted(count, f"{one} was left out", f"{many} were left out")
+            lines.append(f'{told}: pip install "pli[{extra}]", and the next run reads {"it" if count == 1 else "them"}')
+    other = lambda line: not any(f"pli[{name}]" in line for name in EXTRAS)
+    new, old = [line for line in broken if other(line)], [name for name, reason in still if other(reason)]
+    if new or old:
+        told = counted(len(new) + len(old), "picture cannot be read and is left out", "pictures cannot be read and are left out")
+        age = f", {len(new):,} of them new" if new and old else ", as before" * bool(old)
+        lines.append(f"{told}{age}: {_some(new + old, first)}")
+    return lines
+
+def still_broken(table: PictureTable, but: Iterable[bytes] = ()) -> list[tuple[str, str]]:
+    "Name and reason of every known picture that cannot be read, in the order of their paths, without some paths."
+    but = set(but)
+    found = table.connection.execute("SELECT path, broken FROM picture WHERE broken IS NOT NULL ORDER BY path")
+    return [(shown(os.fsdecode(path), 80), str(broken)) for path, broken in found if path not in but]
+
+def _some(items: list[str], first: int) -> str:
+    return ", ".join(shown(item, 80) for item in items[:first]) + f" and {len(items) - first:,} more" * (len(items) > first)
 
 # %% ../../nbs/gallery/09b_index.ipynb #65e28b54
 class Indexing(PliError):
@@ -371,6 +394,7 @@ def _update(table: PictureTable, root: Path, backbone: Backbone, workers: int, f
     gone_drives = [drive for drive in table.about().get("drives") or [] if drive not in met.drives] if kept else []
     drives = sorted({*met.drives, *gone_drives})
     table.say(drives=drives, updated=datetime.datetime.now().isoformat(timespec="seconds"))
+    with table.telling(): changes.still = still_broken(table, (path for path, _, _ in todo))
     return changes
 
 def _read_all(table, root, todo, backbone, workers, changes, say) -> None:

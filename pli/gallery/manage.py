@@ -20,7 +20,7 @@ import sqlite3
 from ..core import PliError, claim, full, holder, read_json, shown, to_disk
 from .encode import cache_folder
 from .index import alone_with
-from .search import cached_home, check_folder, galleries_in, gallery_home, note_of, noted_models, notes_folder, remember
+from .search import cached_home, check_folder, folder_or_new, galleries_in, gallery_home, note_of, noted_models, notes_folder, remember
 from .store import Picture, PictureTable
 
 # %% ../../nbs/gallery/09f_manage.ipynb #b1b3ab84
@@ -69,8 +69,8 @@ def galleries_of(
     folder: str | Path,                 # of the pictures; it need not be there
     gallery: str | Path | None = None,  # the place that was named when it was made
 ) -> list[Path]:                        # their tables
-    "The galleries of a folder. Raises `PliError` where none is known."
-    homes = [Path(gallery)] if gallery is not None else [Path(folder) / ".pli", cached_home(folder)]
+    "The galleries of a folder. Raises `PliError` where none is known, and for a named place that is no folder."
+    homes = [folder_or_new(gallery)] if gallery is not None else [Path(folder) / ".pli", cached_home(folder)]
     tables = [home / key / "gallery.sqlite" for home in homes for key in galleries_in(home)]
     if gallery is None:
         tables += [

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['ROUNDING', 'SLACK', 'FEW', 'CROWD', 'AVOID', 'MODEL', 'DEFAULT_COMPOSER', 'READS', 'OPTIONS', 'MOST_WEIGHT',
-           'features_key', 'gallery_home', 'cached_home', 'galleries_in', 'everyday_captions', 'everyday_mean', 'Where',
-           'Ranker', 'ends_of', 'fit_of', 'check_at_least', 'Hit', 'Hits', 'title_of_query', 'sheet_of', 'save_hits',
-           'write_csv', 'Gallery', 'open_gallery', 'is_copy', 'with_weights', 'is_public', 'OtherFeatures',
-           'check_reader', 'features_read', 'write_features_read', 'check_folder', 'notes_folder', 'note_of',
-           'noted_models', 'remember', 'noted_homes', 'found_home', 'lies_elsewhere', 'search_gallery', 'NothingLeft',
-           'nothing_left', 'direction_of_avoided', 'chosen_composer', 'Reference']
+           'features_key', 'gallery_home', 'folder_or_new', 'cached_home', 'galleries_in', 'everyday_captions',
+           'everyday_mean', 'Where', 'Ranker', 'ends_of', 'fit_of', 'check_at_least', 'Hit', 'Hits', 'title_of_query',
+           'sheet_of', 'save_hits', 'write_csv', 'Gallery', 'open_gallery', 'is_copy', 'with_weights', 'is_public',
+           'OtherFeatures', 'check_reader', 'features_read', 'write_features_read', 'check_folder', 'notes_folder',
+           'note_of', 'noted_models', 'remember', 'noted_homes', 'found_home', 'lies_elsewhere', 'search_gallery',
+           'NothingLeft', 'nothing_left', 'direction_of_avoided', 'chosen_composer', 'Reference']
 
 # %% ../../nbs/gallery/09c_search.ipynb #3fa31c04
 import csv
 import datetime
+import errno
 import fnmatch
 import functools
 import hashlib
@@ -23,6 +24,7 @@ import numbers
 import os
 import posixpath
 import re
+import stat
 from calendar import monthrange
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -37,7 +39,7 @@ from torch import Tensor
 
 from ..backbones import Backbone, load_backbone
 from ..composition import Composer, parse_composer, score, stretched
-from ..core import PliError, atomic, check_writable, pick_device, read_json, read_regular, shown, unit, write_json
+from ..core import KINDS, PliError, atomic, check_writable, pick_device, read_json, read_regular, shown, unit, write_json
 from ..data import open_picture
 from ..drawing import QUERY, Cell, as_png, contact_sheet
 from .encode import ALIKE, cache_folder, encode_pixels, encode_texts, features_of, top_k
@@ -63,13 +65,30 @@ def gallery_home(
     key: str | None = None,             # of the features that are wanted, where they are known
 ) -> Path:
     """The folder that holds a folder's galleries, one for each picture tower: beside the pictures, unless that cannot be written to and
-    does not hold the gallery already.
+    does not hold the gallery already. Raises `PliError` for a place that is there and is no folder.
     """
-    if place is not None: return Path(place)
-    beside, cached = Path(folder) / ".pli", cached_home(folder)
+    if place is not None: return folder_or_new(place)
+    beside, cached = folder_or_new(Path(folder) / ".pli", "remove it, or name another place with --gallery"), cached_home(folder)
     if os.access(beside if beside.is_dir() else folder, os.W_OK): return beside
     there, own = galleries_in(beside), galleries_in(cached)
     return beside if (key in there and key not in own if key else there and not own) else cached
+
+def folder_or_new(
+    place: str | Path,                                       # for galleries
+    advice: str = "name a folder, or one to be made",
+) -> Path:
+    "A place for galleries, if it is a folder or not there yet. Raises `PliError` that says what else it is."
+    named = "" if advice.endswith("--gallery") else "--gallery "
+    try: kind = stat.S_IFMT(os.stat(place).st_mode)
+    except FileNotFoundError:
+        if not os.path.lexists(place): return Path(place)
+        raise PliError(f"{named}{shown(place)}: is a link to nothing; {advice}") from None
+    except (OSError, ValueError) as error:
+        why = {errno.ELOOP: "is a link that leads back to itself", errno.ENOTDIR: "lies below a file"}.get(getattr(error, "errno", None))
+        said = why or f"cannot be reached ({getattr(error, 'strerror', None) or error})"
+        raise PliError(f"{named}{shown(place)}: {said}; {advice}") from None
+    if kind != stat.S_IFDIR: raise PliError(f"{named}{shown(place)}: is {KINDS.get(kind, 'a file')}, not a folder; {advice}")
+    return Path(place)
 
 def cached_home(folder: str | Path) -> Path:
     "Where in the user's cache the galleries of a folder live that cannot be written to."
@@ -107,6 +126,8 @@ class Where:
                 raise PliError(f"{what}: must be text, got {shown(repr(getattr(self, what)))}")
         for what in ("since", "until"):
             if getattr(self, what): _day(getattr(self, what), what)
+        if self.since and self.until and self.days()[0] > self.days()[1]:
+            raise PliError(f"--since {shown(self.since)} is later than --until {shown(self.until)}, so no day is left; swap them")
 
     @property
     def below(self) -> str:
@@ -293,16 +314,17 @@ class Hits(Sequence):
         allowed: Tensor | None = None,                  # `(pictures,)` bool of what took part; None: everything
         text_mean: Tensor | None = None,                # what was given for late fusion
         ranker: Ranker | None = None,                   # over the candidates of an approximate search; None: the gallery's own
+        best_fit: float | None = None,                  # where no hit is left that fits well enough: the best fit that there was
     ):
         self.gallery, self.hits, self.asked, self.references = gallery, [replace(hit, of=self) for hit in hits], asked, tuple(references)
-        self.allowed, self.text_mean, self._ranker = allowed, text_mean, ranker
+        self.allowed, self.text_mean, self._ranker, self.best_fit = allowed, text_mean, ranker, best_fit
 
     def __len__(self) -> int:
         return len(self.hits)
 
     def __getitem__(self, index):
         return (
-            Hits(self.gallery, self.hits[index], self.asked, self.references, self.allowed, self.text_mean, self._ranker)
+            Hits(self.gallery, self.hits[index], self.asked, self.references, self.allowed, self.text_mean, self._ranker, self.best_fit)
             if isinstance(index, slice)
             else self.hits[index]
         )
@@ -377,15 +399,18 @@ def save_hits(hits: Hits, path: str | Path) -> None:
     with atomic(path) as temporary:
         if sheet is not None: sheet.save(temporary, "PNG" if kind == ".png" else "JPEG")
         else:
-            with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file: write_csv(hits.records(), file)
+            with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+                write_csv(hits.records(), file, fit="at_least" in hits.asked)
 
 def write_csv(
     records: list[dict],                                  # of hits
     file,                                                 # a text file, or standard output
     text: Callable[[str], str] = lambda cell: cell,       # what becomes of texts
+    fit: bool = False,                                    # with a last column of how well the words fit, where the search asked
 ) -> None:
     "Hits as CSV, with a line of names first."
-    writer = csv.DictWriter(file, ["rank", "score", "path", "date", "width", "height", "file"], extrasaction="ignore", lineterminator="\n")
+    names = ["rank", "score", "path", "date", "width", "height", "file"] + ["fit"] * fit
+    writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for record in records: writer.writerow({name: text(cell) if isinstance(cell, str) else cell for name, cell in record.items()})
 
@@ -839,7 +864,8 @@ def search_gallery(
         | ({"approximate": True} if approximate else {})
         | ({} if at_least is None else {"at_least": at_least})
     )
-    return Hits(gallery, hits, asked, references, allowed, text_mean, ranker if approximate else None)
+    best_fit = None if hits or at_least is None else max(fits, default=None)
+    return Hits(gallery, hits, asked, references, allowed, text_mean, ranker if approximate else None, best_fit)
 
 def _as_many_as_fit(best: Callable, fit: Callable | None, at_least: float | None, k: int) -> tuple[Tensor, Tensor, list]:
     "Scores, rows and fits of so many of the best that `k` of them fit, or of all."

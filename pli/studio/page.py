@@ -24,8 +24,9 @@ import anywidget
 import traitlets
 from ipywidgets import HTML, Button, Dropdown, FloatSlider, HBox, Layout, Text, ToggleButtons, VBox
 
-from ..core import PliError, shown
+from ..core import PliError, counted, shown
 from ..data import open_picture
+from ..gallery.index import small_picture
 from ..gallery.search import Gallery, title_of_query
 from .session import HIDING, LABELS, MOST_UPLOAD, Session, as_jpeg, cells_of, chosen_picture, gallery_cells, hidden_picture, large
 from .session import open_session
@@ -395,7 +396,7 @@ class Studio(VBox):
         if message.get("kind") == "thumbnails":
             ids = message.get("ids")
             table, ids = self.session.galleries[side].table, [id for id in ids if _is_id(id)][:64] if isinstance(ids, list) else []
-            return grid.send({"kind": "thumbnails", "ids": ids}, [table.thumbnail(id) or b"" for id in ids])
+            return grid.send({"kind": "thumbnails", "ids": ids}, [data if small_picture(data := table.thumbnail(id)) else b"" for id in ids])
         name, id, value = str(message.get("action")), message.get("id"), message.get("value")
         if message.get("kind") != "event" or name not in ACTIONS: return
         if name in ("choose", "mark", "look", "explain") and not _is_id(id) or name == "page" and not _is_id(value): return
@@ -575,7 +576,7 @@ def show_results(studio: Studio, side: int) -> None:
         raise
     ranking = session.ranking(side, reach(studio, side))
     title = title_of_query(ranking.hits.asked | {"image": [session.query.picture.name] if session.query.picture else []})
-    said = f"{total:,} pictures, the best first." + " Arrows: places moved by your last change." * bool(ranking.before)
+    said = f"{counted(total, 'picture')}, the best first." + " Arrows: places moved by your last change." * bool(ranking.before)
     with grid.hold_sync():
         grid.results, grid.title, grid.said, grid.help, grid.pages, grid.cells = (
             True,
