@@ -691,13 +691,12 @@ def rank_to(path: str, features, benchmark, spec: str) -> None:
 def made_by(args, device, backbone) -> dict:
     "Where a report comes from."
     from pli.core import provenance
-    from pli.gallery.encode import weights_digest
     return (
         provenance(args.typed, 0, device)
         | {
             "model": args.model,
             "pretrained": args.pretrained or ("none, random weights" if named(args.model) else None),
-            "weights": weights_digest(backbone),
+            "weights": backbone.fingerprint(),
             "preprocess": backbone.preprocess,
             "cut texts": len(backbone.cut_texts),
             "word mean": args.word_mean,

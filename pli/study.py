@@ -31,7 +31,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -40,7 +39,7 @@ try:import tomllib
 except ModuleNotFoundError: import tomli as tomllib   # Python 3.10
 
 from . import tuning, world
-from .backbones import Backbone, load_backbone, register_tiny
+from .backbones import Backbone, is_known, known_weights, load_backbone
 from .benchmarks import Benchmark, read_queries
 from .composition import parse_composer
 from .core import PliError, claim, generator, held, holder, in_words
@@ -421,10 +420,9 @@ def start_model(
     if folder.is_dir():
         if tag: raise PliError(f"{plan.path}: start: {shown(name)} is a folder and brings its own weights: leave out pretrained")
         return load_backbone(folder, device=device)
-    register_tiny()
-    if name not in open_clip.list_models() and not name.startswith("hf-hub:"):
-        raise PliError(f"{plan.path}: start: {shown(name)!r} is neither a folder below {data} nor a name that open_clip knows")
-    if tag and tag not in open_clip.list_pretrained_tags_by_model(name):
+    if not is_known(name):
+        raise PliError(f"{plan.path}: start: {shown(name)!r} is neither a folder below {data} nor a name of a model that is known")
+    if tag and (name, tag) not in known_weights(name):
         raise PliError(f"{plan.path}: start: pretrained {shown(tag)!r} is not known for {name}")
     return load_backbone(name, tag, device=device, seed=seed)
 
@@ -617,9 +615,13 @@ SOURCES = (
     "losses",
     "tuning",
     "backbones",
+    "weights",
+    "shortcuts",
     "tables",
     "data",
+    "decoders",
     "composition",
+    "benchmarks",
     "evaluate",
     "gallery/encode",
     "metrics",

@@ -7,10 +7,10 @@ __all__ = ['OBJECTIVES', 'SCHEDULES', 'MOST', 'NEAREST', 'BATCHES', 'BESIDE', 'A
            'query_view', 'masked_objective', 'already_there', 'paper_objective', 'clip_objective', 'flip_objective',
            'picture_objective', 'learning_rate', 'never_warm', 'check_settings', 'near_company', 'kin_company',
            'check_batches', 'make_company', 'make_optimiser', 'uses_bf16', 'bf16_in_hardware', 'slow_bf16',
-           'plain_attention', 'class_token_alone', 'words_alone', 'take_step', 'save_checkpoint', 'is_intact',
-           'load_checkpoint', 'fingerprint', 'holds_pictures_twice', 'settings_before', 'claim_folder', 'take_over',
-           'files_digest', 'run_record', 'TuneResult', 'read_log', 'RunFiles', 'switched_to_tuning', 'tune',
-           'score_now', 'no_help', 'after_step', 'average']
+           'plain_attention', 'take_step', 'save_checkpoint', 'is_intact', 'load_checkpoint', 'fingerprint',
+           'holds_pictures_twice', 'settings_before', 'claim_folder', 'take_over', 'files_digest', 'run_record',
+           'TuneResult', 'read_log', 'RunFiles', 'switched_to_tuning', 'tune', 'score_now', 'no_help', 'after_step',
+           'average']
 
 # %% ../nbs/07_tuning.ipynb #f500dc0e
 import copy
@@ -26,15 +26,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Callable
 
-import open_clip
 import torch
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from safetensors import safe_open
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
-from .backbones import Backbone
+from .backbones import Backbone, weights_of
 from .core import LOCK, PliError, alone_in, atomic, bar, check_workers, generator, open_regular, read_regular, read_sealed
 from .core import save_tensors, sealed, still_alone_in, tensors_digest, tidy, told_of_workers, unit, write_json
 from .data import BatchOrder, Company, collate, shown
@@ -328,10 +326,10 @@ def make_optimiser(
 ) -> torch.optim.AdamW:
     "AdamW over the towers that learn; no decay for vectors and scalars. The others are frozen."
     decayed, plain = [], []
-    for name, weight in backbone.model.named_parameters():
-        in_picture_tower = name.startswith("visual.")
-        learns = settings.tune == "both" or in_picture_tower == (settings.tune == "image") or name == "logit_scale"
-        if name in backbone.fixed: learns = False     # sine tables of positions stay as they are
+    tower_of = {weight: tower for tower, weights in backbone.towers().items() for weight in weights}
+    for weight in backbone.parameters():
+        tower = tower_of.get(weight)                  # None: tables that never learn
+        learns = tower == "scale" or tower is not None and settings.tune in ("both", tower)
         weight.requires_grad_(learns)
         if learns: (decayed if weight.ndim > 1 else plain).append(weight)
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -365,66 +363,6 @@ def plain_attention(wanted: bool):
     "A context in which attention is computed as its formula says, without fused kernels."
     return sdpa_kernel(SDPBackend.MATH) if wanted else nullcontext()
 
-# %% ../nbs/07_tuning.ipynb #e47b18c2
-@contextmanager
-def class_token_alone(backbone: Backbone):
-    "While it lasts, the last block of the picture tower computes the class token only, where nothing else is read off it."
-    visual = backbone.model.visual
-    plain = (
-        type(visual) is VisionTransformer
-        and visual.attn_pool is None
-        and visual.pool_type == "tok"
-        and not visual.output_tokens
-        and visual.transformer.batch_first
-    )
-    block = visual.transformer.resblocks[-1] if plain else None
-    if type(block) is not ResidualAttentionBlock:
-        yield
-        return
-    def forward(tokens: Tensor, k_x=None, v_x=None, attn_mask=None) -> Tensor:   # `(batch, tokens, width)` to `(batch, 1, width)`
-        seen, first = block.ln_1(tokens), tokens[:, :1]
-        first = first + block.ls_1(block.attention(seen[:, :1], seen, seen))
-        return first + block.ls_2(block.mlp(block.ln_2(first)))
-    block.forward = forward
-    try:yield
-    finally: del block.forward
-
-# %% ../nbs/07_tuning.ipynb #0b6de492
-@contextmanager
-def words_alone(backbone: Backbone):
-    """While it lasts, a text tower that looks back only computes no place behind the longest text, and its last block the end mark only.
-    Other towers are left as they are.
-    """
-    model = backbone.model
-    plain = (
-        type(model) is open_clip.CLIP
-        and model.text_pool_type == "argmax"
-        and model.attn_mask is not None
-        and model.transformer.batch_first
-        and not model.transformer.grad_checkpointing
-    )
-    *blocks, last = model.transformer.resblocks if plain else [None]
-    if type(last) is not ResidualAttentionBlock:
-        yield
-        return
-    def encode_text(text: Tensor, normalize: bool = False) -> Tensor:   # as the model's own
-        end, rows = text.argmax(1), torch.arange(len(text), device=text.device)
-        text = text[:, :int(end.max()) + 1]
-        mask, kind = model.attn_mask[:text.shape[1], :text.shape[1]], model.transformer.get_cast_dtype()
-        x = model.token_embedding(text).to(kind) + model.positional_embedding[:text.shape[1]].to(kind)
-        for block in blocks: x = block(x, attn_mask=mask)
-        seen, own = last.ln_1(x), x[rows, end][:, None]
-        own = own + last.ls_1(
-            last.attention(seen[rows, end][:, None], seen, seen, mask[end].repeat_interleave(last.attn.num_heads, 0)[:, None])
-        )
-        found = model.ln_final(own + last.ls_2(last.mlp(last.ln_2(own))))[:, 0]
-        if model.text_projection is not None:
-            found = model.text_projection(found) if isinstance(model.text_projection, torch.nn.Linear) else found @ model.text_projection
-        return torch.nn.functional.normalize(found, dim=-1) if normalize else found
-    model.encode_text = encode_text
-    try:yield
-    finally: del model.encode_text
-
 # %% ../nbs/07_tuning.ipynb #b60f98d8
 def take_step(
     backbone: Backbone, optimiser: torch.optim.Optimizer, pixels: Tensor, captions: list[str], step: int, settings: TuneSettings,
@@ -441,8 +379,7 @@ def take_step(
         torch.random.fork_rng(devices=on_gpu),
         torch.autocast(backbone.device.type, torch.bfloat16, enabled=half),
         plain_attention(half and backbone.device.type == "cpu"),
-        class_token_alone(backbone),
-        words_alone(backbone),
+        backbone.shortcuts(),
     ):
         # for models that draw random numbers themselves
         torch.manual_seed(generator(settings.seed, "step", before + step).initial_seed())
@@ -466,7 +403,7 @@ def take_step(
             " a longer warm-up usually helps"
         )
     optimiser.step()
-    with torch.no_grad(): backbone.model.logit_scale.clamp_(0, math.log(100))          # CLIP's own bound
+    backbone.clamp_scale()
     return {"step": step, "loss": loss.item(), "learning_rate": rate, "scale": backbone.scale.item(), "gradient_norm": norm.item()}
 
 # %% ../nbs/07_tuning.ipynb #a2068acc
@@ -476,8 +413,8 @@ def save_checkpoint(
     """Weights, moments and a record of where the run is, in one file that is whole or not there, with a digest of it all. Raises
     `NoRoom` where the disk is full; the file before it then stays.
     """
-    tensors = {f"model.{name}": value for name, value in backbone.model.state_dict().items()}
-    for name, weight in backbone.model.named_parameters():
+    tensors = {f"model.{name}": value for name, value in weights_of(backbone).items()}
+    for name, weight in weights_of(backbone, learned=True).items():
         for key, value in optimiser.state.get(weight, {}).items(): tensors[f"optimiser.{key}.{name}"] = value
     tensors = {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}
     text = json.dumps(record | {"sha256": tensors_digest(tensors.items(), json.dumps(record))})
@@ -508,8 +445,8 @@ def load_checkpoint(
         if not is_intact(path): say(f"{shown(path)}: an older version wrote it without a digest, so damage in it could not be noticed")
         with safe_open(path, "pt", device=str(backbone.device)) as file:
             record, names = json.loads(file.metadata()["record"]), set(file.keys())
-            backbone.model.load_state_dict({name: file.get_tensor(f"model.{name}") for name in backbone.model.state_dict()})
-            for name, weight in backbone.model.named_parameters():
+            backbone.load_state_dict({long: file.get_tensor(f"model.{name}") for long, name in zip(backbone.state_dict(), weights_of(backbone))})
+            for name, weight in weights_of(backbone, learned=True).items():
                 keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"optimiser.{key}.{name}" in names]
                 state = {key: file.get_tensor(f"optimiser.{key}.{name}") for key in keys}
                 if state: optimiser.state[weight] = state | {"step": state["step"].cpu()}
@@ -523,7 +460,7 @@ def load_checkpoint(
 def fingerprint(backbone: Backbone) -> str:
     "A digest of all weights: the same start, or not."
     digest = hashlib.sha256()
-    for name, value in sorted(backbone.model.state_dict().items()):
+    for name, value in sorted(weights_of(backbone).items()):
         digest.update(name.encode()); digest.update(value.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()[:16]
 
@@ -816,9 +753,8 @@ def average(
         raise PliError(f"an average needs one share a model: got {len(backbones)} models and {len(shares)} shares")
     if not all(map(math.isfinite, shares)) or abs(sum(shares) - 1) > 1e-6:
         raise PliError(f"shares must be numbers that sum to 1, got {', '.join(f'{share:g}' for share in shares)}")
-    states, kind = [backbone.model.state_dict() for backbone in backbones], lambda backbone: json.dumps(
-        backbone.config["model_cfg"], sort_keys=True, default=str
-    )
+    states = [weights_of(backbone) for backbone in backbones]
+    kind = lambda backbone: json.dumps(backbone.description()["model"], sort_keys=True, default=str)
     for backbone, state in zip(backbones, states):
         odd = [
             name
@@ -833,7 +769,7 @@ def average(
         if kind(backbone) != kind(backbones[0]):
             raise PliError(f"only models of one kind have an average: the configurations of {backbones[0].name} and {backbone.name} differ")
     mean = copy.deepcopy(backbones[0]).eval().requires_grad_(False)
-    for name, value in mean.model.state_dict().items():
+    for name, value in weights_of(mean).items():
         if not value.is_floating_point(): continue                                     # counters and tables of indices
         value.copy_(sum(share * state[name].detach().to(value.device, torch.float64) for share, state in zip(shares, states) if share))
     return mean

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ALIKE', 'RECIPE', 'SHARDS', 'SHARD_BYTES', 'SHARD', 'SECONDS', 'TILE', 'unusable', 'check_files', 'box_of',
            'crop_around', 'filled', 'encode_pixels', 'PictureFiles', 'stacked', 'encode_pictures', 'encode_texts',
-           'content_key', 'weights_digest', 'tower_digest', 'precision_of', 'step_text', 'features_of', 'checksum',
-           'look_at', 'read_shard', 'write_shard', 'warn', 'remove', 'Shelf', 'cache_folder', 'CacheEntry', 'keys_in',
-           'entry_of', 'FeatureCache', 'UnknownFiles', 'sorted_out', 'BrokenPictures', 'Encoding', 'encode_files',
-           'top_k', 'tile_shape', 'check_search', 'tiles', 'search']
+           'content_key', 'precision_of', 'step_text', 'features_of', 'checksum', 'look_at', 'read_shard',
+           'write_shard', 'warn', 'remove', 'Shelf', 'cache_folder', 'CacheEntry', 'keys_in', 'entry_of',
+           'FeatureCache', 'UnknownFiles', 'sorted_out', 'BrokenPictures', 'Encoding', 'encode_files', 'top_k',
+           'tile_shape', 'check_search', 'tiles', 'search']
 
 # %% ../../nbs/gallery/09_encode.ipynb #e7be577a
 import contextlib
@@ -194,35 +194,12 @@ def content_key(
     key = hashlib.sha256(read_regular(path)).digest()
     return key if box is None else hashlib.sha256(key + json.dumps(["crop_around", *box_of(box)]).encode()).digest()
 
-# %% ../../nbs/gallery/09_encode.ipynb #778ed939
-def weights_digest(
-    backbone: Backbone,
-) -> str:                # 64 hex digits
-    """What tells a model from every other: names, kinds, shapes and bytes of all weights, and the configuration. The name of the model
-    plays no part.
-    """
-    return _digest_of(backbone.model.state_dict(), backbone.config["model_cfg"])
-
-def _digest_of(weights: dict, config: dict) -> str:
-    found = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, weight in sorted(weights.items()):
-        found.update(f"\n{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
-        found.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
-
-def tower_digest(
-    backbone: Backbone,
-) -> str:                # 64 hex digits
-    "What tells a picture tower from every other: weights and configuration of the tower alone, whatever was done to the words."
-    config = {name: value for name, value in backbone.config["model_cfg"].items() if name != "text_cfg"}
-    return _digest_of(backbone.model.visual.state_dict(), config)
-
 # %% ../../nbs/gallery/09_encode.ipynb #147029fc
 RECIPE = 1   # raised when `pli` changes how a picture becomes a feature, so that older features are no longer read
 
 def precision_of(backbone: Backbone) -> str:
     "The arithmetic in which a model computes features, such as `float32`."
-    dtype, kind = str(next(backbone.model.parameters()).dtype).removeprefix("torch."), backbone.device.type
+    dtype, kind = str(next(backbone.parameters()).dtype).removeprefix("torch."), backbone.device.type
     parts = [dtype] + [f"on {kind}"] * (kind != "cpu")
     if torch.is_autocast_enabled(kind): parts.append(f"autocast {str(torch.get_autocast_dtype(kind)).removeprefix('torch.')}")
     if kind == "cuda":
@@ -243,10 +220,10 @@ def features_of(
 ) -> dict:
     "What decides the feature of a picture, as a record."
     steps = [step_text(step) for step in getattr(backbone.pixels, "transforms", [backbone.pixels])]
-    transform = {"name": getattr(backbone, "preprocess", "model"), "settings": backbone.config.get("preprocess_cfg", {}), "steps": steps,
-                 "mean": backbone.mean.flatten().tolist(), "std": backbone.std.flatten().tolist()}
+    said = backbone.description()
+    transform = {"name": backbone.preprocess, "settings": said["preprocess"], "steps": steps, "mean": said["mean"], "std": said["std"]}
     return {
-        "tower": tower_digest(backbone),
+        "tower": backbone.fingerprint("image"),
         "precision": precision_of(backbone),
         "recipe": RECIPE,
         "transform": json.loads(json.dumps(transform, default=str)),
