@@ -613,6 +613,7 @@ SOURCES = (
     "world",
     "masking",
     "losses",
+    "settings",
     "tuning",
     "backbones",
     "weights",
