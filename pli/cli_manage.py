@@ -164,11 +164,10 @@ def add_model(commands) -> None:
     action.set_defaults(run=run_model_fetch)
 
 def run_model_list(args) -> None:
-    import open_clip
-
+    from pli.backbones import known_weights
     from pli.gallery.search import MODEL
     print(f"default: {MODEL[0]} {MODEL[1]} (605 MB, MIT licence)")
-    for name, tag in sorted(open_clip.list_pretrained()):
+    for name, tag in sorted(known_weights()):
         if (args.word or "").lower() in f"{name} {tag}".lower(): print(f"{name} {tag}")
 
 def run_model_fetch(args) -> None:

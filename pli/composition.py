@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .core import PliError, unit
+from .core import PliError, pad_to_multiple, unit
 
 # %% ../nbs/04_composition.ipynb #98182811
 def _wide(features: Tensor) -> Tensor:
@@ -197,7 +197,7 @@ def score(
         image_mean = mean_feature(gallery) if image_mean is None else image_mean.to(gallery)
         text_mean = _common_text(text) if text_mean is None else text_mean.to(text)
         reference, text, gallery = unit(reference - image_mean), unit(text - text_mean), unit(gallery - image_mean)
-    even = torch.nn.functional.pad(gallery, (0, 0, 0, -len(gallery) % EVEN))
+    even = pad_to_multiple(gallery, EVEN)
     lists = [(part @ even.T)[:, :len(gallery)] for part in composer.parts(reference, text)]
     if len(lists) > 1: lists = [scaled(each, left_out) for each in lists]
     scores = composer.fuse(*lists)

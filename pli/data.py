@@ -8,8 +8,8 @@ __all__ = ['FORMATS', 'SUFFIXES', 'MOST_PIXELS', 'MOST_RATIO', 'CONVERT', 'DEVEL
            'what_it_is', 'header_of', 'picture_file', 'open_header', 'value_range', 'eight_bit', 'check_colour',
            'halve_transparent', 'on_white', 'turn_of', 'open_picture', 'Pairs', 'report', 'spellings', 'fence',
            'captions_of', 'walk', 'read_folder', 'seen', 'judge', 'check_pictures', 'reader_of', 'nothing_left',
-           'roots_of', 'read_pairs', 'split_pairs', 'digest_of', 'numbered', 'Reason', 'PairSet', 'TensorPairs',
-           'Batch', 'picture_numbers', 'collate', 'Company', 'BatchOrder']
+           'roots_of', 'read_pairs', 'split_pairs', 'hold_out', 'digest_of', 'numbered', 'Reason', 'PairSet',
+           'TensorPairs', 'Batch', 'picture_numbers', 'collate', 'Company', 'BatchOrder']
 
 # %% ../nbs/06_data.ipynb #c31b106a
 import functools
@@ -602,14 +602,26 @@ def split_pairs(
 ) -> tuple[Pairs, Pairs]:    # training, held out; each in the order of `pairs`
     "Split pairs so that no picture is on both sides; the order of the records and the place of the folder do not matter."
     if not 0 < held_out < 1: raise PliError(f"held_out must be between 0 and 1, got {held_out}")
-    names = pairs.names
-    pictures = sorted(set(names))
-    if len(pictures) < 2: raise PliError("a split needs at least 2 pictures: add pictures, or train without held-out pairs")
-    count = min(max(round(held_out * len(pictures)), 1), len(pictures) - 1)
-    order = torch.randperm(len(pictures), generator=generator(seed, "held out"))
-    aside = {pictures[i] for i in order[:count].tolist()}
-    return (pairs.take([i for i, name in enumerate(names) if name not in aside]),
-            pairs.take([i for i, name in enumerate(names) if name in aside]))
+    pictures = len(set(pairs.names))
+    if pictures < 2: raise PliError("a split needs at least 2 pictures: add pictures, or train without held-out pairs")
+    count = min(max(round(held_out * pictures), 1), pictures - 1)
+    learn, aside = hold_out(pairs.names, lambda taken, rows: taken == count, seed)
+    return pairs.take(learn), pairs.take(aside)
+
+def hold_out(
+    names: Sequence[str],                  # the picture of every pair
+    enough: Callable[[int, int], bool],    # of how many pictures and pairs are held out so far
+    seed: int = 0,
+) -> tuple[list[int], list[int]]:          # rows to learn from, rows held out
+    "Rows such that no picture is on both sides: pictures are held out in a random order that follows from their names, until it is enough."
+    rows_of: dict[str, list[int]] = {}
+    for row, name in enumerate(names): rows_of.setdefault(name, []).append(row)
+    pictures, aside = sorted(rows_of), []
+    for taken, i in enumerate(torch.randperm(len(pictures), generator=generator(seed, "held out")).tolist()):
+        if enough(taken, len(aside)): break
+        aside += rows_of[pictures[i]]
+    held = set(aside)
+    return [row for row in range(len(names)) if row not in held], sorted(held)
 
 # %% ../nbs/06_data.ipynb #66cdab2b
 def digest_of(names: Sequence[str], captions: Sequence[str]) -> str:

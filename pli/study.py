@@ -6,7 +6,7 @@
 __all__ = ['COMPOSERS', 'MOST_STEPS', 'FIGURES', 'FIGURE_KEYS', 'TOP', 'MOST_DRAWN', 'ROOM', 'SOURCES', 'OLDER', 'IDLE', 'DONE',
            'packed', 'unpacked', 'Arm', 'Plan', 'slug', 'stem', 'check_keys', 'a_list_of', 'settings_from', 'arm_from',
            'check_figure', 'read_toml', 'arms_from', 'read_plan', 'check_sources', 'start_settings', 'start_model',
-           'SomePairs', 'hold_out', 'fewer', 'Material', 'gather', 'with_pictures', 'first_ranks', 'measure',
+           'SomePairs', 'pairs_aside', 'fewer', 'Material', 'gather', 'with_pictures', 'first_ranks', 'measure',
            'code_digest', 'precisions', 'precision_here', 'result_path', 'said_of', 'flat', 'check_same', 'read_result',
            'Job', 'Stops', 'step_of', 'finished', 'without_checkpoint', 'model_in', 'train', 'model_of',
            'member_precision', 'left', 'Place', 'make', 'Clock', 'jobs_of', 'check_stored', 'check_left',
@@ -31,7 +31,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -40,12 +39,12 @@ try:import tomllib
 except ModuleNotFoundError: import tomli as tomllib   # Python 3.10
 
 from . import tuning, world
-from .backbones import Backbone, load_backbone, register_tiny
+from .backbones import Backbone, is_known, known_weights, load_backbone
 from .benchmarks import Benchmark, read_queries
 from .composition import parse_composer
 from .core import PliError, claim, generator, held, holder, in_words
 from .core import open_regular, provenance, read_regular, read_sealed, sealed, tidy, write_json
-from .data import PairSet, digest_of, fence, first_line, numbered, open_picture, read_pairs, shown
+from .data import PairSet, digest_of, fence, first_line, hold_out, numbered, open_picture, read_pairs, shown
 from .demo import DemoSettings, set_stage
 from . import evaluate
 from .evaluate import Features, Frame, described, encode, halves, scores_of
@@ -421,10 +420,9 @@ def start_model(
     if folder.is_dir():
         if tag: raise PliError(f"{plan.path}: start: {shown(name)} is a folder and brings its own weights: leave out pretrained")
         return load_backbone(folder, device=device)
-    register_tiny()
-    if name not in open_clip.list_models() and not name.startswith("hf-hub:"):
-        raise PliError(f"{plan.path}: start: {shown(name)!r} is neither a folder below {data} nor a name that open_clip knows")
-    if tag and tag not in open_clip.list_pretrained_tags_by_model(name):
+    if not is_known(name):
+        raise PliError(f"{plan.path}: start: {shown(name)!r} is neither a folder below {data} nor a name of a model that is known")
+    if tag and (name, tag) not in known_weights(name):
         raise PliError(f"{plan.path}: start: pretrained {shown(tag)!r} is not known for {name}")
     return load_backbone(name, tag, device=device, seed=seed)
 
@@ -460,19 +458,12 @@ class SomePairs(Dataset):
         return index, *self.kept[row]
 
 # %% ../nbs/15_study.ipynb #36966d8d
-def hold_out(
+def pairs_aside(
     names: Sequence[str],   # the picture of every pair
     count: int,             # pairs to hold out, at least
 ) -> tuple[list[int], list[int]]:   # rows to learn from, rows held out
-    "Split pairs so that no picture is on both sides: pictures are held out in a fixed random order until there are enough pairs."
-    of: dict[str, list[int]] = {}
-    for row, name in enumerate(names): of.setdefault(name, []).append(row)
-    pictures, aside = sorted(of), []
-    for i in torch.randperm(len(pictures), generator=generator(0, "held out")).tolist():
-        if len(aside) >= count: break
-        aside += of[pictures[i]]
-    held = set(aside)
-    return [row for row in range(len(names)) if row not in held], sorted(held)
+    "The pairs that a study holds out, the same for every seed."
+    return hold_out(names, lambda pictures, pairs: pairs >= count)
 
 def fewer(
     rows: list[int],
@@ -544,7 +535,7 @@ def gather(
             stage.pairs,
             names,
             captions,
-            *hold_out(names, plan.held_out),
+            *pairs_aside(names, plan.held_out),
             stage.queries["dev"],
             max(1000, plan.held_out),
             stage.pixels["dev"],
@@ -562,7 +553,7 @@ def gather(
             PairSet(pairs, start.pixels),
             pairs.names,
             list(pairs.captions),
-            *hold_out(pairs.names, plan.held_out),
+            *pairs_aside(pairs.names, plan.held_out),
             benchmark,
             max(1000, plan.held_out),
         )
@@ -615,11 +606,16 @@ SOURCES = (
     "world",
     "masking",
     "losses",
+    "settings",
     "tuning",
     "backbones",
+    "weights",
+    "shortcuts",
     "tables",
     "data",
+    "decoders",
     "composition",
+    "benchmarks",
     "evaluate",
     "gallery/encode",
     "metrics",

@@ -17,12 +17,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from pli import __version__, world
+from pli import __version__, cli, world
 from pli.backbones import load_backbone
-from pli.cli import TUNE_OPTIONS, main, make_parser, tune_settings, wanted_composers, without_folders
+from pli.cli import main, make_parser, tune_options, tune_settings, wanted_composers, without_folders
 from pli.core import PliError, generator
 from pli.benchmarks import read_queries
 from pli.evaluate import every_composer, outcomes_from, query_validator, rows_of
+from pli.settings import setting
 from pli.tuning import TuneSettings
 
 START = [sys.executable, "-c", "from pli.cli import main; import sys; sys.exit(main())"]
@@ -115,13 +116,19 @@ def test_a_mistyped_option_costs_a_line(words, says, tmp_path):
 # --- options and settings cannot drift apart
 
 def test_every_setting_has_its_option():
-    fields = {field.name: field for field in dataclasses.fields(TuneSettings)}
-    assert set(fields) - {"symmetric", "ignore_same_picture"} == {name.replace("-", "_") for name in TUNE_OPTIONS}          # they are --one-way and --keep-false-negatives
-    kinds = {"str": str, "float": float, "int": int}
-    for name, (kind, usual, text) in TUNE_OPTIONS.items():
-        assert usual == fields[name.replace("-", "_")].default and type(usual) is kind, name
-        said = fields[name.replace("-", "_")].type
-        assert kind is kinds.get(said, said) and text
+    options = tune_options()
+    assert [item.name for item in options.values()] == [field.name for field in dataclasses.fields(TuneSettings)]
+    assert {"--one-way", "--keep-false-negatives", "--clip-weight"} <= set(options) and all(item.metadata["help"] for item in options.values())
+    told = make_parser()._subparsers._group_actions[0].choices["tune"].format_help()
+    assert all(option in told for option in options)
+    assert tune_settings(make_parser().parse_args(["tune", "pairs.csv", "--model", "m", "--out", "o"])) == TuneSettings()
+
+
+def test_a_setting_that_is_added_is_an_option_at_once(monkeypatch):
+    more = dataclasses.make_dataclass("More", [("dropout", float, setting(0.25, "how much to drop"))], bases=(TuneSettings,), frozen=True)
+    monkeypatch.setattr(cli, "TuneSettings", more)
+    args = make_parser().parse_args(["tune", "pairs.csv", "--model", "m", "--out", "o", "--dropout", "0.5"])
+    assert tune_settings(args).dropout == 0.5 and "how much to drop (default: 0.25)" in " ".join(make_parser()._subparsers._group_actions[0].choices["tune"].format_help().split())
 
 
 @pytest.mark.parametrize("typed, wanted", [
@@ -135,7 +142,7 @@ def test_options_arrive():
     given = {"hide": "mix:0.25", "weight": 0.5, "clip-weight": 0.25, "tune": "text", "steps": 7, "batch-size": 9, "learning-rate": 0.5, "weight-decay": 0.125,
              "warmup": 3, "schedule": "step", "clip-gradient": 0.0, "precision": "fp32", "checkpoint-every": 5, "validate-every": 2, "seed": 11,
              "avoid": "own", "batches": "kin:colour"}
-    assert set(given) | {"objective"} == set(TUNE_OPTIONS)
+    assert {f"--{name}" for name in given} | {"--objective", "--one-way", "--keep-false-negatives"} == set(tune_options())
     base = ["tune", "pairs.csv", "--model", "m", "--out", "o"]
     settings = tune_settings(make_parser().parse_args(base + [word for name, value in given.items() for word in (f"--{name}", str(value))] + ["--one-way"]))
     assert settings == TuneSettings(**{name.replace("-", "_"): value for name, value in given.items()}, symmetric=False)

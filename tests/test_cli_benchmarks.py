@@ -14,7 +14,7 @@ from PIL import Image
 from test_cli import ENVIRONMENT, TINY, files, many
 
 from pli.benchmarks import READERS, one_of, read_benchmark
-from pli.cli import BENCHMARKS, main, with_weight
+from pli.cli import main, make_parser, with_weight
 from pli.core import PliError, generator, unit
 from pli.evaluate import outcomes_from
 from pli.predictions import write_features
@@ -35,7 +35,16 @@ def asked(official: Path, name: str, *more) -> list:
 
 
 def test_the_command_knows_the_benchmarks_that_there_are():
-    assert BENCHMARKS == tuple(READERS)
+    for command in ("evaluate", "score"):
+        told = make_parser()._subparsers._group_actions[0].choices[command].format_help()
+        assert all(name in told for name in READERS)
+
+
+def test_a_benchmark_that_is_added_is_known_to_the_command_at_once(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(READERS, "mine", READERS["circo"])
+    assert make_parser().parse_args(["score", "mine", "--root", "x"]).benchmark == "mine"
+    with pytest.raises(SystemExit): make_parser().parse_args(["score", "yours", "--root", "x"])
+    assert "invalid choice: 'yours'" in capsys.readouterr().err
 
 
 def test_every_benchmark_from_pictures_to_four_files(official, tmp_path):

@@ -23,7 +23,7 @@ from pli.backbones import load_backbone
 from pli.core import PliError, begun, generator, unit
 from pli.data import PictureError
 from pli.gallery.encode import (ALIKE, BrokenPictures, FeatureCache, PictureFiles, box_of, cache_folder, check_files, content_key, crop_around, encode_files, encode_pictures, encode_pixels,
-                         encode_texts, features_of, read_shard, search, tile_shape, top_k, unusable, tower_digest, weights_digest, write_shard)
+                         encode_texts, features_of, read_shard, search, tile_shape, top_k, unusable, write_shard)
 
 NAMES = [f"{number:03}.png" for number in range(100)]
 
@@ -258,14 +258,14 @@ def test_a_changed_checkpoint_never_reads_old_features(root, tiny, features, cac
 
 
 def test_the_digest_of_weights(tiny, tmp_path):
-    told = weights_digest(tiny)
+    told = tiny.fingerprint()
     tiny.save(tmp_path / "saved")
     again = load_backbone(tmp_path / "saved")
     again.encode_text(["words"])
-    assert weights_digest(again) == told and len(told) == 64 and again.name != tiny.name
+    assert again.fingerprint() == told and len(told) == 64 and again.name != tiny.name
     seen = {told}
     def changed():
-        seen.add(weights_digest(tiny))
+        seen.add(tiny.fingerprint())
         return len(seen)
     tiny.config["model_cfg"]["quick_gelu"] = True
     assert changed() == 2
@@ -501,7 +501,7 @@ def test_a_list_of_what_is_kept(root, tiny, cache):
     assert (second.model, second.pictures) == ("pli-tiny-64", 7) and first.used < second.used
     assert first.bytes == sum(path.stat().st_size for path in first.folder.iterdir()) > 100 * 4 * 32
     said = json.loads((first.folder / "model.json").read_text())
-    assert said["model"] == "pli-tiny-48" and said["tower"] == tower_digest(tiny) and said["transform"]["name"] == "model" and "may be deleted" in said["what"] and said["made"] == first.made
+    assert said["model"] == "pli-tiny-48" and said["tower"] == tiny.fingerprint("image") and said["transform"]["name"] == "model" and "may be deleted" in said["what"] and said["made"] == first.made
     encode_files(tiny, NAMES[:1], root, cache=cache)                   # reading is using
     assert [entry.model for entry in cache.entries()][0] == "pli-tiny-48" or cache.entries()[0].used == cache.entries()[1].used
 

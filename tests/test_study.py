@@ -22,7 +22,7 @@ from pli.evaluate import Features, cross_chosen, every_composer, halves, of_rank
 from pli.backbones import load_backbone
 from pli.findings import alone, best, command_of, compared_with, draw, gain, hours_of, how_it_learned, is_sure, level, levels_table, made_of, plain_gain, plain_table, precision_line, read_results, solved, table, write_study
 from pli.metrics import paired_bootstrap, recall_at
-from pli.study import COMPOSERS, Arm, Clock, Job, Place, Stops, check_same, claim, code_digest, fewer, first_ranks, gather, held, hold_out, holder, jobs_of, listed, model_of, packed, precisions, read_plan, read_result, run, slug, unpacked
+from pli.study import COMPOSERS, Arm, Clock, Job, Place, Stops, check_same, claim, code_digest, fewer, first_ranks, gather, held, holder, jobs_of, listed, model_of, packed, pairs_aside, precisions, read_plan, read_result, run, slug, unpacked
 from pli.tuning import TuneSettings, average
 from pli.world import save_world
 
@@ -239,7 +239,7 @@ def test_files_are_read_and_held_out_by_picture(tmp_path):
 @settings(deadline=None)
 def test_pairs_are_split_by_picture(numbers, count):
     names = [f"{number}.jpg" for number in numbers]
-    learn, held = hold_out(names, count)
+    learn, held = pairs_aside(names, count)
     assert sorted(learn + held) == list(range(len(names))) and {names[i] for i in learn}.isdisjoint({names[i] for i in held}) and len(held) >= min(count, len(names))
 
 

@@ -28,7 +28,8 @@ from pli.backbones import load_backbone
 from pli.core import PliError, generator, unit
 from pli.data import Pairs, PairSet, TensorPairs, collate
 from pli.masking import View, parse_hide
-from pli.tuning import OBJECTIVES, SCHEDULES, TuneSettings, average, check_settings, claim_folder, class_token_alone, fingerprint, learning_rate, make_company, make_optimiser, take_step, tune, words_alone
+from pli.shortcuts import class_token_alone, words_alone
+from pli.tuning import OBJECTIVES, SCHEDULES, TuneSettings, average, check_settings, claim_folder, fingerprint, learning_rate, make_company, make_optimiser, take_step, tune
 
 TEXT = {"context_length": 10, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 
@@ -490,7 +491,7 @@ def test_clip_objective_is_its_formula_and_hides_nothing(fresh):
 def gradients(backbone, alone, hidden):
     pixels = torch.rand(5, 3, *backbone.size, generator=generator(1))
     backbone.eval().requires_grad_(True).zero_grad(set_to_none=True)
-    with class_token_alone(backbone) if alone else contextlib.nullcontext():
+    with class_token_alone(backbone.model) if alone else contextlib.nullcontext():
         found = backbone.encode_image(pixels, hidden)
         (found * torch.randn(found.shape, generator=generator(2))).sum().backward()
     return found.detach(), {name: weight.grad for name, weight in backbone.model.named_parameters() if weight.grad is not None}
@@ -521,7 +522,7 @@ def test_other_towers_are_left_as_they_are(tmp_path, change):
     pixels = torch.rand(3, 3, 32, 32, generator=generator(1))
     with torch.no_grad():
         plain = backbone.encode_image(pixels)
-        with class_token_alone(backbone): assert torch.equal(backbone.encode_image(pixels), plain)
+        with class_token_alone(backbone.model): assert torch.equal(backbone.encode_image(pixels), plain)
 
 
 @pytest.mark.parametrize("change", [{}, {"layers": 3}, {"ls_init_value": 0.1}, {"proj_type": "none", "width": 16}, {"no_causal_mask": True}])
@@ -535,7 +536,7 @@ def test_words_alone_give_the_same_features_and_gradients(tmp_path, change, text
 
     def both(alone):
         backbone.eval().requires_grad_(True).zero_grad(set_to_none=True)
-        with words_alone(backbone) if alone else contextlib.nullcontext():
+        with words_alone(backbone.model) if alone else contextlib.nullcontext():
             found = backbone.encode_text(texts)
             (found * torch.randn(found.shape, generator=generator(2))).sum().backward()
         return found.detach(), {name: weight.grad for name, weight in backbone.model.named_parameters() if weight.grad is not None}

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ALIKE', 'RECIPE', 'SHARDS', 'SHARD_BYTES', 'SHARD', 'SECONDS', 'TILE', 'unusable', 'check_files', 'box_of',
-           'crop_around', 'filled', 'encode_pixels', 'PictureFiles', 'stacked', 'encode_pictures', 'encode_texts',
-           'content_key', 'weights_digest', 'tower_digest', 'precision_of', 'step_text', 'features_of', 'checksum',
-           'look_at', 'read_shard', 'write_shard', 'warn', 'remove', 'Shelf', 'cache_folder', 'CacheEntry', 'keys_in',
-           'entry_of', 'FeatureCache', 'UnknownFiles', 'sorted_out', 'BrokenPictures', 'Encoding', 'encode_files',
-           'top_k', 'tile_shape', 'check_search', 'tiles', 'search']
+           'crop_around', 'encode_pixels', 'PictureFiles', 'stacked', 'encode_pictures', 'encode_texts', 'content_key',
+           'precision_of', 'step_text', 'features_of', 'checksum', 'look_at', 'read_shard', 'write_shard', 'warn',
+           'remove', 'Shelf', 'cache_folder', 'CacheEntry', 'keys_in', 'entry_of', 'FeatureCache', 'UnknownFiles',
+           'sorted_out', 'BrokenPictures', 'Encoding', 'encode_files', 'top_k', 'tile_shape', 'check_search', 'tiles',
+           'search']
 
 # %% ../../nbs/gallery/09_encode.ipynb #e7be577a
 import contextlib
@@ -32,7 +32,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..backbones import Backbone
-from ..core import MissingFile, PliError, bar, check_workers, first_line, open_regular, read_json, read_regular, save_tensors, shown
+from ..core import MissingFile, PliError, bar, check_workers, first_line
+from ..core import open_regular, pad_to_multiple, read_json, read_regular, save_tensors, shown
 from ..core import tidy, told_of_workers, unit, write_json
 from ..data import MOST_PIXELS, PictureError, open_header, open_picture
 
@@ -99,13 +100,6 @@ def crop_around(
 # %% ../../nbs/gallery/09_encode.ipynb #5ffe6ea3
 ALIKE = 32   # the model sees so many pictures at a time, and products of matrices come in multiples of it
 
-def filled(
-    rows: Tensor,   # `(n, ...)`
-) -> Tensor:        # `(n + missing, ...)`, zeros at the end; `rows` itself where nothing is missing
-    "Fill up with zeros to a multiple of `ALIKE`, because the shape of a product decides its last bits."
-    missing = -len(rows) % ALIKE
-    return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows
-
 @torch.no_grad()
 def encode_pixels(
     backbone: Backbone,
@@ -113,7 +107,7 @@ def encode_pixels(
     raw: bool = False,       # as long as the model makes them?
 ) -> Tensor:                 # `(n, width)` float32 features on the CPU, of length one unless `raw`
     "Encode pictures so that the feature of each depends on nothing but itself."
-    seen = (backbone.encode_image(filled(part).to(backbone.device)).float()[: len(part)] for part in pixels.split(ALIKE))
+    seen = (backbone.encode_image(pad_to_multiple(part, ALIKE).to(backbone.device)).float()[: len(part)] for part in pixels.split(ALIKE))
     return torch.cat([(part if raw else unit(part)).cpu() for part in seen])
 
 # %% ../../nbs/gallery/09_encode.ipynb #a1bbc189
@@ -194,35 +188,12 @@ def content_key(
     key = hashlib.sha256(read_regular(path)).digest()
     return key if box is None else hashlib.sha256(key + json.dumps(["crop_around", *box_of(box)]).encode()).digest()
 
-# %% ../../nbs/gallery/09_encode.ipynb #778ed939
-def weights_digest(
-    backbone: Backbone,
-) -> str:                # 64 hex digits
-    """What tells a model from every other: names, kinds, shapes and bytes of all weights, and the configuration. The name of the model
-    plays no part.
-    """
-    return _digest_of(backbone.model.state_dict(), backbone.config["model_cfg"])
-
-def _digest_of(weights: dict, config: dict) -> str:
-    found = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, weight in sorted(weights.items()):
-        found.update(f"\n{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
-        found.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
-
-def tower_digest(
-    backbone: Backbone,
-) -> str:                # 64 hex digits
-    "What tells a picture tower from every other: weights and configuration of the tower alone, whatever was done to the words."
-    config = {name: value for name, value in backbone.config["model_cfg"].items() if name != "text_cfg"}
-    return _digest_of(backbone.model.visual.state_dict(), config)
-
 # %% ../../nbs/gallery/09_encode.ipynb #147029fc
 RECIPE = 1   # raised when `pli` changes how a picture becomes a feature, so that older features are no longer read
 
 def precision_of(backbone: Backbone) -> str:
     "The arithmetic in which a model computes features, such as `float32`."
-    dtype, kind = str(next(backbone.model.parameters()).dtype).removeprefix("torch."), backbone.device.type
+    dtype, kind = str(next(backbone.parameters()).dtype).removeprefix("torch."), backbone.device.type
     parts = [dtype] + [f"on {kind}"] * (kind != "cpu")
     if torch.is_autocast_enabled(kind): parts.append(f"autocast {str(torch.get_autocast_dtype(kind)).removeprefix('torch.')}")
     if kind == "cuda":
@@ -243,10 +214,10 @@ def features_of(
 ) -> dict:
     "What decides the feature of a picture, as a record."
     steps = [step_text(step) for step in getattr(backbone.pixels, "transforms", [backbone.pixels])]
-    transform = {"name": getattr(backbone, "preprocess", "model"), "settings": backbone.config.get("preprocess_cfg", {}), "steps": steps,
-                 "mean": backbone.mean.flatten().tolist(), "std": backbone.std.flatten().tolist()}
+    said = backbone.description()
+    transform = {"name": backbone.preprocess, "settings": said["preprocess"], "steps": steps, "mean": said["mean"], "std": said["std"]}
     return {
-        "tower": tower_digest(backbone),
+        "tower": backbone.fingerprint("image"),
         "precision": precision_of(backbone),
         "recipe": RECIPE,
         "transform": json.loads(json.dumps(transform, default=str)),
@@ -588,7 +559,7 @@ def tiles(
     "Scores of some queries, some pictures at a time."
     for start in range(0, len(gallery), wide):
         tile = gallery[start : start + wide]
-        space = filled(tile.to(scores.dtype))
+        space = pad_to_multiple(tile.to(scores.dtype), ALIKE)
         held = scores[: len(queries) * len(space)].view(len(queries), len(space))
         yield start, torch.matmul(queries, space.T, out=held)[:, : len(tile)]
 
@@ -612,7 +583,7 @@ def search(
     tall, wide = tile_shape(max(1, len(queries)), len(gallery), budget, dtype.itemsize)
     memory = torch.empty(tall * wide, dtype=dtype, device=gallery.device)
     for part, omitted in zip(queries.split(tall), out.to(gallery.device).split(tall)):
-        rows = filled(part.to(gallery.device, dtype))
+        rows = pad_to_multiple(part.to(gallery.device, dtype), ALIKE)
         best, numbers = rows.new_empty(len(part), 0), omitted.new_empty(len(part), 0)
         for start, scores in tiles(rows, gallery, wide, memory):
             scores = scores[: len(part)]

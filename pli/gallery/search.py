@@ -33,12 +33,11 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..backbones import Backbone, load_backbone
+from ..backbones import Backbone, known_weights, load_backbone
 from ..composition import Composer, parse_composer, score, stretched
 from ..core import KINDS, PliError, atomic, check_writable, pick_device, read_json, read_regular, shown, unit, write_json
 from ..data import open_picture
@@ -567,7 +566,7 @@ def open_gallery(
     if not writable and not path.exists():
         raise PliError(f"{shown(home)}: holds no gallery of this model and cannot be written to; --gallery names another place")
     table = PictureTable(path, create=writable, writable=writable)
-    try: about = _own_about(table, key, _width(backbone))
+    try: about = _own_about(table, key, backbone.width)
     except PliError:
         table.close()
         raise
@@ -579,7 +578,7 @@ def open_gallery(
             pretrained=named[1],
             preprocess=preprocess,
             quick_gelu=quick_gelu,
-            width=_width(backbone),
+            width=backbone.width,
             features=_picture_side(backbone),
             root=".." if gallery is None and home == folder / ".pli" else os.path.abspath(folder),
             made=datetime.date.today().isoformat(),
@@ -620,7 +619,7 @@ def with_weights(
         return pretrained
     if str(model) == MODEL[0]:
         return MODEL[1]
-    tags = open_clip.list_pretrained_tags_by_model(str(model))
+    tags = [tag for _, tag in known_weights(str(model))]
     if not tags:
         return None                                          # an unknown name, which load_backbone tells
     raise PliError(f"{shown(model)}: say which weights, with pretrained= or --pretrained; there are {', '.join(tags)}")
@@ -629,8 +628,6 @@ def _nearest(path: Path) -> Path:
     "The nearest folder above that is there."
     return next(parent for parent in path.absolute().parents if parent.exists())
 
-def _width(backbone: Backbone) -> int:
-    return int(backbone.config["model_cfg"]["embed_dim"])
 
 
 def _own_model(
