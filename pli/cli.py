@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_CELLS', 'tune_options', 'Parser', 'workers', 'natural', 'model_options', 'make_parser', 'add_demo', 'run_demo',
            'add_tune', 'tune_settings', 'aside', 'measured', 'check_prolonged', 'run_tune', 'write_problems',
-           'command_line', 'add_average', 'run_average', 'begun_by', 'BenchmarkNames', 'benchmark_options',
+           'command_line', 'add_average', 'run_average', 'begun_by', 'benchmark_name', 'benchmark_options',
            'picture_options', 'composer_options', 'add_evaluate', 'asked', 'features_for', 'check_words',
            'broken_bodies', 'list_missing', 'with_weight', 'wanted_composers', 'usual_composer', 'check_choices',
            'run_evaluate', 'ranking_composer', 'rank_to', 'made_by', 'named', 'draw_curve', 'add_compare',
@@ -326,13 +326,11 @@ def begun_by(out: Path, typed: str) -> bool:
     return isinstance(record, dict) and record.get("command") == typed
 
 # %% ../nbs/14_cli.ipynb #7d54f04e
-class BenchmarkNames:
-    "The benchmarks that are registered, looked up when somebody names one: the registry takes long to import."
-    def __iter__(self):
-        from pli.benchmarks import READERS
-        return iter(READERS)
-
-    def __contains__(self, name) -> bool: return name in list(self)
+def benchmark_name(text: str) -> str:
+    "The name of a registered benchmark, looked up when somebody names one: the registry takes long to import."
+    from pli.benchmarks import READERS
+    if text in READERS: return text
+    raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(READERS)})")
 
 def benchmark_options(parser: argparse.ArgumentParser, usual: str = "the one that is usually reported", own: str = "") -> None:
     "Options that say which part of a benchmark, and by which protocol."
@@ -397,7 +395,7 @@ def add_evaluate(commands) -> None:
         ),
     )
     parser.add_argument(
-        "--benchmark", choices=BenchmarkNames(), metavar="NAME", help="fashioniq, cirr, circo or genecis; needs --root"
+        "--benchmark", type=benchmark_name, metavar="NAME", help="fashioniq, cirr, circo or genecis; needs --root"
     )
     parser.add_argument(
         "--queries", metavar="JSON", help="your own queries instead: list of records in CIRCO's field names, with an optional 'kind'"
@@ -826,7 +824,7 @@ def add_score(commands) -> None:
             " the annotation files of the benchmark; no model, no pictures, no GPU."
         ),
     )
-    parser.add_argument("benchmark", choices=BenchmarkNames(), metavar="BENCHMARK", help="fashioniq, cirr, circo or genecis")
+    parser.add_argument("benchmark", type=benchmark_name, metavar="BENCHMARK", help="fashioniq, cirr, circo or genecis")
     benchmark_options(parser)
     parser.add_argument("--predictions", nargs="+", metavar="FILE", help="ranking file; for CIRR also the one for the subsets")
     parser.add_argument("--query-features", metavar="FILE", help="one row a query, named by query id")
