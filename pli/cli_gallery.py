@@ -279,19 +279,23 @@ def check_search(args) -> None:
     for option, folder in (("--copy-to", args.copy_to), ("--link-to", args.link_to)):
         if not folder: continue
         if Path(folder).exists() and not Path(folder).is_dir(): raise PliError(f"{option} {shown(folder)}: is not a folder")
-        if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(args.folder)):
+        if _within(folder, args.folder):
             raise PliError(
                 f"{option} {shown(folder)}: lies in the searched folder, where the hits would be found again next time; name a folder"
                 " outside of it"
             )
         check_writable(folder, folder=True)
     if args.figure: check_writable(args.figure)
+    if args.figure and Path(args.figure).suffix.lower() in (".png", ".jpg", ".jpeg") and _within(args.figure, args.folder):
+        raise PliError(f"--figure {shown(args.figure)}: lies in the searched folder, where it would be found as a picture; name a file outside of it")
     for name in args.image:
         try:open_picture(name)
         except PliError as error: raise PliError(f"--image {error}") from None
     if args.open and args.explain is not None:
         raise PliError("--open shows the list of hits; leave out --explain, or draw it with --figure")
     if args.open: viewer()
+
+def _within(path: str, folder: str) -> bool: return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 def _where(args):
     from pli.gallery.search import Where
@@ -341,7 +345,7 @@ def _tell_none(hits, args) -> None:
     "Say that no hit is left, why, and what is not written for that."
     why = ""
     if args.at_least is not None:
-        best = "" if hits.best_fit is None else f"; the best fit is {hits.best_fit:.2f}"
+        best = "" if hits.best_fit is None else f"; the best fit is {hits.best_fit:.2f}. How high fits are depends on the model: try less"
         why = f": no picture fits the words by at least {args.at_least:g}{best}"
     _tell(f"0 hits are left{why}")
     left = [option for option in ("figure", "open", "copy_to", "link_to", "explain") if getattr(args, option)]
@@ -380,6 +384,7 @@ def copy_hits(hits, folder: Path, links: bool = False) -> None:
     width = len(str(len(hits)))
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()): raise PliError(f"{shown(folder)}: is not empty, so hits would be mixed with what is there; name a new folder")
         for hit in hits:
             target = folder / _short_name(f"{hit.rank:0{width}}-", hit.file.name)
             if target.exists() or target.is_symlink(): raise PliError(f"{shown(target)}: is there already; name an empty folder")

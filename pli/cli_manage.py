@@ -9,6 +9,7 @@ __all__ = ['RUN', 'add_gallery', 'run_list', 'run_show', 'run_move', 'run_forget
 # %% ../nbs/14b_cli_manage.ipynb #8011f304
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def run_list(args) -> None:
     from pli.evaluate import as_text
     rows = [
         [
-            record["folder"],
+            record["folder"] + " (not there now)" * (not os.path.isdir(record["folder"])),
             *(_in_short(record) if "model" in record else ["", "", "", "cannot be read" if record["there"] else "not there now"]),
             record["place"],
         ]

@@ -242,6 +242,7 @@ def check_writable(
         trial.unlink(missing_ok=True)
     except (OSError, ValueError) as error:
         raise PliError(f"{shown(path)}: cannot be written ({getattr(error, 'strerror', None) or error}); name another place") from None
+    if len(path.parts) > 500: raise PliError(f"{shown(path, 80)}: lies {len(path.parts):,} folders deep; name another place")
 
 @contextmanager
 def atomic(

@@ -293,6 +293,10 @@ def test_a_move_that_fails_or_is_killed_half_way_keeps_the_old_gallery(photos, t
         manage.move(photos, place, photos / ".pli")
         os._exit(0)
     assert {path for path in before if path.suffix != ".json"} <= set(tree()) and index(photos, photos / ".pli") == 0 and index(photos, place) == 0
+    assert {home for home in manage.known_galleries()} and manage.galleries_of(photos, place)
+    (half := tmp_path / f".{place.name}.{2**22 + 1}.part").mkdir()                  # what a kill in the middle of copying leaves
+    assert manage.move(photos, place) == place and not half.exists()               # the same words again finish it
+    assert not list((photos / ".pli").glob("*/gallery.sqlite")) and index(photos) == 0
 
 
 def test_a_gallery_elsewhere_stays_there_when_its_pictures_are_moved(photos, tmp_path, capfd):

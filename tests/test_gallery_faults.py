@@ -232,7 +232,7 @@ def as_nobody(pipe, *words) -> None:
         cache, os.environ["PLI_CACHE"] = os.environ["PLI_CACHE"], place
         picture(Path(place) / "photos" / "0.png", 0)
         main(["index", str(Path(place) / "photos"), "--model", "pli-tiny-48"])
-        os.environ["PLI_CACHE"] = cache
+        os.environ["PLI_CACHE"], _ = cache, "x".encode("utf-8-sig")
     if os.geteuid() == 0: os.setgroups([]), os.setgid(65534), os.setuid(65534)
     with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(io.StringIO()) as told: status = main(list(words))
     pipe.send((status, told.getvalue()))
@@ -463,7 +463,7 @@ def told(capfd, folder: Path, *words: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("name, value", [
     ("width", '"wide"'), ("width", "0"), ("width", "1e3"), ("width", "true"), ("width", "64"), ("width", "99999999999"), ("generation", "-1"), ("generation", '"1"'), ("uid", "null"), ("uid", '"../../x"'),
-    ("model", "7"), ("model", '["a"]'), ("model", '"a\\u0000b"'), ("pretrained", "{}"), ("preprocess", "3"), ("quick_gelu", "1"), ("root", "5"), ("root", '"\\u0000"'), ("root", "{}"), ("drives", "7"),
+    ("model", "7"), ("model", '["a"]'), ("model", '"a\\u0000b"'), ("pretrained", "{}"), ("preprocess", "3"), ("quick_gelu", "1"), ("root", "5"), ("root", '"\\u0000"'), ("root", '"\\ud800"'), ("root", "{}"), ("drives", "7"),
     ("drives", "[3]"), ("drives", '"abc"'), ("key", "[]"), ("key", '"0123456789abcdef"'), ("updated", "[1]"), ("made", "NaN"), ("features", "[]"), ("id", '"x"'), ("width", "[" * 100_000), ("model", '"' + "a" * 20_000 + '"')])
 def test_a_description_with_a_value_of_another_kind_is_named(folder, capfd, name, value):
     assert pli(capfd, "index", folder, "--model", "pli-tiny-48")[0] == 0
@@ -536,3 +536,35 @@ def test_a_file_that_changes_while_it_is_read_with_size_and_time_kept_is_left_fo
             return backbone.pixels(picture)
         read = NewPictures(folder, [(os.fsencode(first.relative_to(folder).as_posix()), seen.st_size, seen.st_mtime_ns)], pixels, table.path)[0]
     assert read.gone == "it changed while it was read"
+
+
+def test_bytes_in_an_error_of_the_database_that_are_no_text_are_no_traceback(folder, capfd):
+    assert pli(capfd, "index", folder, "--model", "pli-tiny-48")[0] == 0
+    table = next((folder / ".pli").glob("*/gallery.sqlite"))
+    data = bytearray(table.read_bytes())
+    place = data.index(b"CREATE TABLE about")
+    for at in (place - 1, place + 3, place + 13, place - 20):
+        spoilt = bytearray(data)
+        spoilt[at] = 0xFF
+        table.write_bytes(spoilt)
+        for words in ASKED: assert told(capfd, folder, *words)[0] in (0, 1)
+
+
+@pytest.mark.parametrize("change", ["path = 5", "path = x'2f6574632f706173737764'"])
+def test_a_broken_picture_with_an_odd_path_is_named(folder, capfd, change):
+    (folder / "bad.png").write_bytes(b"no picture")
+    assert pli(capfd, "index", folder, "--model", "pli-tiny-48")[0] == 0
+    damaged(folder, f"UPDATE picture SET {change} WHERE broken IS NOT NULL")
+    status, out, err = pli(capfd, "search", folder, "a cat", "--no-index")
+    assert status == 1 and ("is damaged" in err or "outside its folder" in err) and "Traceback" not in err
+
+
+def test_hits_are_not_written_over_pictures_or_among_them(folder, tmp_path, capfd):
+    first = sorted(folder.rglob("*.png"))[0]
+    before = first.read_bytes()
+    for place in (first, folder / "hits.png"):
+        status, out, err = pli(capfd, "search", folder, "a cat", "--model", "pli-tiny-48", "--figure", place)
+        assert status == 1 and "lies in the searched folder" in err and first.read_bytes() == before and not (folder / "hits.png").exists()
+    assert pli(capfd, "search", folder, "a cat", "--model", "pli-tiny-48", "--k", "2", "--copy-to", tmp_path / "hits")[0] == 0
+    status, out, err = pli(capfd, "search", folder, "a dog", "--model", "pli-tiny-48", "--k", "2", "--copy-to", tmp_path / "hits")
+    assert status == 1 and "is not empty" in err and len(list((tmp_path / "hits").iterdir())) == 2

@@ -21,13 +21,13 @@ from PIL import Image
 
 from pli.backbones import load_backbone
 from pli.benchmarks import read_queries
-from pli.composition import parse_composer
+from pli.composition import parse_composer, score
 from pli.core import PliError, unit
 from pli.evaluate import encode, scores_of
 from pli.gallery.encode import encode_texts, top_k
 from pli.gallery.index import Listing, list_pictures, update
-from pli.gallery.search import AVOID, DEFAULT_COMPOSER, Gallery, Where, everyday_captions, features_key, gallery_home
-from pli.gallery.store import PictureTable, Row, path_inside, read_vectors
+from pli.gallery.search import AVOID, DEFAULT_COMPOSER, Gallery, Ranker, Where, everyday_captions, features_key, gallery_home
+from pli.gallery.store import PictureTable, Row, Vectors, path_inside, read_vectors
 from pli.world import save_world
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
@@ -601,3 +601,19 @@ def test_a_gallery_remembers_its_model_wherever_it_is_searched_from(folder, tmp_
         with pytest.raises(PliError, match=f"{words}: the gallery was made with --model .*mine --quick-gelu; name --model too"): Gallery.open(folder, **asked)
     with Gallery.open(folder, "pli-tiny-48") as gallery: gallery.update()
     with pytest.raises(PliError, match="2 models; say which: --model .*; or --model "): Gallery.open(folder)
+
+
+@pytest.mark.parametrize("spec", ["product:1", "product:2", "harris:1"])
+@pytest.mark.parametrize("width", [48, 512])
+def test_pictures_that_are_all_but_equal_are_ranked_as_the_benchmark_does(spec, width):
+    "Centring leaves only rounding of them, which must be the same rounding."
+    for seed in range(12):
+        dice = torch.Generator().manual_seed(seed)
+        rows = unit(torch.randn(1, width, generator=dice)).expand(5, -1) + (0 if seed % 2 else 1e-7) * torch.randn(5, width, generator=dice)
+        features = unit(torch.cat([rows, unit(torch.randn(4, width, generator=dice))]) if seed % 3 == 0 else rows)
+        ranker, composer = Ranker(Vectors(np.arange(1, len(features) + 1), features, 1)), parse_composer(spec)
+        picture, words = unit(torch.randn(2, width, generator=dice)).unbind()
+        mean = 0.1 * unit(torch.randn(width, generator=dice))
+        expected = score(composer, picture.expand(32, -1), words.expand(32, -1), features, None, ranker.image_mean, mean)[:1]
+        scores, found = ranker.rank(composer, picture, words, mean, None, len(features))
+        assert torch.allclose(scores, expected[0, found], atol=1e-3) and torch.allclose(scores, expected[0].sort(descending=True).values, atol=1e-3)

@@ -325,8 +325,8 @@ def unread_lines(broken: list[str], still: list[tuple[str, str]], first: int = 3
 def still_broken(table: PictureTable, but: Iterable[bytes] = ()) -> list[tuple[str, str]]:
     "Name and reason of every known picture that cannot be read, in the order of their paths, without some paths."
     but = set(but)
-    found = table.connection.execute("SELECT path, broken FROM picture WHERE broken IS NOT NULL ORDER BY path")
-    return [(shown(os.fsdecode(path), 80), str(broken)) for path, broken in found if path not in but]
+    broken = sorted((one for one in table.select("broken IS NOT NULL") if os.fsencode(one.path) not in but), key=lambda one: os.fsencode(one.path))
+    return [(shown(one.path, 80), one.broken) for one in broken]
 
 def _some(items: list[str], first: int) -> str:
     return ", ".join(shown(item, 80) for item in items[:first]) + f" and {len(items) - first:,} more" * (len(items) > first)

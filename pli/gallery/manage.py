@@ -166,6 +166,9 @@ def move(
     folder, new = Path(folder), Path(new)
     tables = galleries_of(folder, gallery)
     homes = sorted({table.parent.parent for table in tables})
+    if len(homes) > 1 and folder.is_dir() and _was_cut(tables, new):                     # a move that was killed is finished
+        tables = [table for table in tables if os.path.realpath(table.parent.parent) != os.path.realpath(new)]
+        homes = sorted({table.parent.parent for table in tables})
     if len(homes) > 1:
         raise PliError(f"{shown(folder)}: has galleries at {', '.join(shown(home) for home in homes)}; say which with --gallery")
     if folder.is_dir():
@@ -177,14 +180,24 @@ def move(
         raise PliError(f"{shown(folder)}: is not there. If its pictures were moved, name their folder now; {shown(new)} is none")
     root = ".." if os.path.realpath(place.parent) == os.path.realpath(pictures) and place.name == ".pli" else os.path.abspath(pictures)
     models = {table.parent.name: _noted(table) for table in tables}                      # before the notes of the old place go
-    if os.path.realpath(place) != os.path.realpath(homes[0]):
-        _carry(tables, place, root, pictures, say)
-    for key in [table.parent.name for table in tables]:
-        with PictureTable(place / key / "gallery.sqlite") as table:
-            if table.about().get("root") != root:
-                table.say(root=root)
-            remember(table, pictures, models[key])
+    def settle() -> None:
+        for key in models:
+            with PictureTable(place / key / "gallery.sqlite") as table:
+                if table.about().get("root") != root:
+                    table.say(root=root)
+                remember(table, pictures, models[key])
+    if os.path.realpath(place) == os.path.realpath(homes[0]): settle()
+    else: _carry(tables, place, root, pictures, say, settle)
     return place
+
+def _was_cut(tables: list[Path], new: Path) -> bool:
+    "Whether a place holds whole copies of all galleries that lie elsewhere: a move was killed before it could delete them."
+    def said(table: Path) -> tuple:
+        with PictureTable(table, writable=False) as opened: about = opened.about()
+        return about.get("uid"), about.get("generation")
+    there = {table.parent.name: table for table in tables if os.path.realpath(table.parent.parent) == os.path.realpath(new)}
+    others = [table for table in tables if table not in there.values()]
+    return bool(others) and all(table.parent.name in there and said(table) == said(there[table.parent.name]) for table in others)
 
 def _noted(table: Path) -> list | None:
     with PictureTable(table, writable=False) as opened:
@@ -206,14 +219,21 @@ def _check_place(place: Path, keys: set[str], pictures: Path) -> list[str]:
         with PictureTable(place / key / "gallery.sqlite", writable=False) as table: check_folder(table, pictures, place)
     return there
 
-def _carry(tables: list[Path], place: Path, root: str, pictures: Path, say: Callable[[str], None]) -> None:
+def _carry(
+    tables: list[Path], place: Path, root: str, pictures: Path, say: Callable[[str], None],
+    settle: Callable[[], None],   # once the new ones are whole, and before the old ones go
+) -> None:
     "Copy galleries beside a new place, give the copies their names, then delete the old ones."
-    old, there = tables[0].parent.parent, _check_place(place, {path.parent.name for path in tables}, pictures)
+    old, keys = tables[0].parent.parent, {path.parent.name for path in tables}
+    cut = keys <= set(galleries_in(place)) and _was_cut([*tables, *(place / key / "gallery.sqlite" for key in keys)], place)
+    there = [] if cut else _check_place(place, keys, pictures)
     marks = [old / name for name in MARKS if (old / name).is_file()]
     if marks and not set(MARKS).isdisjoint(there):
         kept = f"those at {shown(old)} stay there: pli studio --marks {shown(marks[0])} shows them"
         say(f"{shown(place)} holds saved marks already, so {kept}")
         marks = []
+    if cut: marks = [path for path in marks if (place / path.name).is_file() and (place / path.name).read_bytes() == path.read_bytes()]
+    _sweep(place)
     temporary = place.absolute().with_name(f".{place.name}.{os.getpid()}.part")
     try:
         with ExitStack() as stack:
@@ -222,24 +242,36 @@ def _carry(tables: list[Path], place: Path, root: str, pictures: Path, say: Call
                 stack.enter_context(alone_with(table))
             try:
                 temporary.mkdir(parents=True)
-                for table in opened:
+                for table in () if cut else opened:
                     _copy(table, temporary / table.path.parent.name, root)
-                for path in marks:
+                for path in () if cut else marks:
                     shutil.copyfile(path, temporary / path.name)
                     to_disk(temporary / path.name)
-                if there: _put(temporary, place)
+                if cut: pass
+                elif there: _put(temporary, place)
                 else: os.replace(temporary, place)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         raise PliError(f"{shown(place)}: the gallery cannot be copied there ({shown(error)}); it is where it was") from None
     except OSError as error:
         raise PliError(
             f"{shown(place)}: the gallery cannot be moved there ({full(error) or error.strerror or error}); it is where it was"
         ) from None
+    settle()
     for path in marks: path.unlink(missing_ok=True)
     for path in tables:
         forget(path)
+
+def _sweep(place: Path) -> None:
+    "Remove what a move to the same place has left half-done, if its process is no more."
+    above = place.absolute().parent
+    for name in os.listdir(above) if above.is_dir() and os.name != "nt" else ():
+        half = re.fullmatch(rf"\.{re.escape(place.name)}\.(\d+)\.part", name)
+        if not half or (above / name).is_symlink() or not (above / name).is_dir(): continue
+        try: os.kill(int(half[1]), 0)
+        except (ProcessLookupError, OverflowError): shutil.rmtree(above / name, ignore_errors=True)
+        except OSError: continue
 
 def _put(made: Path, place: Path) -> None:
     "Move what is in one folder into another one on the same drive, all or nothing, and nothing over what is there."

@@ -37,7 +37,10 @@ SCHEMA = {
     "by_content": "CREATE INDEX by_content ON picture (content)",
 }
 
-def _text(value) -> bool: return value is None or isinstance(value, str) and len(value) < 10_000 and "\0" not in value
+def _text(value) -> bool:
+    "Whether a value is None, or text that can be the name of a file."
+    with suppress(UnicodeEncodeError): return value is None or isinstance(value, str) and len(os.fsencode(value)) < 10_000 and "\0" not in value
+    return False
 
 def _mark(value) -> bool: return value is None or isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value) is not None
 
@@ -105,8 +108,8 @@ def _connect(
             connection.execute(f"PRAGMA {pragma}")
         if hasattr(connection, "setlimit"):
             connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_ROW)   # Python 3.11
-    except (sqlite3.Error, OSError) as error:
-        raise PliError(f"{shown(path)}: cannot be opened as a gallery ({error})") from None
+    except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
+        raise PliError(f"{shown(path)}: cannot be opened as a gallery ({shown(error)})") from None
     return connection
 
 def _check_version(path: Path, connection: sqlite3.Connection) -> None:
@@ -252,8 +255,8 @@ class PictureTable:
         "Errors of the database as a `PliError` that names the file."
         try:
             yield
-        except sqlite3.Error as error:
-            text = str(error)
+        except (sqlite3.Error, UnicodeDecodeError) as error:              # what SQLite says may quote bytes that are no text
+            text = str(error) if isinstance(error, sqlite3.Error) else "the database is damaged"
             advice = {
                 "database is locked": "another process is writing to it; try again when it is done",
                 "database or disk is full": "the disk is full; make room and start again, nothing is lost",

@@ -616,6 +616,7 @@ def saved_marks(session: Session) -> str:
     about = session.gallery.table.about()
     model = [f"--model={about['model']}"] + [f"--pretrained={about['pretrained']}"] * bool(about.get("pretrained"))
     words = ["pli", "evaluate", f"--queries={file}", f"--gallery={gallery_of(file)}", f"--root={session.gallery.root}", *model]
+    words.append(f"--composer=sum:{session.query.weight:g}")                 # as the page puts picture and words together
     line = " ".join(map(quoted, words))
     return (
         f"Saved in {shown(file)}. "
