@@ -311,7 +311,7 @@ def explanation_lines(found: Explanation) -> list[str]:
         lines.append("the picture does not count, so there is no map over it" if found.composer == "text" else "the words do not count")
     if found.words:
         lines.append(
-            "what each word adds to the score, which changes by so much without the word: "
+            "what each word adds to the score, lost where the word is left out: "
             + ", ".join(f"{shown(word, 40)} {value:+.4f}" for word, value in found.words)
             + "; with a minus, the score is higher without it" * any(value < 0 for _, value in found.words)
         )
