@@ -92,10 +92,14 @@ def add_index(commands) -> None:
 
 def run_index(args) -> None:
     from pli.core import atomic, check_writable, counted, shown
+    from pli.gallery.search import cached_home
     if args.problems: check_writable(args.problems)
     places = [None] * args.approximate + [args.publish] * bool(args.publish)
     _check_copies(args, bool(places))
     with _opened(args) as gallery:
+        home = gallery.table.path.parent.parent
+        if args.gallery is None and os.path.realpath(home) == os.path.realpath(cached_home(gallery.root)):
+            _tell(f"{shown(gallery.root)}: cannot be written to, so its gallery is in your cache: {shown(home)}")
         _updated(gallery, args, wait=True)
         for place in places: _published(gallery, place)
         if args.problems:
@@ -325,6 +329,9 @@ def run_search(args) -> None:
             approximate=args.approximate,
             at_least=args.at_least,
         )
+        for reference in hits.references:
+            there = len(gallery.table.copies_of(reference.content)) if reference.content and gallery.root else 0
+            if there > 1: _tell(f"{shown(reference.name)} lies in the gallery {there:,} times; all of them are left out")
         if not hits: _tell_none(hits, args)
         if args.by_date:
             hits.hits = [

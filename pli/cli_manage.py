@@ -38,7 +38,9 @@ def add_gallery(commands) -> None:
                 help="an empty or new folder for the gallery; if FOLDER is gone because its pictures were moved: their folder now",
             )
         if name != "list": action.add_argument("--gallery", metavar="DIR", help="the place that was named when the gallery was made")
-        if name == "forget": action.add_argument("--yes", action="store_true", help="do not ask")
+        if name == "forget":
+            action.add_argument("--model", metavar="NAME", help="only the gallery of this model (default: those of all)")
+            action.add_argument("--yes", action="store_true", help="do not ask")
         if name in ("list", "show", "duplicates"): action.add_argument("--json", action="store_true", help="as JSON")
         action.set_defaults(run=RUN[name])
 
@@ -100,7 +102,7 @@ def run_move(args) -> None:
 def run_forget(args) -> None:
     from pli.core import PliError, counted, shown
     from pli.gallery.manage import facts, forget, galleries_of
-    tables = galleries_of(args.folder, args.gallery)
+    tables = _of_model(galleries_of(args.folder, args.gallery), args.model)
     for table in tables:
         try:
             print(
@@ -119,6 +121,18 @@ def run_forget(args) -> None:
         left = forget(table)
         stays = counted(len(left), "file that pli has not made was left there", "files that pli has not made were left there")
         print(f"{shown(table.parent)}: forgotten" + f"; {stays}" * bool(left))
+
+def _of_model(tables: list[Path], model: str | None) -> list[Path]:
+    "The galleries that a model has made. Raises `PliError` that names the models where there is none."
+    from pli.core import PliError, shown
+    from pli.gallery.store import PictureTable
+    if model is None: return tables
+    made_by = {}
+    for path in tables:
+        with PictureTable(path, writable=False) as table: made_by[path] = str(table.about().get("model"))
+    chosen = [path for path in tables if made_by[path] in (model, os.path.abspath(model))]
+    if not chosen: raise PliError(f"--model {shown(model)}: has made no gallery here; there are those of {', '.join(map(shown, made_by.values()))}")
+    return chosen
 
 def run_duplicates(args) -> None:
     from pli.core import counted, in_bytes, shown

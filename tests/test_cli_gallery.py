@@ -84,7 +84,7 @@ def test_options_that_cannot_be_are_told_before_any_work(pictures, capfd, option
 def test_why_a_hit_is_a_hit(pictures, capfd, tmp_path):
     base = ("search", pictures, "the same in red", "--image", pictures / "pair_000001.png", "--model", "pli-tiny-48")
     status, out, _ = pli(capfd, *base, "--explain", 3, "--figure", tmp_path / "why.png")
-    assert status == 0 and out.startswith("3. ") and "picture" in out and "without the word" in out and "trust" in out and Image.open(tmp_path / "why.png").width > 500
+    assert status == 0 and out.startswith("3. ") and "picture" in out and "where the word is left out" in out and "trust" in out and Image.open(tmp_path / "why.png").width > 500
     record = json.loads(pli(capfd, *base, "--explain", 3, "--json")[1])
     assert record["rank"] == 3 and abs(sum(record["summands"].values()) - record["score"]) < 1e-4 and [word for word, _ in record["words"]] == ["the", "same", "in", "red"]
     status, out, _ = pli(capfd, *base, "--without", "a star", "--explain", 1)
@@ -95,7 +95,7 @@ def test_hits_are_copied_and_nothing_is_overwritten(pictures, capfd, tmp_path):
     base = ("search", pictures, "a star", "--model", "pli-tiny-48", "--k", 12, "--copy-to", tmp_path / "found")
     assert pli(capfd, *base)[0] == 0 and len(list((tmp_path / "found").iterdir())) == 12
     status, _, err = pli(capfd, *base)
-    assert status == 1 and "is there already" in err
+    assert status == 1 and "is not empty" in err
 
 
 def test_hits_are_linked(pictures, capfd, tmp_path, monkeypatch):
@@ -105,7 +105,7 @@ def test_hits_are_linked(pictures, capfd, tmp_path, monkeypatch):
     links = sorted((tmp_path / "found").iterdir())
     assert len(links) == 3 and all(link.is_symlink() and link.resolve().parent == pictures and Image.open(link).size for link in links)
     status, _, err = pli(capfd, *base)
-    assert status == 1 and "is there already" in err
+    assert status == 1 and "is not empty" in err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the viewer is started by xdg-open on Linux")
@@ -164,10 +164,10 @@ def test_a_cut_off_leaves_hits_out_and_says_so(pictures, capfd, tmp_path):
     status, out, err = pli(capfd, *search, "--at-least", max(fits) + 1, "--k", 4)
     assert (status, out) == (0, "") and "no picture fits the words by at least" in err
     status, out, err = pli(capfd, "search", pictures, "--image", pictures / "pair_000001.png", "--at-least", 1)
-    assert status == 1 and "this query has none" in err
+    assert status == 1 and "this query has no words" in err
     (tmp_path / "asked.jsonl").write_text('{"text": "a star", "at_least": -99, "k": 2}\n{"image": "pictures/pair_000001.png", "at_least": 1}\n')
     status, out, err = pli(capfd, "search", pictures, "--queries", tmp_path / "asked.jsonl")
-    assert status == 1 and "line 2" in err and "this query has none" in err
+    assert status == 1 and "line 2" in err and "this query has no words" in err
     (tmp_path / "asked.jsonl").write_text('{"text": "a star", "at_least": -99, "k": 2}\n')
     status, out, err = pli(capfd, "search", pictures, "--queries", tmp_path / "asked.jsonl")
     assert status == 0 and len(json.loads(out)["hits"]) == 2
@@ -347,7 +347,7 @@ def test_no_hit_is_an_answer_and_what_is_not_written_is_said(pictures, capfd, tm
     search = ["search", pictures, "a star", "--model", "pli-tiny-48", "--at-least", 99]
     status, out, err = pli(capfd, *search, "--figure", tmp_path / "new" / "hits.png", "--copy-to", tmp_path / "copies")
     best = max(hit["fit"] for hit in json.loads(pli(capfd, *search[:-1], -99, "--k", 70, "--json")[1]))
-    assert (status, out) == (0, "") and f"0 hits are left: no picture fits the words by at least 99; the best fit is {best:.2f}\n" in err
+    assert (status, out) == (0, "") and f"0 hits are left: no picture fits the words by at least 99; the best fit is {best:.2f}. How high" in err
     assert "--figure, --copy-to: nothing is written" in err and not (tmp_path / "new").exists() and not (tmp_path / "copies").exists()
     for way, out in (([], ""), (["--json"], "null\n")):
         assert pli(capfd, *search, "--explain", 1, *way)[:2] == (0, out)

@@ -568,3 +568,20 @@ def test_hits_are_not_written_over_pictures_or_among_them(folder, tmp_path, capf
     assert pli(capfd, "search", folder, "a cat", "--model", "pli-tiny-48", "--k", "2", "--copy-to", tmp_path / "hits")[0] == 0
     status, out, err = pli(capfd, "search", folder, "a dog", "--model", "pli-tiny-48", "--k", "2", "--copy-to", tmp_path / "hits")
     assert status == 1 and "is not empty" in err and len(list((tmp_path / "hits").iterdir())) == 2
+
+
+def test_copies_of_the_reference_that_are_left_out_are_said(folder, capfd):
+    first = sorted(folder.rglob("*.png"))[0]
+    assert pli(capfd, "index", folder, "--model", "pli-tiny-48")[0] == 0
+    assert "left out" not in pli(capfd, "search", folder, "--image", first, "--no-index")[2]
+    for name in ("one.png", "two.png"): shutil.copy(first, folder / name)
+    status, out, err = pli(capfd, "search", folder, "--image", first)
+    assert status == 0 and "lies in the gallery 3 times; all of them are left out" in err and "one.png" not in out
+
+
+def test_the_gallery_of_one_model_can_be_forgotten(folder, capfd):
+    for model in ("pli-tiny-48", "pli-tiny-64"): assert pli(capfd, "index", folder, "--model", model)[0] == 0
+    status, out, err = pli(capfd, "gallery", "forget", folder, "--model", "ViT-B-32", "--yes")
+    assert status == 1 and "pli-tiny-48" in err and len(list((folder / ".pli").glob("*/gallery.sqlite"))) == 2
+    assert pli(capfd, "gallery", "forget", folder, "--model", "pli-tiny-64", "--yes")[0] == 0
+    assert pli(capfd, "search", folder, "a cat")[0] == 0                                # one is left: no model need be named

@@ -444,7 +444,7 @@ def test_hits_that_fit_hardly_better_than_everyday_captions_are_left_out(folder,
         some.save(tmp_path / "hits.csv")
         assert len((tmp_path / "hits.csv").read_text().splitlines()) == 6 and some.records()[0]["fit"] == pytest.approx(some[0].fit, abs=1e-3)
         assert len(gallery.search(**asked, at_least=99)) == 0
-        with pytest.raises(PliError, match="has none"): gallery.search(image=folder / "a" / "0.png", at_least=1)
+        with pytest.raises(PliError, match="has no words"): gallery.search(image=folder / "a" / "0.png", at_least=1)
         with pytest.raises(PliError, match="must be a number"): gallery.search(text="x", at_least=float("nan"))
 
 
@@ -452,7 +452,7 @@ def test_an_empty_folder_is_told(tmp_path):
     (tmp_path / "empty").mkdir()
     with Gallery.open(tmp_path / "empty", "pli-tiny-48") as gallery:
         gallery.update()
-        with pytest.raises(PliError, match="holds no picture yet"): gallery.search(text="a cat")
+        with pytest.raises(PliError, match="holds no picture; put some"): gallery.search(text="a cat")
     with pytest.raises(PliError, match="no such folder"): Gallery.open(tmp_path / "nowhere")
 
 

@@ -421,6 +421,7 @@ def test_two_models_and_how_it_looks(page, tmp_path):
             assert (sum(map(int, re.findall(r"\d+", back)[:3])) < 200) == (scheme == "dark")
     page.set_viewport_size({"width": 400, "height": 900})
     page.wait_for_timeout(300)
+    for _ in range(page.locator(".pli-fold:has-text('▾')").count()): page.locator(".pli-fold:has-text('▾')").first.click(), page.wait_for_timeout(500)
     folds = page.locator(".pli-fold").evaluate_all("folds => folds.map(fold => fold.getBoundingClientRect().top)")
     assert page.evaluate("() => document.querySelector('.pli-reference img').getBoundingClientRect().height") <= 72 and len(folds) == 4 and folds[0] == folds[1]
     assert all(page.locator(".pli-fold").evaluate_all("folds => folds.map(fold => fold.scrollWidth <= fold.clientWidth + 1)"))     # and nothing is cut off

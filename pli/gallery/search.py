@@ -550,6 +550,7 @@ def open_gallery(
     folder = Path(folder)
     if not folder.is_dir():
         raise PliError(f"{shown(folder)}: is not a folder" if folder.exists() else f"{shown(folder)}: no such folder; is the drive there?")
+    gallery_home(folder, gallery)                        # tells of a place that is no folder, before a model is loaded
     place, made_by = pick_device(device), None
     if model is None:
         home = found_home(folder, gallery)
