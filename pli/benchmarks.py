@@ -234,9 +234,12 @@ def namer(
     def name_of(said, place: str) -> str:
         if isinstance(said, bool) or not isinstance(said, (str, int)):
             raise PliError(f"{place} is not the name of a picture: {shown(repr(said))}")
+        try: str(said).encode()
+        except UnicodeEncodeError:
+            raise PliError(f"{place} is not UTF-8: {shown(said)}") from None
+        as_long_as_a_path(str(said), place)
         try:
-            str(said).encode()
-            name = as_long_as_a_path(Path(inside(as_long_as_a_path(str(said), place))).relative_to(root).as_posix(), place)
+            name = Path(inside(str(said))).relative_to(root).as_posix()
             if respelled and not told:
                 form = unicodedata.normalize("NFC", str(said)) == unicodedata.normalize("NFC", name)
                 warn(
@@ -245,8 +248,6 @@ def namer(
                 )
                 told.append(name)
             return name
-        except UnicodeEncodeError:
-            raise PliError(f"{place} is not UTF-8: {shown(said)}") from None
         except PliError as error:
             raise PliError(f"{place}: {error}") from None
     return name_of

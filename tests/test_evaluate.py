@@ -90,7 +90,7 @@ def test_every_missing_picture_is_counted_before_any_work(folder):
     names = GALLERY + [f"gone {i}.png" for i in range(6)] + ["broken.png"]
     (folder / "broken.png").write_text("no picture")
     write(folder / "gallery.json", names)
-    queries = read(folder, RECORD | {"reference_img_id": "x" * 300 + ".png"})
+    queries = read(folder, RECORD | {"reference_img_id": "x" * 200 + ".png"})
     for call in (lambda: encode(Fake(blind), queries), lambda: query_validator(queries)):
         with pytest.raises(PliError) as caught: call()
         assert f"8 of 12 pictures in {folder} cannot be used: gone 0.png (missing picture)" in str(caught.value) and str(caught.value).endswith(" and 3 more")

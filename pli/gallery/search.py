@@ -823,8 +823,9 @@ def found_home(
 
 def lies_elsewhere(gallery: Gallery) -> str:
     "A line that says where a gallery is that lies neither beside its pictures nor in the user's cache; else nothing."
+    if gallery.root is None: return ""                    # a copy
     home, root = gallery.table.path.parent.parent, gallery.root
-    if root is None or os.path.abspath(home) in map(os.path.abspath, (root / ".pli", cached_home(root))): return ""
+    if os.path.abspath(home) in map(os.path.abspath, (root / ".pli", cached_home(root))): return ""
     return f"{shown(root)}: its gallery is at {shown(home)}"
 
 # %% ../../nbs/gallery/09c_search.ipynb #53359abf
