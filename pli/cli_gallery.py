@@ -291,7 +291,9 @@ def check_search(args) -> None:
         check_writable(folder, folder=True)
     if args.figure: check_writable(args.figure)
     if args.figure and Path(args.figure).suffix.lower() in (".png", ".jpg", ".jpeg") and _within(args.figure, args.folder):
-        raise PliError(f"--figure {shown(args.figure)}: lies in the searched folder, where it would be found as a picture; name a file outside of it")
+        raise PliError(
+            f"--figure {shown(args.figure)}: lies in the searched folder, where it would be found as a picture; name a file outside of it"
+        )
     for name in args.image:
         try:open_picture(name)
         except PliError as error: raise PliError(f"--image {error}") from None
@@ -391,7 +393,8 @@ def copy_hits(hits, folder: Path, links: bool = False) -> None:
     width = len(str(len(hits)))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()): raise PliError(f"{shown(folder)}: is not empty, so hits would be mixed with what is there; name a new folder")
+        if any(folder.iterdir()):
+            raise PliError(f"{shown(folder)}: is not empty, so hits would be mixed with what is there; name a new folder")
         for hit in hits:
             target = folder / _short_name(f"{hit.rank:0{width}}-", hit.file.name)
             if target.exists() or target.is_symlink(): raise PliError(f"{shown(target)}: is there already; name an empty folder")

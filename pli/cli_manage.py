@@ -131,7 +131,9 @@ def _of_model(tables: list[Path], model: str | None) -> list[Path]:
     for path in tables:
         with PictureTable(path, writable=False) as table: made_by[path] = str(table.about().get("model"))
     chosen = [path for path in tables if made_by[path] in (model, os.path.abspath(model))]
-    if not chosen: raise PliError(f"--model {shown(model)}: has made no gallery here; there are those of {', '.join(map(shown, made_by.values()))}")
+    if not chosen:
+        known = ", ".join(map(shown, made_by.values()))
+        raise PliError(f"--model {shown(model)}: has made no gallery here; there are those of {known}")
     return chosen
 
 def run_duplicates(args) -> None:

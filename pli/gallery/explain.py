@@ -158,7 +158,8 @@ def gradient_map(
     with torch.enable_grad():
         value = score(backbone.encode_image(inside).float().cpu())[0]
         grad = torch.autograd.grad(value, inside)[0]
-    product = (grad * (inside - torch.tensor(backbone.description()["mean"], device=inside.device)[:, None, None])).detach().sum(1)[:, None].cpu()
+    mean = torch.tensor(backbone.description()["mean"], device=inside.device)[:, None, None]
+    product = (grad * (inside - mean)).detach().sum(1)[:, None].cpu()
     return torch.nn.functional.adaptive_avg_pool2d(product, backbone.grid)[0, 0] * (
         product.shape[-1] * product.shape[-2] / backbone.patches
     )

@@ -159,7 +159,8 @@ class NewPictures(Dataset):
         if self.known is None or self.known[0] != os.getpid(): self.known = os.getpid(), PictureTable(self.table, writable=False)
         table = self.known[1]
         with table.telling():
-            return table.connection.execute("SELECT 1 FROM picture WHERE content = ? AND feature IS NOT NULL", (content,)).fetchone() is not None
+            found = table.connection.execute("SELECT 1 FROM picture WHERE content = ? AND feature IS NOT NULL", (content,)).fetchone()
+        return found is not None
 
     def __getitem__(self, index: int) -> Read:
         path, size, changed = self.files[index]
@@ -177,7 +178,8 @@ class NewPictures(Dataset):
             with open_header(file) as header: taken = date_taken(header)
             content = content_of(file)
         except (OSError, PliError) as error: return _broken(path, size, changed, error)
-        if self.is_known(content): return Read(Row(path, size, changed, content))      # what the database has to complain of is no fault of the picture
+        # what the database has to complain of is no fault of the picture, so it is asked outside of what is caught
+        if self.is_known(content): return Read(Row(path, size, changed, content))
         try:
             picture = open_picture(file)
             row = Row(path, size, changed, content, picture.width, picture.height, taken, thumbnail=thumbnail_of(picture))
@@ -193,7 +195,9 @@ def _broken(path: bytes, size: int, changed: int, error: Exception) -> Read:
     return Read(replace(row, broken=shown(f"{cause}: {error.detail}" if cause else error)))
 
 def _state(file: Path) -> tuple | None:
-    "What changes when a file does: size and time, and what a program cannot set back, its number and the time when either was changed; None where it is gone."
+    """What changes when a file does: size and time, and what a program cannot set back, its number and the time when either was changed;
+    None where it is gone.
+    """
     try: now = os.stat(file)
     except OSError: return None
     return now.st_size, now.st_mtime_ns, now.st_ino, now.st_ctime_ns
@@ -237,7 +241,8 @@ def _lost(table: PictureTable, met: Listing, count: int, forget: bool) -> tuple[
     ]:
         below = os.fsencode(folder) + b"/"
         lost = {id for id, path in gone if path.startswith(below)}
-        if lost: kept.append(f"{shown(folder)} {why}: its {counted(len(lost), 'picture is', 'pictures are')} kept (--forget-missing drops them)")
+        are = counted(len(lost), "picture is", "pictures are")
+        if lost: kept.append(f"{shown(folder)} {why}: its {are} kept (--forget-missing drops them)")
         safe += lost
     safe = set(safe)
     return [id for id, _ in gone if id not in safe], kept
@@ -325,8 +330,9 @@ def unread_lines(broken: list[str], still: list[tuple[str, str]], first: int = 3
 def still_broken(table: PictureTable, but: Iterable[bytes] = ()) -> list[tuple[str, str]]:
     "Name and reason of every known picture that cannot be read, in the order of their paths, without some paths."
     but = set(but)
-    broken = sorted((one for one in table.select("broken IS NOT NULL") if os.fsencode(one.path) not in but), key=lambda one: os.fsencode(one.path))
-    return [(shown(one.path, 80), one.broken) for one in broken]
+    found = table.select("content = x'' AND broken IS NOT NULL")     # as they are written; the index of contents finds them at once
+    broken = sorted((os.fsencode(one.path), one) for one in found)
+    return [(shown(one.path, 80), one.broken) for path, one in broken if path not in but]
 
 def _some(items: list[str], first: int) -> str:
     return ", ".join(shown(item, 80) for item in items[:first]) + f" and {len(items) - first:,} more" * (len(items) > first)

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import sqlite3
 
-from ..core import PliError, claim, full, holder, read_json, shown, to_disk
+from ..core import PliError, claim, full, holder, shown, to_disk
 from .encode import cache_folder
 from .index import alone_with
-from .search import cached_home, check_folder, folder_or_new, galleries_in, gallery_home, note_of, noted_models, notes_folder, remember
+from .search import cached_home, check_folder, folder_or_new, galleries_in, gallery_home, note_of, noted_models, notes, remember
 from .store import Picture, PictureTable
 
 # %% ../../nbs/gallery/09f_manage.ipynb #b1b3ab84
@@ -36,10 +36,8 @@ class Known:
 
 def _notes() -> Iterator[tuple[Path, dict]]:
     "All notes that can be read; a broken one is dropped."
-    for path in sorted(notes_folder().glob("*.json")):
-        try: said = read_json(path, 2**16)
-        except PliError: said = None
-        if isinstance(said, dict) and all(isinstance(said.get(name), str) for name in ("folder", "table", "id")): yield path, said
+    for path, said in notes():
+        if said and all(isinstance(said.get(name), str) for name in ("folder", "table", "id")): yield path, said
         else:
             with suppress(OSError): path.unlink()
 

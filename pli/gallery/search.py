@@ -8,8 +8,9 @@ __all__ = ['ROUNDING', 'SLACK', 'FEW', 'ALL_BUT_MEAN', 'AVOID', 'MODEL', 'DEFAUL
            'everyday_mean', 'Where', 'one_thread', 'Ranker', 'ends_of', 'fit_of', 'check_at_least', 'Hit', 'Hits',
            'title_of_query', 'sheet_of', 'save_hits', 'write_csv', 'Gallery', 'open_gallery', 'is_copy', 'with_weights',
            'is_public', 'OtherFeatures', 'check_reader', 'features_read', 'write_features_read', 'check_folder',
-           'notes_folder', 'note_of', 'noted_models', 'remember', 'noted_homes', 'found_home', 'lies_elsewhere',
-           'search_gallery', 'NothingLeft', 'nothing_left', 'direction_of_avoided', 'chosen_composer', 'Reference']
+           'notes_folder', 'note_of', 'notes', 'noted_models', 'remember', 'noted_homes', 'found_home',
+           'lies_elsewhere', 'search_gallery', 'NothingLeft', 'nothing_left', 'direction_of_avoided', 'chosen_composer',
+           'Reference']
 
 # %% ../../nbs/gallery/09c_search.ipynb #3fa31c04
 import csv
@@ -26,7 +27,7 @@ import posixpath
 import re
 import stat
 from calendar import monthrange
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
@@ -165,7 +166,9 @@ ALL_BUT_MEAN = 0.03   # centred features shorter than this are computed with car
 
 @contextmanager
 def one_thread():
-    "torch on one thread: its others go on spinning for a while when they are done, and are in the way of numpy's product, which wants every core."
+    """torch on one thread: its others go on spinning for a while when they are done, and are in the way of numpy's product, which wants
+    every core.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try: yield
@@ -192,7 +195,8 @@ class Ranker:
             squares = 1 - 2 * torch.mv(features, self.image_mean) + self.image_mean @ self.image_mean
             self.lengths, self.alike = squares.clamp_min(1e-12).sqrt(), (squares < ALL_BUT_MEAN**2).nonzero().flatten()
         found.sub_(self.image_mean @ query).div_(self.lengths)
-        for rows in self.alike.split(FEW): found[rows] = unit(unit(features[rows]) - self.image_mean) @ query   # the short way leaves rounding only
+        # the short way leaves rounding only
+        for rows in self.alike.split(FEW): found[rows] = unit(unit(features[rows]) - self.image_mean) @ query
         return found
 
     def fuse(
@@ -501,7 +505,9 @@ class Gallery:
             width = self.table.about()["width"]
             vectors = read_vectors(self.table, width)
             if not len(vectors):
-                raise PliError(f"{shown(self.root)}: the gallery holds no picture; put some into the folder and index it (pli index, gallery.update())")
+                raise PliError(
+                    f"{shown(self.root)}: the gallery holds no picture; put some into the folder and index it (pli index, gallery.update())"
+                )
             self._ranker = Ranker(vectors)
         return self._ranker
 
@@ -604,7 +610,9 @@ def _own_about(table: PictureTable, key: str, width: int) -> dict:
     if "key" not in about:
         raise PliError(f"{shown(table.path)}: was begun and holds nothing yet, and it cannot be written to; --gallery names another place")
     if (about["key"], about.get("width")) != (key, width):
-        raise PliError(f"{shown(table.path)}: its description is damaged (key, width); remove its folder, and the pictures are indexed again")
+        raise PliError(
+            f"{shown(table.path)}: its description is damaged (key, width); remove its folder, and the pictures are indexed again"
+        )
     return about
 
 def is_copy(
@@ -650,7 +658,10 @@ def _own_model(
             names.append((about["model"], about.get("pretrained"), about.get("preprocess") or "model", about.get("quick_gelu")))
             made_by, id = key, about.get("id")
     if not names:
-        if gone := _without_pictures(): warn(f"no gallery is known here, but those of {gone}, which is not there now; if that was moved here: pli gallery move OLD NEW")
+        if gone := _without_pictures():
+            warn(
+                f"no gallery is known here, but those of {gone}, which is not there now; if that was moved here: pli gallery move OLD NEW"
+            )
         return None, MODEL[0], pretrained or MODEL[1], preprocess, quick_gelu
     if len(names) != 1:
         raise PliError(
@@ -744,16 +755,18 @@ def note_of(table: Path) -> Path:
     "The note of a gallery's table."
     return notes_folder() / f"{hashlib.sha256(os.path.abspath(table).encode(errors='surrogateescape')).hexdigest()[:16]}.json"
 
+def notes() -> Iterator[tuple[Path, dict | None]]:
+    "This user's notes of galleries, by file; None for one that cannot be read."
+    for path in sorted(notes_folder().glob("*.json")):
+        try: said = read_json(path, 2**16)
+        except PliError: said = None
+        yield path, said if isinstance(said, dict) else None
+
 def noted_models(
     id: str,        # of a gallery
 ) -> list[list]:    # model and weights of each
     "The models by which this user has opened a gallery before, wherever it lay then."
-    found = []
-    for path in notes_folder().glob("*.json") if id else ():
-        try: said = read_json(path, 2**16)
-        except PliError: continue
-        if isinstance(said, dict) and said.get("id") == id and said.get("model"): found.append(said["model"])
-    return found
+    return [said["model"] for _, said in notes() if said and said.get("id") == id and said.get("model")] if id else []
 
 def remember(
     table: PictureTable,
@@ -774,10 +787,8 @@ def remember(
 def _without_pictures() -> str:
     "The folders whose galleries this user has met, and which are not there now, in words; empty where there is none."
     folders = []
-    for path in sorted(notes_folder().glob("*.json")):
-        try: said = read_json(path, 2**16)
-        except PliError: continue
-        if not isinstance(said, dict) or not all(isinstance(said.get(name), str) for name in ("folder", "table")): continue
+    for _, said in notes():
+        if not said or not all(isinstance(said.get(name), str) for name in ("folder", "table")): continue
         try: there = os.path.isdir(said["folder"]) or not os.path.isfile(said["table"])
         except ValueError: continue
         if not there: folders.append(shown(said["folder"]))
@@ -786,10 +797,9 @@ def _without_pictures() -> str:
 def noted_homes(folder: str | Path) -> list[Path]:
     "Where this user has met galleries of a folder that are there now and say that they belong to it."
     found = []
-    for path in sorted(notes_folder().glob("*.json")):
+    for _, said in notes():
         try:
-            said = read_json(path, 2**16)
-            if not isinstance(said, dict) or not isinstance(said.get("table"), str): continue
+            if not said or not isinstance(said.get("table"), str): continue
             if said.get("folder") != os.path.abspath(folder): continue
             table = Path(said["table"])
             if not os.path.isfile(table) or table.parent.name not in galleries_in(home := table.parent.parent): continue
@@ -1005,7 +1015,11 @@ def _stored(gallery: Gallery, id: int, name: str, content: bytes, path: Path | N
             " name its file"
         )
     small = small_picture(gallery.table.thumbnail(id))
-    if small is None: raise PliError(f"{shown(gallery.table.path)}: the small picture of {shown(name)} is missing or damaged; remove the gallery's folder, and the pictures are indexed again")
+    if small is None:
+        raise PliError(
+            f"{shown(gallery.table.path)}: the small picture of {shown(name)} is missing or damaged; remove the gallery's folder, and the"
+            " pictures are indexed again"
+        )
     return Reference(name, gallery.table.feature(id), content, small, path or small)
 
 def _encoded(gallery: Gallery, picture: Image.Image, name: str, content: bytes | None, whole: Image.Image | Path) -> Reference:

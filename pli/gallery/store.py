@@ -39,7 +39,8 @@ SCHEMA = {
 
 def _text(value) -> bool:
     "Whether a value is None, or text that can be the name of a file."
-    with suppress(UnicodeEncodeError): return value is None or isinstance(value, str) and len(os.fsencode(value)) < 10_000 and "\0" not in value
+    if value is None: return True
+    with suppress(UnicodeEncodeError): return isinstance(value, str) and len(os.fsencode(value)) < 10_000 and "\0" not in value
     return False
 
 def _mark(value) -> bool: return value is None or isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value) is not None

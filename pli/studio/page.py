@@ -396,7 +396,8 @@ class Studio(VBox):
         if message.get("kind") == "thumbnails":
             ids = message.get("ids")
             table, ids = self.session.galleries[side].table, [id for id in ids if _is_id(id)][:64] if isinstance(ids, list) else []
-            return grid.send({"kind": "thumbnails", "ids": ids}, [data if small_picture(data := table.thumbnail(id)) else b"" for id in ids])
+            small = [data if small_picture(data := table.thumbnail(id)) else b"" for id in ids]
+            return grid.send({"kind": "thumbnails", "ids": ids}, small)
         name, id, value = str(message.get("action")), message.get("id"), message.get("value")
         if message.get("kind") != "event" or name not in ACTIONS: return
         if name in ("choose", "mark", "look", "explain") and not _is_id(id) or name == "page" and not _is_id(value): return

@@ -547,7 +547,8 @@ def another(session: Session) -> Image.Image:
         ).fetchone()
     if found is None: raise PliError("there is no other picture in the gallery to take squares from")
     small = small_picture(found[0])
-    if small is None: raise PliError(f"{shown(table.path)}: holds a damaged small picture; remove its folder, and the pictures are indexed again")
+    if small is None:
+        raise PliError(f"{shown(table.path)}: holds a damaged small picture; remove its folder, and the pictures are indexed again")
     return small
 
 # %% ../../nbs/studio/13_session.ipynb #094a6779
