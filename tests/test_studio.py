@@ -352,6 +352,7 @@ def test_why_and_what_the_model_sees_and_the_command(page, tmp_path):
     page.get_by_label("What is taken away").select_option("squares at random")
     page.wait_for_selector(".pli-hidden img[alt*='squares at random']")
     page.get_by_role("button", name="The same search elsewhere").click()
+    page.wait_for_selector(".pli-copy pre")
     assert page.inner_text(".pli-copy pre").startswith("pli search ")
 
 
@@ -464,7 +465,7 @@ def test_marks_that_are_not_saved_are_not_lost_without_a_question(page, server, 
     mark = lambda place: (other.locator(".pli-act.pli-yes:visible").nth(place).click(), until(other, "place => document.querySelectorAll('.pli-cell')[place].dataset.mark === 'right'", place))
     mark(0)
     other.get_by_role("button", name="Right and wrong").click()
-    assert "1 not saved yet" in other.inner_text(".pli-more")
+    other.wait_for_selector(".pli-more :text('1 not saved yet')")              # the fold opens when the process has answered
     other.evaluate("() => { window.stayed = true; setTimeout(() => location.reload(), 50); }")
     ends = time.time() + PATIENCE
     while not asked and time.time() < ends: other.wait_for_timeout(100)
