@@ -24,16 +24,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import viz, world
-from .backbones import Backbone, load_backbone
-from .benchmarks import Benchmark, world_queries
+from .viz import figures as viz
+from . import world
+from .backbones.openclip import Backbone, load_backbone
+from .benchmarks.shape import Benchmark, world_queries
 from .core import alone_in, atomic, generator, pick_device, provenance, write_json
-from .data import TensorPairs
-from .evaluate import Features, Outcomes, as_text, choose, choose_families, compare, encode, halves_line, report, scores_of, spread
-from .evaluate import sweep
+from .data.pairs import TensorPairs
+from .evaluation.report import Features, Outcomes, as_text, choose, choose_families, compare, encode, halves_line, report, scores_of, spread
+from .evaluation.report import sweep
 from .gallery.encode import top_k
 from .metrics import recall_at
-from .tuning import TuneSettings, tune
+from .training.loop import TuneSettings, tune
 
 # %% ../nbs/16_demo.ipynb #9262cbe4
 WORLDS: dict[str, dict[str, float]] = {

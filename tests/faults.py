@@ -26,7 +26,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import open_clip  # noqa: E402, F401   read once: children are forks of this process, and start at once
 import torch  # noqa: E402
 
-import pli.cli, pli.demo, pli.evaluate, pli.findings, pli.predictions, pli.study, pli.viz  # noqa: E402, E401, F401
+import pli.cli.main, pli.demo, pli.evaluation.report, pli.studies.findings, pli.studies.predictions, pli.studies.run, pli.viz.figures  # noqa: E402, E401, F401
 from pli.world import save_world  # noqa: E402
 
 torch.set_num_threads(1)
@@ -90,7 +90,7 @@ class Child:
         self.line, self.log, self.code, self.began = line, log, None, time.monotonic()
         words = line.split()
         if fresh:                          # a Python of its own, as a user's shell starts it
-            start = [sys.executable, "-c", "import sys; from pli.cli import main; sys.exit(main())", *words]
+            start = [sys.executable, "-c", "import sys; from pli.cli.main import main; sys.exit(main())", *words]
             with open(f"{log}.out", "w") as out, open(f"{log}.err", "w") as err:
                 self.pid = subprocess.Popen(start, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True).pid
             return

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from pli.backbones import PREPROCESS, PatchGate, TargetPad, check_mask, find_gate, load_backbone, pixel_transform, read_config, save_backbone
+from pli.backbones.openclip import PREPROCESS, PatchGate, TargetPad, check_mask, find_gate, load_backbone, pixel_transform, read_config, save_backbone
 from pli.core import PliError
 
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}

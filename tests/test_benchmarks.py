@@ -1,4 +1,4 @@
-"pli.benchmarks: four layouts and their variants, official counts, spoiled files, protocols, what missing pictures cost, and queries of your own."
+"pli.benchmarks.shape: four layouts and their variants, official counts, spoiled files, protocols, what missing pictures cost, and queries of your own."
 import json
 import os
 import time
@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from layouts import CATEGORIES, TASKS, add_pairs, edit, make_circo, make_cirr, make_fashioniq, make_genecis, picture, write
 
 from pli import world
-from pli.authors import caption_pairs
-from pli.benchmarks import (READERS, Benchmark, Missing, Reader, check_benchmark, own_queries, parse_protocol, protocol_composer, protocol_text, read_benchmark, read_gallery,
-                            read_queries, takes_part, trimmed, with_gallery, without_pictures, wordings, world_queries)
+from pli.benchmarks.masked_tuning import caption_pairs
+from pli.benchmarks.shape import READERS, Benchmark, Missing, Reader, check_benchmark, own_queries, parse_protocol, protocol_composer, protocol_text, read_benchmark, read_gallery, read_queries, takes_part, trimmed, with_gallery, without_pictures, wordings, world_queries
 from pli.core import PliError, generator
 
 MAKERS = {"fashioniq": make_fashioniq, "cirr": make_cirr, "circo": make_circo, "genecis": make_genecis}

@@ -17,16 +17,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from pli import __version__, cli, world
-from pli.backbones import load_backbone
-from pli.cli import main, make_parser, tune_options, tune_settings, wanted_composers, without_folders
+from pli import __version__, world
+from pli.cli import main as cli
+from pli.backbones.openclip import load_backbone
+from pli.cli.main import main, make_parser, tune_options, tune_settings, wanted_composers, without_folders
 from pli.core import PliError, generator
-from pli.benchmarks import read_queries
-from pli.evaluate import every_composer, outcomes_from, query_validator, rows_of
-from pli.settings import setting
-from pli.tuning import TuneSettings
+from pli.benchmarks.shape import read_queries
+from pli.evaluation.report import every_composer, outcomes_from, query_validator, rows_of
+from pli.training.settings import setting
+from pli.training.loop import TuneSettings
 
-START = [sys.executable, "-c", "from pli.cli import main; import sys; sys.exit(main())"]
+START = [sys.executable, "-c", "from pli.cli.main import main; import sys; sys.exit(main())"]
 COMMANDS = ("demo", "tune", "evaluate", "compare", "submit", "score", "cache", "mask")
 HEAVY = {"torch", "open_clip", "torchvision", "matplotlib", "numpy", "PIL", "fastprogress"}
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}          # beside that of the tests
@@ -39,7 +40,7 @@ def pli(*words, cwd=None) -> subprocess.CompletedProcess:
 
 MANY = """
 import contextlib, io, json, os, sys
-from pli.cli import main
+from pli.cli.main import main
 done = []
 for where, words in json.load(sys.stdin):
     out, err = io.StringIO(), io.StringIO()
@@ -81,7 +82,7 @@ FEW = [*TINY, "--steps", "3", "--batch-size", "16", "--learning-rate", "1e-3", "
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], [], *([command, "--help"] for command in COMMANDS)])
 def test_answers_come_without_torch(words):
-    code = f"import atexit, sys; atexit.register(lambda: print(sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr))\nfrom pli.cli import main; sys.exit(main({words!r}))"
+    code = f"import atexit, sys; atexit.register(lambda: print(sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr))\nfrom pli.cli.main import main; sys.exit(main({words!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr.strip() == "[]" and done.stdout
     if words == ["--version"]: assert done.stdout.strip() == f"pli {__version__}"

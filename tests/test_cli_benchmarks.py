@@ -13,11 +13,11 @@ from layouts import edit, make_circo, make_cirr, make_fashioniq, make_genecis, p
 from PIL import Image
 from test_cli import ENVIRONMENT, TINY, files, many
 
-from pli.benchmarks import READERS, one_of, read_benchmark
-from pli.cli import main, make_parser, with_weight
+from pli.benchmarks.shape import READERS, one_of, read_benchmark
+from pli.cli.main import main, make_parser, with_weight
 from pli.core import PliError, generator, unit
-from pli.evaluate import outcomes_from
-from pli.predictions import write_features
+from pli.evaluation.report import outcomes_from
+from pli.studies.predictions import write_features
 
 MAKERS = {"fashioniq": make_fashioniq, "cirr": make_cirr, "circo": make_circo, "genecis": make_genecis}
 
@@ -154,7 +154,7 @@ def test_what_is_missing_can_be_listed(official, tmp_path):
 
 def test_a_closed_pipe_costs_nothing(official, tmp_path):
     words = " ".join(map(str, asked(official, "cirr", "--out", "x.json")))
-    code = f"{sys.executable} -c 'from pli.cli import main; import sys; sys.exit(main(sys.argv[1:]))' {words} | head -1"
+    code = f"{sys.executable} -c 'from pli.cli.main import main; import sys; sys.exit(main(sys.argv[1:]))' {words} | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", code], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}, timeout=300)
     assert done.stdout.count("\n") == 1 and "Errno" not in done.stderr and (tmp_path / "x.json").exists()
 

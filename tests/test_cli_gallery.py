@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pli.cli import main
+from pli.cli.main import main
 from pli.gallery.search import Gallery, Where
 from pli.world import save_world
 
@@ -151,7 +151,7 @@ def test_tuning_the_words_indexes_nothing_again(drawn, pictures, capfd, tmp_path
 
 def test_stdout_holds_hits_only_and_a_closed_pipe_is_no_error(pictures):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    command = [sys.executable, "-c", "import sys; from pli.cli import main; sys.exit(main())"]
+    command = [sys.executable, "-c", "import sys; from pli.cli.main import main; sys.exit(main())"]
     done = subprocess.run([*command, "search", str(pictures), "a star", "--model", "pli-tiny-48", "--k", "4"], capture_output=True, text=True, env=environment)
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 4 and "70 added" in done.stderr
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pli.cli import main
+from pli.cli.main import main
 from pli.core import PliError
 from pli.gallery.manage import facts, forget, galleries_of, known_galleries
 from pli.gallery.search import Gallery, cached_home, notes_folder

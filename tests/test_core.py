@@ -52,8 +52,8 @@ def test_first_line_of_an_error():
 
 
 def test_shown_stays_importable_where_it_was():
-    import pli.data
-    assert pli.data.shown is shown and pli.data.first_line is first_line
+    import pli.data.pairs
+    assert pli.data.pairs.shown is shown and pli.data.pairs.first_line is first_line
 
 
 # --- opening

@@ -1,4 +1,4 @@
-"pli.data: odd pictures, malformed tables, hostile paths, batches that survive a restart."
+"pli.data.pairs: odd pictures, malformed tables, hostile paths, batches that survive a restart."
 import gzip
 import json
 import os
@@ -17,9 +17,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from pli.core import PliError
-from pli.data import (MOST_PIXELS, Batch, BatchOrder, Company, Pairs, PairSet, PictureError, TensorPairs, collate, open_header, open_picture,
-                      read_pairs, shown, split_pairs)
-from pli.tables import TABLE_BYTES, UNPACKED_BYTES, text_lines
+from pli.data.pairs import MOST_PIXELS, Batch, BatchOrder, Company, Pairs, PairSet, PictureError, TensorPairs, collate, open_header, open_picture, read_pairs, shown, split_pairs
+from pli.data.tables import TABLE_BYTES, UNPACKED_BYTES, text_lines
 
 
 def save(path: Path, colour=(200, 30, 30), size=(12, 10), **options) -> Path:
@@ -292,7 +291,7 @@ def test_damaged_bytes_give_a_picture_or_a_pli_error(tmp_path_factory, suffix, c
     ("a.nef", tiff(np.zeros((2, 2, 3), np.uint8)), "a camera's raw file"),
 ])
 def test_files_of_other_kinds_are_called_what_they_are(tmp_path, monkeypatch, name, head, words):
-    monkeypatch.setattr("pli.decoders.has_extra", lambda name: False)           # what test_decoders.py looks at
+    monkeypatch.setattr("pli.data.decoders.has_extra", lambda name: False)           # what test_decoders.py looks at
     (tmp_path / name).write_bytes(head)
     with pytest.raises(PictureError) as caught: open_picture(tmp_path / name)
     assert words in str(caught.value) and caught.value.cause in ("unsupported picture", "broken picture")
@@ -300,8 +299,8 @@ def test_files_of_other_kinds_are_called_what_they_are(tmp_path, monkeypatch, na
 
 
 def test_avif_that_pillow_cannot_read(tmp_path, monkeypatch):
-    import pli.data
-    monkeypatch.setattr(pli.data, "readable_formats", lambda: ("JPEG", "PNG"))
+    import pli.data.pairs
+    monkeypatch.setattr(pli.data.pairs, "readable_formats", lambda: ("JPEG", "PNG"))
     (tmp_path / "a.avif").write_bytes(b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf")
     with pytest.raises(PictureError, match="an AVIF picture, and this installation of Pillow cannot read it; convert it"): open_picture(tmp_path / "a.avif")
 
@@ -668,7 +667,7 @@ def test_names_in_other_spellings_are_found_and_counted(tmp_path):
 
 
 def test_a_raw_file_with_a_caption_is_told_what_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr("pli.decoders.has_extra", lambda name: False)
+    monkeypatch.setattr("pli.data.decoders.has_extra", lambda name: False)
     save(tmp_path / "a.png"), (tmp_path / "a.txt").write_text("red")
     for name in ("b.nef", "c.heic", "d.pdf", "e.pdf"): (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" if name == "c.heic" else b"%PDF-1.4")
     for name in "bcd": (tmp_path / f"{name}.txt").write_text("meant to be read")
@@ -902,8 +901,8 @@ def test_an_entry_that_is_there_twice_in_a_line_is_a_problem(tmp_path):
 @pytest.mark.parametrize("packed", [True, False])
 def test_lines_without_end_and_without_number_are_bounded(tmp_path, monkeypatch, packed):
     "A packed megabyte can hold a thousand million lines, each of which is an object in memory."
-    monkeypatch.setattr("pli.tables.MOST_LINES", 1000)
-    monkeypatch.setattr("pli.tables.LINE_CHARACTERS", 500)
+    monkeypatch.setattr("pli.data.tables.MOST_LINES", 1000)
+    monkeypatch.setattr("pli.data.tables.LINE_CHARACTERS", 500)
     path = tmp_path / ("pairs.csv.gz" if packed else "pairs.csv")
     for body, words in (("\n" * 999, None), ("\n" * 1000, "more than 1,000 lines"), ("x" * 499 + "\n", None), ("x" * 501, "line 2 has more than 500 characters")):
         raw = b"filepath,title\n" + body.encode()

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from pli import decoders
-from pli.backbones import load_backbone
-from pli.data import PictureError, open_header, open_picture
+from pli.data import decoders
+from pli.backbones.openclip import load_backbone
+from pli.data.pairs import PictureError, open_header, open_picture
 from pli.gallery.index import update
 from pli.gallery.store import PictureTable
 
@@ -97,7 +97,7 @@ def test_a_transparent_heic_picture_lies_on_white_and_its_name_does_not_matter(t
 @heic
 def test_a_large_heic_picture_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     (tmp_path / "a.heic").write_bytes(heic_bytes(scene(64, 48)))
-    monkeypatch.setattr("pli.data.MOST_PIXELS", 3000)
+    monkeypatch.setattr("pli.data.pairs.MOST_PIXELS", 3000)
     with pytest.raises(PictureError, match="64 x 48"): open_picture(tmp_path / "a.heic")
     about, _, body = decoders.ask("heic", (tmp_path / "a.heic").read_bytes(), True, 3000)
     assert about["size"] == [64, 48] and body == b""
@@ -189,13 +189,13 @@ def test_what_an_extra_would_read_is_left_out_by_name_until_it_is_there(tmp_path
     scene(64, 48).save(folder / "c.png")
     honest = decoders.has_extra
     with PictureTable(tmp_path / "gallery.sqlite", create=True) as table:
-        for module in ("pli.decoders", "pli.gallery.index"): monkeypatch.setattr(f"{module}.has_extra", lambda name: False)
+        for module in ("pli.data.decoders", "pli.gallery.index"): monkeypatch.setattr(f"{module}.has_extra", lambda name: False)
         changes = update(table, folder, backbone)
         told = "\n".join(changes.lines())
         assert changes.encoded == 1 and '1 HEIC picture was left out: pip install "pli[heic]"' in told and '1 raw file of a camera was left out: pip install "pli[raw]"' in told
         assert "cannot be read" not in told
         assert update(table, folder, backbone).encoded == 0
-        for module in ("pli.decoders", "pli.gallery.index"): monkeypatch.setattr(f"{module}.has_extra", honest)
+        for module in ("pli.data.decoders", "pli.gallery.index"): monkeypatch.setattr(f"{module}.has_extra", honest)
         assert update(table, folder, backbone).encoded == 2
         assert {found.path: found.taken for found in table.select()} == {"a.heic": "2024-05-01T12:30:00", "b.dng": "2024-05-01T12:30:00", "c.png": None}
 
@@ -210,6 +210,6 @@ def test_avif_is_read_by_pillow_itself(tmp_path):
 
 
 def test_importing_registers_nothing():
-    done = subprocess.run([sys.executable, "-c", "import sys; from PIL import Image; import pli.decoders; print('HEIF' in Image.OPEN, 'pillow_heif' in sys.modules, 'rawpy' in sys.modules, 'torch' in sys.modules)"],
+    done = subprocess.run([sys.executable, "-c", "import sys; from PIL import Image; import pli.data.decoders; print('HEIF' in Image.OPEN, 'pillow_heif' in sys.modules, 'rawpy' in sys.modules, 'torch' in sys.modules)"],
                           capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(decoders.__file__))})
     assert done.stdout.split() == ["False"] * 4, done.stderr

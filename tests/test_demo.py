@@ -15,17 +15,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from pli import viz
-from pli.backbones import load_backbone
-from pli.cli import main
+from pli.viz import figures as viz
+from pli.backbones.openclip import load_backbone
+from pli.cli.main import main
 from pli.core import alone_in
 from pli.demo import (ARMS, WORLDS, DemoSettings, arm_settings, command_of, measure_arms, on_weights, page, quick, sentence_on, set_stage, sums_by_weight,
                       table_rows)
-from pli.evaluate import compare, every_composer, halves_line, outcomes_from
+from pli.evaluation.report import compare, every_composer, halves_line, outcomes_from
 from pli.metrics import recall_at
-from pli.tuning import TuneSettings
+from pli.training.loop import TuneSettings
 
-START = [sys.executable, "-c", "from pli.cli import main; import sys; sys.exit(main())", "demo", "--quick", "--device", "cpu", "--out"]
+START = [sys.executable, "-c", "from pli.cli.main import main; import sys; sys.exit(main())", "demo", "--quick", "--device", "cpu", "--out"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 SPARSE, FULL = WORLDS
 

@@ -1,4 +1,4 @@
-"pli.evaluate: ranks against a slow loop, weights that never see what they are reported on, intervals over what belongs together, reports that can be read back."
+"pli.evaluation.report: ranks against a slow loop, weights that never see what they are reported on, intervals over what belongs together, reports that can be read back."
 import csv
 import io
 import json
@@ -14,14 +14,12 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from pli import world
-from pli.backbones import load_backbone
-from pli.benchmarks import Benchmark, Missing, Rules, own_queries, read_queries, world_queries
+from pli.backbones.openclip import load_backbone
+from pli.benchmarks.shape import Benchmark, Missing, Rules, own_queries, read_queries, world_queries
 from pli.composition import COMPOSERS, mean_feature, parse_composer, score
 from pli.core import PliError, generator, unit
-from pli.data import Pairs, PairSet, PictureError, TensorPairs
-from pli.evaluate import (Features, Frame, Outcomes, as_csv, as_latex, as_markdown, as_markdown_page, as_page, as_text, bounds, choose, choose_families, compare, comparison,
-                          cross_chosen, encode, every_composer, frame_of, halves, halves_alone, interval, of_ranks, outcomes, outcomes_from, pair_validator, plain_recall, query_validator, report,
-                          rows_of, same_pictures, scores_of, side_by_side, sweep, sweep_rows, values, verdict, write_report)
+from pli.data.pairs import Pairs, PairSet, PictureError, TensorPairs
+from pli.evaluation.report import Features, Frame, Outcomes, as_csv, as_latex, as_markdown, as_markdown_page, as_page, as_text, bounds, choose, choose_families, compare, comparison, cross_chosen, encode, every_composer, frame_of, halves, halves_alone, interval, of_ranks, outcomes, outcomes_from, pair_validator, plain_recall, query_validator, report, rows_of, same_pictures, scores_of, side_by_side, sweep, sweep_rows, values, verdict, write_report
 from pli.gallery.encode import PictureFiles, encode_pictures, encode_texts
 from pli.metrics import bootstrap, recall_at
 
@@ -730,7 +728,7 @@ def test_validation_hides_words_too():
 
 def test_raw_features_have_lengths_and_a_shelf_of_their_own(tmp_path):
     from layouts import make_genecis
-    from pli.benchmarks import read_benchmark
+    from pli.benchmarks.shape import read_benchmark
     from pli.gallery.encode import FeatureCache
     genecis = read_benchmark("genecis", make_genecis(tmp_path / "genecis"), protocol="masked-tuning")
     model, cache = load_backbone("pli-tiny-48", seed=3), FeatureCache(tmp_path / "cache")

@@ -19,9 +19,9 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from pli.gallery import encode as gallery
-from pli.backbones import load_backbone
+from pli.backbones.openclip import load_backbone
 from pli.core import PliError, begun, generator, unit
-from pli.data import PictureError
+from pli.data.pairs import PictureError
 from pli.gallery.encode import (ALIKE, BrokenPictures, FeatureCache, PictureFiles, box_of, cache_folder, check_files, content_key, crop_around, encode_files, encode_pictures, encode_pixels,
                          encode_texts, features_of, read_shard, search, tile_shape, top_k, unusable, write_shard)
 
@@ -417,7 +417,7 @@ import numpy as np
 import torch
 from pathlib import Path
 from pli.gallery import encode as gallery
-from pli.backbones import load_backbone
+from pli.backbones.openclip import load_backbone
 torch.set_num_threads(1)
 root, folder, out, pause, start = Path(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4]), sys.argv[5]
 gallery.SHARD = 32
@@ -723,7 +723,7 @@ def test_a_square_around_a_long_box_is_bounded():
 
 
 def test_a_picture_that_would_grow_by_padding_is_refused_before_it_does(tmp_path):
-    from pli.backbones import TargetPad
+    from pli.backbones.openclip import TargetPad
     with pytest.raises(PliError, match="20000 x 200: padded to 20000 x 16000 it has 320,000,000 pixels; 180,000,000 are the most"): TargetPad()(Image.new("1", (20_000, 200)))
     Image.new("RGB", (16_000, 100)).save(tmp_path / "a.png")
     error = PictureFiles(["a.png"], tmp_path, TargetPad())[0]

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pli.backbones import load_backbone
-from pli.cli import main
+from pli.backbones.openclip import load_backbone
+from pli.cli.main import main
 from pli.composition import parse_composer
 from pli.core import PliError, unit
 from pli.gallery.search import Gallery, Where, _rank_without, features_key

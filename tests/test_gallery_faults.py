@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 from galleries import backbone, folder, picture  # noqa: F401: fixtures
 
-from pli.backbones import load_backbone
-from pli.cli import main
+from pli.backbones.openclip import load_backbone
+from pli.cli.main import main
 from pli.core import PliError
 from pli.gallery.index import Indexing, NewPictures, alone_with, small_picture, update
 from pli.gallery.store import SCHEMA, PictureTable, Row, read_vectors
@@ -31,7 +31,7 @@ from pli.gallery.store import SCHEMA, PictureTable, Row, read_vectors
 # Real processes, without the seconds that importing torch takes, forked from a server that has never computed: a process that has keeps
 # threads (OpenMP's), and what is forked from it waits for them for ever.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["pli.cli", "pli.gallery.index"])
+PROCESSES.set_forkserver_preload(["pli.cli.main", "pli.gallery.index"])
 
 
 def pli(capfd, *words) -> tuple[int, str, str]:

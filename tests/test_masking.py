@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from pli import world
 from pli.core import PliError, generator
-from pli.masking import (HIDERS, PATCH_MASKS, WORD_LISTS, Band, Block, Blur, Composed, Crop, Drop, Grey, Grid, Ground, Mix, Mixture, Nothing, Object, Only, RandomPatches, Recolour, Schedule, Similar, Swap,
-                         View, Without, add_mask, bare, closest_caption, dither, draw_far, hide_highest, kept_patches, parse_hide, pick_rows, smooth, to_pixels)
+from pli.hiding.views import HIDERS, PATCH_MASKS, WORD_LISTS, Band, Block, Blur, Composed, Crop, Drop, Grey, Grid, Ground, Mix, Mixture, Nothing, Object, Only, RandomPatches, Recolour, Schedule, Similar, Swap, View, Without, add_mask, bare, closest_caption, dither, draw_far, hide_highest, kept_patches, parse_hide, pick_rows, smooth, to_pixels
 
 MASKS = {"random": RandomPatches, "block": Block, "grid": Grid, "object": Object, "ground": Ground, "similar": Similar}
 PLACED = ("random", "block", "grid", "object", "ground")   # masks that do not look at the pixels

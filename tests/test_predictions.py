@@ -11,13 +11,11 @@ from hypothesis import given, settings, strategies as st
 from layouts import add_pairs, make_circo, make_cirr, make_fashioniq, make_genecis
 from safetensors.torch import save_file
 
-from pli.benchmarks import Benchmark, Missing, Rules, own_queries, read_benchmark, with_gallery
+from pli.benchmarks.shape import Benchmark, Missing, Rules, own_queries, read_benchmark, with_gallery
 from pli.core import PliError, generator, unit
-from pli.evaluate import Features, outcomes, values
+from pli.evaluation.report import Features, outcomes, values
 from pli.metrics import ABSENT
-from pli.predictions import (
-    SERVERS, Form, Rankings, among, check_submission, features_outcomes, form_for_reading, load_record, named, named_features, outcomes_of, padded, rankings_of, read_features, read_rankings,
-    write_features, write_rankings, write_submission)
+from pli.studies.predictions import SERVERS, Form, Rankings, among, check_submission, features_outcomes, form_for_reading, load_record, named, named_features, outcomes_of, padded, rankings_of, read_features, read_rankings, write_features, write_rankings, write_submission
 
 QUERIES, PICTURES = 12, 70
 
@@ -641,7 +639,7 @@ def test_a_ranking_may_say_its_protocol(tmp_path):
 
 
 def test_a_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("pli.predictions.MOST_UNPACKED", 1_000_000)
+    monkeypatch.setattr("pli.studies.predictions.MOST_UNPACKED", 1_000_000)
     np.savez_compressed(tmp_path / "bomb.npz", features=np.zeros((10_000, 100), dtype=np.float32), names=np.array(["a"]))
     assert (tmp_path / "bomb.npz").stat().st_size < 100_000
     with pytest.raises(PliError, match="bomb.npz: it unpacks to"): read_features(tmp_path / "bomb.npz")

@@ -13,8 +13,8 @@ import slow_evaluators as slow
 import torch
 from slow_evaluators import MEASURES, Query
 
-from pli.benchmarks import Benchmark, read_benchmark, with_gallery
-from pli.evaluate import Features, frame_of, interval, outcomes, report, sweep, values
+from pli.benchmarks.shape import Benchmark, read_benchmark, with_gallery
+from pli.evaluation.report import Features, frame_of, interval, outcomes, report, sweep, values
 
 READ = {"fashioniq": slow.fashioniq, "cirr": slow.cirr, "circo": slow.circo, "genecis": slow.genecis}
 # what the protocol's text means, as arguments of the slow reader

@@ -8,9 +8,9 @@ import pytest
 from layouts import add_pairs, make_circo, make_cirr, make_fashioniq, picture, write
 from test_cli import TINY
 
-from pli.benchmarks import read_benchmark
-from pli.cli import main
-from pli.evaluate import as_markdown, code_span, in_markdown
+from pli.benchmarks.shape import read_benchmark
+from pli.cli.main import main
+from pli.evaluation.report import as_markdown, code_span, in_markdown
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e`</td>|<script>alert(1)</script>&\nsecond line"
 RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]")           # tabs and line ends apart

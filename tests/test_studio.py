@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pli.backbones import load_backbone
+from pli.backbones.openclip import load_backbone
 from pli.world import save_world
 
 pytest.importorskip("voila", reason="the page needs the extra pli[studio]")
@@ -43,7 +43,7 @@ def pictures(tmp_path_factory) -> Path:
 class Server:
     "A running `pli studio`."
     def __init__(self, *words):
-        command = [sys.executable, "-c", "import sys; from pli.cli import main; sys.exit(main())", "studio", *map(str, words), "--no-browser"]
+        command = [sys.executable, "-c", "import sys; from pli.cli.main import main; sys.exit(main())", "studio", *map(str, words), "--no-browser"]
         self.said = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=self.said, text=True, start_new_session=True,
                                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))   # tests that run in the background ignore it
@@ -185,7 +185,7 @@ def test_another_page_cannot_use_the_socket_and_ours_cannot_run_code(server, tmp
 
 @pytest.mark.parametrize("words, said", [(["--port", "99999"], "is not a port"), (["--second-model", "nowhere"], "no such folder"), (["--marks", "MARKS"], "holds something else than marks"), (["--model", "no-such-model"], "no-such-model")])
 def test_what_cannot_be_is_told_in_the_terminal(pictures, capfd, tmp_path, words, said):
-    from pli.cli import main
+    from pli.cli.main import main
     (tmp_path / "marks.json").write_text('[{"id": 1}]')
     words = [str(tmp_path / "marks.json") if word == "MARKS" else word for word in words]
     try: status = main(["studio", str(pictures), *(["--model", "pli-tiny-48"] if "--model" not in words else []), *words])
@@ -215,7 +215,7 @@ def test_messages_that_the_page_does_not_send_leave_no_trace(pictures, monkeypat
 
 
 def test_an_empty_folder_and_a_port_that_is_taken(tmp_path, capfd):
-    from pli.cli import main
+    from pli.cli.main import main
     with socket.create_server(("127.0.0.1", 0)) as other:
         assert main(["studio", str(tmp_path), "--model", "pli-tiny-48", "--port", str(other.getsockname()[1])]) == 1
         assert "cannot be used" in capfd.readouterr()[1]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pli.backbones import load_backbone
-from pli.benchmarks import read_queries
-from pli.cli import main
+from pli.backbones.openclip import load_backbone
+from pli.benchmarks.shape import read_queries
+from pli.cli.main import main
 from pli.core import PliError
 from pli.studio.session import HIDING, PAUSE, Query, cells_of, change_query, gallery_cells, gallery_of, hidden_picture, large, open_session, read_marks
 from pli.world import save_world

@@ -15,15 +15,15 @@ import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from pli.benchmarks import own_queries
-from pli.cli import main, make_parser, tune_settings
+from pli.benchmarks.shape import own_queries
+from pli.cli.main import main, make_parser, tune_settings
 from pli.core import PliError
-from pli.evaluate import Features, cross_chosen, every_composer, halves, of_ranks, sweep
-from pli.backbones import load_backbone
-from pli.findings import alone, best, command_of, compared_with, draw, gain, hours_of, how_it_learned, is_sure, level, levels_table, made_of, plain_gain, plain_table, precision_line, read_results, solved, table, write_study
+from pli.evaluation.report import Features, cross_chosen, every_composer, halves, of_ranks, sweep
+from pli.backbones.openclip import load_backbone
+from pli.studies.findings import alone, best, command_of, compared_with, draw, gain, hours_of, how_it_learned, is_sure, level, levels_table, made_of, plain_gain, plain_table, precision_line, read_results, solved, table, write_study
 from pli.metrics import paired_bootstrap, recall_at
-from pli.study import COMPOSERS, Arm, Clock, Job, Place, Stops, check_same, claim, code_digest, fewer, first_ranks, gather, held, holder, jobs_of, listed, model_of, packed, pairs_aside, precisions, read_plan, read_result, run, slug, unpacked
-from pli.tuning import TuneSettings, average
+from pli.studies.run import COMPOSERS, Arm, Clock, Job, Place, Stops, check_same, claim, code_digest, fewer, first_ranks, gather, held, holder, jobs_of, listed, model_of, packed, pairs_aside, precisions, read_plan, read_result, run, slug, unpacked
+from pli.training.loop import TuneSettings, average
 from pli.world import save_world
 
 ROOT = Path(__file__).parent.parent
@@ -57,7 +57,7 @@ average = ["start", "mix it"]
 """
 THREADS = 1   # ranks repeat to the bit with one number of threads: here and in the processes that tests start
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"}
-COMMAND = [sys.executable, "-c", "from pli.cli import main; import sys; sys.exit(main())", "study"]
+COMMAND = [sys.executable, "-c", "from pli.cli.main import main; import sys; sys.exit(main())", "study"]
 NAMES = {"queries.json", "start.json"} | {f"{name}-{seed}.json" for name in ("control", "mix-it", "mix-it-at-2", "half") for seed in (0, 1)}
 
 
@@ -347,7 +347,7 @@ def test_two_processes_share_the_work(whole, tmp_path):
 
 def test_a_lock_ends_with_its_process(tmp_path):
     lock = tmp_path / "arm.lock"
-    code = f"import sys, time; sys.path.insert(0, '.'); from pathlib import Path; from pli.study import claim\nwith claim(Path({str(lock)!r})) as ours: print(ours, flush=True); time.sleep(60)"
+    code = f"import sys, time; sys.path.insert(0, '.'); from pathlib import Path; from pli.studies.run import claim\nwith claim(Path({str(lock)!r})) as ours: print(ours, flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
     assert other.stdout.readline() == "True\n" and holder(lock) == f"process {other.pid}"
     with claim(lock) as ours: assert not ours
@@ -551,9 +551,9 @@ def with_runs(copied, whole) -> Path:
 
 
 def test_a_run_whose_model_is_there_is_measured_and_not_trained(with_runs, monkeypatch):
-    import pli.study
+    import pli.studies.run
     def never(*args): raise AssertionError("trained")
-    monkeypatch.setattr(pli.study, "tune", never)
+    monkeypatch.setattr(pli.studies.run, "tune", never)
     plan, before, said = read_plan(with_runs / "plan.toml"), stored(with_runs / "out"), []
     for name in ("control-1", "mix-it-0"): (with_runs / "out" / f"{name}.json").unlink()
     assert run(plan, place(with_runs), say=said.append) == (9, 9) and sum("is trained already" in line for line in said) == 2
@@ -641,20 +641,20 @@ def test_results_know_the_code_that_made_them(copied):
 
 
 def test_a_map_is_sure_only_where_seeds_agree(whole, monkeypatch):
-    import pli.findings
+    import pli.studies.findings
     seen = {}
-    monkeypatch.setattr(pli.findings.viz, "gain_map", lambda *args, **more: seen.update(more))
+    monkeypatch.setattr(pli.studies.findings.viz, "gain_map", lambda *args, **more: seen.update(more))
     study = read_results(whole / "out")
     draw(study, {"kind": "heatmap", "arms": ["mix it", "half"], "kinds": ["all", "colour"]})
     assert seen["sure"] == [[gain(study, arm, "control", kind)["sure"] for kind in ("all", "colour")] for arm in ("mix it", "half")]
 
 
 def test_pictures_are_not_kept_by_every_worker(whole, monkeypatch):
-    import pli.study
+    import pli.studies.run
     for workers in (0, 2):
         material = gather(read_plan(whole / "plan.toml"), whole, torch.device("cpu"), quiet)
         material.kept = {}
-        monkeypatch.setattr(pli.study, "gather", lambda *args: material)
+        monkeypatch.setattr(pli.studies.run, "gather", lambda *args: material)
         run(read_plan(whole / "plan.toml"), replace(place(whole), workers=workers), say=quiet)
         assert (material.kept is None) == bool(workers)
 
@@ -750,9 +750,9 @@ def test_a_difference_is_sure_when_interval_and_seeds_agree(difference, by_seed,
 
 
 def test_a_figure_that_cannot_be_drawn_leaves_the_tables(copied, monkeypatch):
-    import pli.findings
+    import pli.studies.findings
     def fail(*args): raise PliError("no ink")
-    monkeypatch.setattr(pli.findings, "draw", fail)
+    monkeypatch.setattr(pli.studies.findings, "draw", fail)
     with pytest.raises(PliError, match=r"report.md: written, but 1 of 1 figures cannot be drawn: figure 1: no ink"): write_study(copied / "out")
     assert "| mix it |" in (copied / "out" / "report.md").read_text() and (copied / "out" / "report.json").exists()
 
@@ -787,7 +787,7 @@ against = "start"
 def test_the_command_reports_from_files_alone(copied):
     "No model, no picture, no pairs: the data folder does not exist."
     plan = written(copied, TINY + FIGURES)
-    code = "import sys; from pli.cli import main; import pli.study as s; s.gather = s.load_backbone = s.tune = None; sys.exit(main())"
+    code = "import sys; from pli.cli.main import main; import pli.studies.run as s; s.gather = s.load_backbone = s.tune = None; sys.exit(main())"
     done = subprocess.run([sys.executable, "-c", code, "study", *words(plan, copied, "--report", "--data", str(copied / "nowhere"))], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     names = [Path(line).name for line in done.stdout.split()]
@@ -851,9 +851,9 @@ def test_a_drawn_world_has_no_command_of_its_own():
 
 
 def test_bars_are_sure_only_where_seeds_agree(whole, monkeypatch):
-    import pli.findings
+    import pli.studies.findings
     seen = []
-    monkeypatch.setattr(pli.findings.viz, "gain_bars", lambda *args, **more: seen.append(more["sure"]))
+    monkeypatch.setattr(pli.studies.findings.viz, "gain_bars", lambda *args, **more: seen.append(more["sure"]))
     study = read_results(whole / "out")
     for show in ("gain", "recall"): draw(study, {"kind": "bars", "arms": ["mix it", "half"], "kinds": ["colour"], "show": show})
     assert seen == [{"colour": [gain(study, arm, "control", "colour")["sure"] for arm in ("mix it", "half")]}, None]

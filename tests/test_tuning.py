@@ -23,13 +23,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import pli
-from pli import core, tuning
-from pli.backbones import load_backbone
+from pli import core
+from pli.training import loop as tuning
+from pli.backbones.openclip import load_backbone
 from pli.core import PliError, generator, unit
-from pli.data import Pairs, PairSet, TensorPairs, collate
-from pli.masking import View, parse_hide
-from pli.shortcuts import class_token_alone, words_alone
-from pli.tuning import OBJECTIVES, SCHEDULES, TuneSettings, average, check_settings, claim_folder, fingerprint, learning_rate, make_company, make_optimiser, take_step, tune
+from pli.data.pairs import Pairs, PairSet, TensorPairs, collate
+from pli.hiding.views import View, parse_hide
+from pli.backbones.shortcuts import class_token_alone, words_alone
+from pli.training.loop import OBJECTIVES, SCHEDULES, TuneSettings, average, check_settings, claim_folder, fingerprint, learning_rate, make_company, make_optimiser, take_step, tune
 
 TEXT = {"context_length": 10, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 
@@ -94,9 +95,10 @@ class Fuse(TensorPairs):
 SCRIPT = '''
 import os, signal, sys, time
 import open_clip, torch
-from pli import core, tuning
-from pli.backbones import load_backbone
-from pli.data import TensorPairs
+from pli import core
+from pli.training import loop as tuning
+from pli.backbones.openclip import load_backbone
+from pli.data.pairs import TensorPairs
 
 configs, folder, mode = sys.argv[1:]
 open_clip.add_model_config(configs)
@@ -1240,10 +1242,11 @@ FULL_SCRIPT = '''
 import resource, signal, sys
 import open_clip, torch
 from pathlib import Path
-from pli import core, tuning
-from pli.backbones import load_backbone
+from pli import core
+from pli.training import loop as tuning
+from pli.backbones.openclip import load_backbone
 from pli.core import PliError
-from pli.data import TensorPairs
+from pli.data.pairs import TensorPairs
 
 configs, folder, fill, what = sys.argv[1:]
 open_clip.add_model_config(configs)

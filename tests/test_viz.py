@@ -10,9 +10,8 @@ from hypothesis import given, settings, strategies as st
 from matplotlib.path import Path as Outline
 
 from pli.core import PliError, generator
-from pli.masking import HIDERS
-from pli.viz import (UNSURE, Retrieval, gain_bars, gain_lines, gain_map, hidden_squares, interval_bars, loss_curves, mask_figure, mean_around, moved_apart, rank_change,
-                     retrieval_figure, save_figure, see, shares_moved, signed, tint, to_image, to_png, weight_curves, width_of, words_left)
+from pli.hiding.views import HIDERS
+from pli.viz.figures import UNSURE, Retrieval, gain_bars, gain_lines, gain_map, hidden_squares, interval_bars, loss_curves, mask_figure, mean_around, moved_apart, rank_change, retrieval_figure, save_figure, see, shares_moved, signed, tint, to_image, to_png, weight_curves, width_of, words_left
 
 
 def noise(*shape): return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator(0, "noise", *shape))
@@ -86,7 +85,7 @@ def test_fewer_colours_make_smaller_files():
 
 
 def test_no_display_and_no_pyplot(tmp_path):
-    code = "import sys, torch; from pli.viz import mask_figure, save_figure; save_figure(mask_figure(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), ['random'], (2, 2)), 'a.png'); assert 'matplotlib.pyplot' not in sys.modules"
+    code = "import sys, torch; from pli.viz.figures import mask_figure, save_figure; save_figure(mask_figure(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), ['random'], (2, 2)), 'a.png'); assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env={"PATH": "", "HOME": str(tmp_path), "PYTHONPATH": ":".join(filter(None, sys.path))})
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
@@ -139,7 +138,7 @@ def test_words_are_shown_where_some_are_hidden_and_only_there():
 
 @pytest.mark.parametrize("hide, title", [("random:0.5", "random:0.5"), ("recolour:1 + random:0.5", "recolour:1\n+ random:0.5"), ("grid|block>random:0.75+drop", "grid\n| block\n> random:0.75\n+ drop")])
 def test_every_step_of_a_way_has_its_line(hide, title):
-    from pli.viz import title_of
+    from pli.viz.figures import title_of
     assert title_of(hide) == title
 
 

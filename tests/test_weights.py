@@ -22,9 +22,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pli.backbones import load_backbone
+from pli.backbones.openclip import load_backbone
 from pli.core import PliError
-from pli.weights import PICTURES, Notice, bytes_needed, check_config, check_kind, check_pictures, in_whole_words, offline_for, out_of_reach, read_weights, similar, weights_names
+from pli.backbones.weights import PICTURES, Notice, bytes_needed, check_config, check_kind, check_pictures, in_whole_words, offline_for, out_of_reach, read_weights, similar, weights_names
 
 SMALL = {"embed_dim": 24, "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
          "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}}
@@ -153,7 +153,7 @@ def test_a_file_that_says_it_is_huge_costs_nothing(small, tmp_path, beginning, w
 def test_an_archive_that_unpacks_to_more_than_there_is(small, tmp_path, monkeypatch):
     path = tmp_path / "weights.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive: archive.writestr("params/x.npy", bytes(2**24))
-    monkeypatch.setattr("pli.weights.memory_free", lambda: 2**23)
+    monkeypatch.setattr("pli.backbones.weights.memory_free", lambda: 2**23)
     with pytest.raises(PliError, match="need 0.0 GiB of memory"): read_weights(path)
 
 
@@ -277,7 +277,7 @@ def test_code_beside_a_tokenizer_is_never_run(small, tmp_path):
     with pytest.raises(PliError, match="tokenizer_kwargs: trust_remote_code is not allowed"): load_backbone(folder)
     assert not mark.exists()
     folder_with(small, folder, lambda config: hub_words(config))                                    # without the argument the library would ask the user
-    code = f"from pli.backbones import load_backbone\nload_backbone({str(folder)!r})"
+    code = f"from pli.backbones.openclip import load_backbone\nload_backbone({str(folder)!r})"
     done = subprocess.run([sys.executable, "-c", code], input="y\ny\n", capture_output=True, text=True, timeout=120)
     assert "its tokenizer org/words is a program that lies beside it, and that is not run here" in done.stderr
     assert not mark.exists() and "[y/N]" not in done.stdout + done.stderr
@@ -350,7 +350,7 @@ def test_a_tokenizer_on_this_machine_is_not_followed_from_the_hub(name, fine):
 
 
 def test_every_model_of_open_clip_asks_for_what_is_allowed(monkeypatch):
-    monkeypatch.setattr("pli.weights.memory_free", lambda: 2**45)
+    monkeypatch.setattr("pli.backbones.weights.memory_free", lambda: 2**45)
     names = [name for name in open_clip.list_models() if not name.startswith("pli")]
     assert len(names) > 140
     for name in names: check_config(name, {"model_cfg": open_clip.get_model_config(name)})
@@ -564,7 +564,7 @@ def test_how_pictures_are_normalised_comes_from_evidence_or_from_the_tags(small,
 
 
 def test_the_command_line_says_it_in_one_line_and_in_every_record(small, tmp_path, doubtful, capsys, monkeypatch):
-    from pli.cli import main
+    from pli.cli.main import main
     save_file(state(small), tmp_path / "w.safetensors")
     (tmp_path / "pictures").mkdir()
     for i in range(4):
@@ -652,7 +652,7 @@ def test_without_a_network_the_cache_is_used(nobody, small):
 
 def test_offline_mode_is_obeyed_without_a_try(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("pli.weights.out_of_reach", lambda address: pytest.fail("the network was tried"))
+    monkeypatch.setattr("pli.backbones.weights.out_of_reach", lambda address: pytest.fail("the network was tried"))
     with pytest.raises(PliError, match="HF_HUB_OFFLINE is set, so nothing is downloaded"): load_backbone("ViT-B-32", "openai", cache_dir=str(tmp_path))
 
 

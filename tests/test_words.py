@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import HFTokenizer, SigLipTokenizer
 
-from pli.backbones import CutTextWarning, cut_texts, load_backbone
+from pli.backbones.openclip import CutTextWarning, cut_texts, load_backbone
 from pli.core import generator
-from pli.data import TensorPairs
+from pli.data.pairs import TensorPairs
 from pli.gallery.encode import encode_texts
-from pli.tuning import TuneSettings, tune
+from pli.training.loop import TuneSettings, tune
 
 needs_transformers = pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed: pip install transformers sentencepiece")
 SIMPLE = open_clip.SimpleTokenizer(context_length=10)
@@ -128,7 +128,7 @@ def test_tuning_tells_before_the_first_step(tiny, tmp_path):
 def test_reports_hold_the_count(tmp_path, capsys):
     from PIL import Image
 
-    from pli.cli import main
+    from pli.cli.main import main
     for i in range(4): Image.new("RGB", (48, 48), (60 * i, 10, 10)).save(tmp_path / f"{i}.png")
     (tmp_path / "gallery.json").write_text(json.dumps([f"{i}.png" for i in range(4)]))
     (tmp_path / "queries.json").write_text(json.dumps([{"reference_img_id": f"{i}.png", "relative_caption": f"{LONG if i < 2 else ''}{i}", "target_img_id": f"{(i + 1) % 4}.png", "gt_img_ids": [f"{(i + 1) % 4}.png"]} for i in range(4)]))

@@ -1,4 +1,4 @@
-"A second kind of backbone: two small towers that owe nothing to open_clip. What a package of somebody else's would hold, under the entry point `pli.backbones`."
+"A second kind of backbone: two small towers that owe nothing to open_clip. What a package of somebody else's would hold, under the entry point `pli.backbones.openclip`."
 import json
 import math
 import zlib
@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
-from pli.backbones import weights_digest
+from pli.backbones.openclip import weights_digest
 
 CONTEXT, WORDS = 12, 509
 

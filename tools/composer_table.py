@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 from pli.core import PliError, provenance, write_json
-from pli.evaluate import as_text
-from pli.findings import Study, read_results
+from pli.evaluation.report import as_text
+from pli.studies.findings import Study, read_results
 from pli.gallery.search import DEFAULT_COMPOSER
 from pli.metrics import recall_at
-from pli.study import read_plan
+from pli.studies.run import read_plan
 
 ROOT = Path(__file__).parent.parent
 DATA = {"photographs": ("shop", "shop-longer"), "emoji": ("emoji",), "drawn": ("world", "world-shares", "world-captions-30", "world-captions-70", "world-captions-100")}   # data -> studies

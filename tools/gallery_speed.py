@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pli.backbones import load_backbone
+from pli.backbones.openclip import load_backbone
 from pli.composition import parse_composer
 from pli.core import generator, provenance, unit, write_json
 from pli.gallery.approximate import Copy, candidates

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pli import world
-from pli.backbones import load_backbone
+from pli.backbones.openclip import load_backbone
 from pli.composition import Sum
 from pli.core import PliError, generator, provenance, read_json, unit, write_json
 from pli.demo import WORLDS, DemoSettings

@@ -18,7 +18,7 @@ from measure_avoid import COLOURS, THINGS, captioned, drawn_models, unseen, valu
 from torch import Tensor
 
 from pli import world
-from pli.backbones import load_backbone
+from pli.backbones.openclip import load_backbone
 from pli.composition import Sum
 from pli.core import PliError, provenance, read_json, write_json
 from pli.gallery.encode import FeatureCache, encode_files, encode_pictures, encode_texts, top_k

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import torch
 
-from pli.benchmarks import read_benchmark
+from pli.benchmarks.shape import read_benchmark
 from pli.core import PliError, generator, provenance, write_json
-from pli.evaluate import Features, outcomes, values
+from pli.evaluation.report import Features, outcomes, values
 from pli.gallery.encode import search
 from pli.metrics import bootstrap, paired_bootstrap
 

@@ -5,8 +5,8 @@
 from pathlib import Path
 
 from pli.core import atomic
-from pli.findings import Study, alone, gain, level, plain_level, read_results, signed, times
-from pli.study import read_plan
+from pli.studies.findings import Study, alone, gain, level, plain_level, read_results, signed, times
+from pli.studies.run import read_plan
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("colour", "pattern", "type", "wearer")

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..backbones import load_backbone
+from ..backbones.openclip import load_backbone
 from ..composition import Composer
 from ..core import PliError, bar, check_writable, claim, counted, holder, pick_device, shown, unit
 from .encode import warn

@@ -31,11 +31,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..backbones import Backbone
+from ..backbones.openclip import Backbone
 from ..core import MissingFile, PliError, bar, check_workers, first_line
 from ..core import open_regular, pad_to_multiple, read_json, read_regular, save_tensors, shown
 from ..core import tidy, told_of_workers, unit, write_json
-from ..data import MOST_PIXELS, PictureError, open_header, open_picture
+from ..data.pairs import MOST_PIXELS, PictureError, open_header, open_picture
 
 # %% ../../nbs/gallery/09_encode.ipynb #efff5bf2
 def unusable(

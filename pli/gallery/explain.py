@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..backbones import Backbone
+from ..backbones.openclip import Backbone
 from ..composition import Composer, parse_composer, stretched
 from ..core import generator, shown, unit
 from .encode import encode_texts

@@ -25,10 +25,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..backbones import Backbone
+from ..backbones.openclip import Backbone
 from ..core import PliError, bar, claim, counted, end_with_parent, holder, in_words, open_regular, shown, told_of_workers
-from ..data import RAW, SUFFIXES, PictureError, open_header, open_picture
-from ..decoders import EXTRAS, has_extra
+from ..data.pairs import RAW, SUFFIXES, PictureError, open_header, open_picture
+from ..data.decoders import EXTRAS, has_extra
 from .encode import ALIKE, encode_pixels
 from .store import PictureTable, Row, path_inside, put_rows, touch
 

@@ -38,10 +38,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..backbones import Backbone, known_weights, load_backbone
+from ..backbones.openclip import Backbone, known_weights, load_backbone
 from ..composition import Composer, parse_composer, score, stretched
 from ..core import KINDS, PliError, atomic, check_writable, pick_device, read_json, read_regular, shown, unit, write_json
-from ..data import open_picture
+from ..data.pairs import open_picture
 from ..drawing import QUERY, Cell, as_png, contact_sheet
 from .encode import ALIKE, cache_folder, encode_pixels, encode_texts, features_of, top_k, warn
 from .index import Changes, content_of, small_picture, update

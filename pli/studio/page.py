@@ -25,7 +25,7 @@ import traitlets
 from ipywidgets import HTML, Button, Dropdown, FloatSlider, HBox, Layout, Text, ToggleButtons, VBox
 
 from ..core import PliError, counted, shown
-from ..data import open_picture
+from ..data.pairs import open_picture
 from ..gallery.index import small_picture
 from ..gallery.search import Gallery, title_of_query
 from .session import HIDING, LABELS, MOST_UPLOAD, Session, as_jpeg, cells_of, chosen_picture, gallery_cells, hidden_picture, large

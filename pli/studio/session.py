@@ -22,10 +22,10 @@ import torch
 from PIL import Image
 
 from ..core import MissingFile, PliError, generator, read_json, shown, write_json
-from ..data import open_picture
+from ..data.pairs import open_picture
 from ..gallery.index import content_of, small_picture, thumbnail_of
 from ..gallery.search import Gallery, Hit, Hits, NothingLeft, OtherFeatures, Where, features_key, gallery_home, nothing_left, open_gallery
-from ..masking import HIDERS, View, parse_hide, to_pixels
+from ..hiding.views import HIDERS, View, parse_hide, to_pixels
 
 # %% ../../nbs/studio/13_session.ipynb #47500478
 @dataclass(frozen=True)
