@@ -34,7 +34,8 @@ from .evaluation.report import Features, Outcomes, as_text, choose, choose_famil
 from .evaluation.report import sweep
 from .gallery.encode import top_k
 from .metrics import recall_at
-from .training.loop import TuneSettings, tune
+from .settings import TuneSettings
+from .training.loop import tune
 
 # %% ../nbs/16_demo.ipynb #9262cbe4
 WORLDS: dict[str, dict[str, float]] = {

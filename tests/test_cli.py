@@ -24,8 +24,8 @@ from pli.cli.main import main, make_parser, tune_options, tune_settings, wanted_
 from pli.core import PliError, generator
 from pli.benchmarks.shape import read_queries
 from pli.evaluation.report import every_composer, outcomes_from, query_validator, rows_of
-from pli.training.settings import setting
-from pli.training.loop import TuneSettings
+from pli.settings import setting
+from pli.settings import TuneSettings
 
 START = [sys.executable, "-c", "from pli.cli.main import main; import sys; sys.exit(main())"]
 COMMANDS = ("demo", "tune", "evaluate", "compare", "submit", "score", "cache", "mask")

@@ -23,7 +23,7 @@ from pli.demo import (ARMS, WORLDS, DemoSettings, arm_settings, command_of, meas
                       table_rows)
 from pli.evaluation.report import compare, every_composer, halves_line, outcomes_from
 from pli.metrics import recall_at
-from pli.training.loop import TuneSettings
+from pli.settings import TuneSettings
 
 START = [sys.executable, "-c", "from pli.cli.main import main; import sys; sys.exit(main())", "demo", "--quick", "--device", "cpu", "--out"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

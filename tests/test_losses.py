@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pli.composition import Sum
 from pli.core import PliError, unit
-from pli.losses import composed, contrastive, paper_loss
+from pli.losses import compose_query, contrastive, paper_loss
 
 
 def features(seed, count=2, batch=5, width=7):
@@ -61,8 +61,8 @@ def test_computed_in_single_precision(dtype, autocast):
     masked, text, target = (x.to(dtype) for x in features(0, 3, batch=16))
     single = masked.float(), text.float(), target.float()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        found = contrastive(masked, target, 100.0), paper_loss(masked, text, target), contrastive(composed(masked, text), target, 100.0)
-    expected = contrastive(single[0], single[2], 100.0), paper_loss(*single), contrastive(composed(*single[:2]), single[2], 100.0)
+        found = contrastive(masked, target, 100.0), paper_loss(masked, text, target), contrastive(compose_query(masked, text), target, 100.0)
+    expected = contrastive(single[0], single[2], 100.0), paper_loss(*single), contrastive(compose_query(*single[:2]), single[2], 100.0)
     for a, b in zip(found, expected):
         assert a.dtype == torch.float32 and torch.allclose(a, b, rtol=1e-5)
 
@@ -70,7 +70,7 @@ def test_computed_in_single_precision(dtype, autocast):
 def test_gradients_reach_every_half_and_the_scale():
     masked, text, target = (x.requires_grad_() for x in features(1, 3))
     scale = torch.tensor(2.0, requires_grad=True)
-    contrastive(composed(masked, text), target, scale.exp()).backward()
+    contrastive(compose_query(masked, text), target, scale.exp()).backward()
     for x in (masked, text, target, scale): assert x.grad.isfinite().all() and x.grad.abs().sum() > 0
     for x in (masked, text, target): x.grad = None
     paper_loss(masked, text, target).backward()
@@ -80,7 +80,7 @@ def test_gradients_reach_every_half_and_the_scale():
 def test_following_the_gradient_lowers_the_loss():
     masked, text, target = features(2, 3)
     masked.requires_grad_()
-    for loss in (lambda: paper_loss(masked, text, target), lambda: contrastive(composed(masked, text), target, 10.0)):
+    for loss in (lambda: paper_loss(masked, text, target), lambda: contrastive(compose_query(masked, text), target, 10.0)):
         before = loss()
         gradient, = torch.autograd.grad(before, masked)
         with torch.no_grad(): masked -= 0.01 * gradient
@@ -100,7 +100,7 @@ def test_ends():
 
 def test_the_training_query_is_the_search_query():
     masked, text = features(3)
-    for weight in (0.0, 0.25, 1.0): assert torch.allclose(unit(composed(masked, text, weight)), Sum(weight).parts(masked, text)[0].float(), atol=1e-6)
+    for weight in (0.0, 0.25, 1.0): assert torch.allclose(unit(compose_query(masked, text, weight)), Sum(weight).parts(masked, text)[0].float(), atol=1e-6)
 
 
 a, b, c = features(4, 3)
@@ -113,8 +113,8 @@ a, b, c = features(4, 3)
     (lambda: contrastive(a[:0], b[:0], 1.0), "query (0, 7)"),
     (lambda: paper_loss(a, b[:1], c), "text (1, 7)"),
     (lambda: paper_loss(a, b, c[:4]), "target (4, 7)"),
-    (lambda: composed(a, b[:4]), "masked (5, 7), text (4, 7)"),
-    (lambda: composed(a, b, -1.0), "weight must be"),
+    (lambda: compose_query(a, b[:4]), "masked (5, 7), text (4, 7)"),
+    (lambda: compose_query(a, b, -1.0), "weight must be"),
 ])
 def test_shapes_that_do_not_match_say_so(call, message):
     with pytest.raises(PliError) as caught: call()
@@ -123,81 +123,81 @@ def test_shapes_that_do_not_match_say_so(call, message):
 
 # ---- what the user has already
 
-@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("per_query", [True, False])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_avoided_pictures_as_a_loop(own, symmetric):
+def test_hard_negatives_as_a_loop(per_query, symmetric):
     chance = torch.Generator().manual_seed(0)
-    query, target, avoid = (torch.randn(7, 5, generator=chance, dtype=torch.float64) for _ in range(3))
-    barred = torch.tensor([False, True, False, False, True, False, False])
+    query, target, hard_negatives = (torch.randn(7, 5, generator=chance, dtype=torch.float64) for _ in range(3))
+    ignore = torch.tensor([False, True, False, False, True, False, False])
     cosine = lambda one, other: torch.nn.functional.cosine_similarity(one, other, dim=0).item()
     forward, back = [], []
     for i in range(7):
-        rivals = [cosine(query[i], target[j]) for j in range(7)] + [cosine(query[i], avoid[j]) for j in range(7) if not barred[j] and (j == i or not own)]
+        rivals = [cosine(query[i], target[j]) for j in range(7)] + [cosine(query[i], hard_negatives[j]) for j in range(7) if not ignore[j] and (j == i or not per_query)]
         forward.append(math.log(sum(math.exp(9 * rival) for rival in rivals)) - 9 * cosine(query[i], target[i]))
         back.append(math.log(sum(math.exp(9 * cosine(query[j], target[i])) for j in range(7))) - 9 * cosine(query[i], target[i]))
     wanted = (sum(forward) + sum(back)) / 14 if symmetric else sum(forward) / 7
-    assert contrastive(query, target, 9.0, symmetric, avoid, barred, own).item() == pytest.approx(wanted, rel=1e-4)
+    assert contrastive(query, target, 9.0, symmetric, hard_negatives, ignore, per_query).item() == pytest.approx(wanted, rel=1e-4)
 
 
-@pytest.mark.parametrize("own", [True, False])
-def test_barred_rows_change_nothing_and_get_no_gradient(own):
+@pytest.mark.parametrize("per_query", [True, False])
+def test_ignored_rows_change_nothing_and_get_no_gradient(per_query):
     chance = torch.Generator().manual_seed(1)
-    query, target, avoid = (torch.randn(6, 4, generator=chance).requires_grad_() for _ in range(3))
+    query, target, hard_negatives = (torch.randn(6, 4, generator=chance).requires_grad_() for _ in range(3))
     plain = contrastive(query, target, 5.0)
-    assert torch.equal(contrastive(query, target, 5.0, avoid=avoid, barred=torch.ones(6, dtype=torch.bool), own=own), plain)
-    barred = torch.tensor([True, False] * 3)
-    loss = contrastive(query, target, 5.0, avoid=avoid, barred=barred, own=own)
+    assert torch.equal(contrastive(query, target, 5.0, hard_negatives=hard_negatives, ignore=torch.ones(6, dtype=torch.bool), per_query=per_query), plain)
+    ignore = torch.tensor([True, False] * 3)
+    loss = contrastive(query, target, 5.0, hard_negatives=hard_negatives, ignore=ignore, per_query=per_query)
     assert loss > plain
-    wild = torch.where(barred[:, None], torch.full_like(avoid, 1e4), avoid)                      # what a barred row holds has no say
-    assert torch.equal(contrastive(query, target, 5.0, avoid=wild, barred=barred, own=own), loss)
+    wild = torch.where(ignore[:, None], torch.full_like(hard_negatives, 1e4), hard_negatives)                      # what an ignored row holds has no say
+    assert torch.equal(contrastive(query, target, 5.0, hard_negatives=wild, ignore=ignore, per_query=per_query), loss)
     loss.backward()
-    assert (avoid.grad[barred] == 0).all() and (avoid.grad[~barred] != 0).any() and all(x.grad.isfinite().all() for x in (query, target, avoid))
+    assert (hard_negatives.grad[ignore] == 0).all() and (hard_negatives.grad[~ignore] != 0).any() and all(x.grad.isfinite().all() for x in (query, target, hard_negatives))
 
 
 def test_rows_of_zeros_that_are_barred_have_gradients_that_are_numbers():
     query = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    avoid = torch.zeros(3, 4).requires_grad_()
-    contrastive(query, torch.eye(3, 4), 100.0, avoid=avoid, barred=torch.ones(3, dtype=torch.bool), own=False).backward()
-    assert query.grad.isfinite().all() and (avoid.grad == 0).all()
+    hard_negatives = torch.zeros(3, 4).requires_grad_()
+    contrastive(query, torch.eye(3, 4), 100.0, hard_negatives=hard_negatives, ignore=torch.ones(3, dtype=torch.bool), per_query=False).backward()
+    assert query.grad.isfinite().all() and (hard_negatives.grad == 0).all()
 
 
 def test_everybodys_is_harder_than_ones_own():
     chance = torch.Generator().manual_seed(2)
-    query, target, avoid = (torch.randn(8, 4, generator=chance) for _ in range(3))
-    assert contrastive(query, target, 3.0) < contrastive(query, target, 3.0, avoid=avoid) < contrastive(query, target, 3.0, avoid=avoid, own=False)
+    query, target, hard_negatives = (torch.randn(8, 4, generator=chance) for _ in range(3))
+    assert contrastive(query, target, 3.0) < contrastive(query, target, 3.0, hard_negatives=hard_negatives) < contrastive(query, target, 3.0, hard_negatives=hard_negatives, per_query=False)
 
 
-def test_avoided_pictures_in_half_precision():
-    query, target, avoid = (torch.randn(6, 16, generator=torch.Generator().manual_seed(i)).bfloat16() for i in range(3))
-    for own in (True, False):
-        with torch.autocast("cpu", dtype=torch.bfloat16): half = contrastive(query, target, 100.0, avoid=avoid, own=own)
-        assert half.dtype == torch.float32 and torch.equal(half, contrastive(query.float(), target.float(), 100.0, avoid=avoid.float(), own=own))
+def test_hard_negatives_in_half_precision():
+    query, target, hard_negatives = (torch.randn(6, 16, generator=torch.Generator().manual_seed(i)).bfloat16() for i in range(3))
+    for per_query in (True, False):
+        with torch.autocast("cpu", dtype=torch.bfloat16): half = contrastive(query, target, 100.0, hard_negatives=hard_negatives, per_query=per_query)
+        assert half.dtype == torch.float32 and torch.equal(half, contrastive(query.float(), target.float(), 100.0, hard_negatives=hard_negatives.float(), per_query=per_query))
 
 
-@pytest.mark.parametrize("avoid, barred, says", [(torch.zeros(5, 4), None, r"avoid \(5, 4\)"), (torch.zeros(6, 3), None, r"avoid \(6, 3\)"), (torch.zeros(6, 4), torch.zeros(6), "barred must be bool"),
-                                                 (torch.zeros(6, 4), torch.zeros(5, dtype=torch.bool), r"barred must be bool \(6,\)"), (torch.zeros(6, 4), torch.zeros(6, 1, dtype=torch.bool), "barred must be bool")])
-@pytest.mark.parametrize("own", [True, False])
-def test_avoided_pictures_that_do_not_fit(avoid, barred, says, own):
-    with pytest.raises(PliError, match=says): contrastive(torch.ones(6, 4), torch.ones(6, 4), 1.0, avoid=avoid, barred=barred, own=own)
+@pytest.mark.parametrize("hard_negatives, ignore, says", [(torch.zeros(5, 4), None, r"hard_negatives \(5, 4\)"), (torch.zeros(6, 3), None, r"hard_negatives \(6, 3\)"), (torch.zeros(6, 4), torch.zeros(6), "ignore must be bool"),
+                                                 (torch.zeros(6, 4), torch.zeros(5, dtype=torch.bool), r"ignore must be bool \(6,\)"), (torch.zeros(6, 4), torch.zeros(6, 1, dtype=torch.bool), "ignore must be bool")])
+@pytest.mark.parametrize("per_query", [True, False])
+def test_hard_negatives_that_do_not_fit(hard_negatives, ignore, says, per_query):
+    with pytest.raises(PliError, match=says): contrastive(torch.ones(6, 4), torch.ones(6, 4), 1.0, hard_negatives=hard_negatives, ignore=ignore, per_query=per_query)
 
 
 # ---- the same picture twice
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("own", [None, True, False])
-def test_the_same_picture_is_no_wrong_answer_as_a_loop(symmetric, own):
-    query, target, avoid = (part.double() for part in features(3, count=3, batch=7))
+@pytest.mark.parametrize("per_query", [None, True, False])
+def test_the_same_picture_is_no_wrong_answer_as_a_loop(symmetric, per_query):
+    query, target, hard_negatives = (part.double() for part in features(3, count=3, batch=7))
     pictures = [0, 1, 0, 2, 3, 1, 0]
     same = torch.tensor([[one == other for other in pictures] for one in pictures])
     cosine = lambda one, other: torch.nn.functional.cosine_similarity(one, other, dim=0).item()
     forward, back = [], []
     for i in range(7):
         others = [j for j in range(7) if j == i or pictures[j] != pictures[i]]
-        rivals = [cosine(query[i], target[j]) for j in others] + [cosine(query[i], avoid[j]) for j in range(7) if own is False or (own and j == i)]   # changed versions stay wrong, of the same picture too
+        rivals = [cosine(query[i], target[j]) for j in others] + [cosine(query[i], hard_negatives[j]) for j in range(7) if per_query is False or (per_query and j == i)]   # changed versions stay wrong, of the same picture too
         forward.append(math.log(sum(math.exp(9 * rival) for rival in rivals)) - 9 * cosine(query[i], target[i]))
         back.append(math.log(sum(math.exp(9 * cosine(query[j], target[i])) for j in others)) - 9 * cosine(query[i], target[i]))
     wanted = (sum(forward) + sum(back)) / 14 if symmetric else sum(forward) / 7
-    further = {} if own is None else {"avoid": avoid, "own": own}
+    further = {} if per_query is None else {"hard_negatives": hard_negatives, "per_query": per_query}
     assert contrastive(query, target, 9.0, symmetric, same=same, **further).item() == pytest.approx(wanted, rel=1e-4)
     assert torch.equal(contrastive(query, target, 9.0, symmetric, same=same & ~torch.eye(7, dtype=torch.bool), **further), contrastive(query, target, 9.0, symmetric, same=same, **further))
 

@@ -23,7 +23,8 @@ from pli.backbones.openclip import load_backbone
 from pli.studies.findings import alone, best, command_of, compared_with, draw, gain, hours_of, how_it_learned, is_sure, level, levels_table, made_of, plain_gain, plain_table, precision_line, read_results, solved, table, write_study
 from pli.metrics import paired_bootstrap, recall_at
 from pli.studies.run import COMPOSERS, Arm, Clock, Job, Place, Stops, check_same, claim, code_digest, fewer, first_ranks, gather, held, holder, jobs_of, listed, model_of, packed, pairs_aside, precisions, read_plan, read_result, run, slug, unpacked
-from pli.training.loop import TuneSettings, average
+from pli.settings import TuneSettings
+from pli.training.average import average
 from pli.world import save_world
 
 ROOT = Path(__file__).parent.parent

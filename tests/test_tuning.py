@@ -20,17 +20,27 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import pli
 from pli import core
 from pli.training import loop as tuning
+from pli.training import step
 from pli.backbones.openclip import load_backbone
 from pli.core import PliError, generator, unit
 from pli.data.pairs import Pairs, PairSet, TensorPairs, collate
 from pli.hiding.views import View, parse_hide
 from pli.backbones.shortcuts import class_token_alone, words_alone
-from pli.training.loop import OBJECTIVES, SCHEDULES, TuneSettings, average, check_settings, claim_folder, fingerprint, learning_rate, make_company, make_optimiser, take_step, tune
+from pli.methods.method import Method, TrainingBatch, same_picture
+from pli.methods.registry import METHODS
+from pli.training.loop import check_settings, tune
+from pli.training.step import SCHEDULES, learning_rate, make_optimiser, train_step
+from pli.settings import TuneSettings
+from pli.training.average import average
+from pli.training.checkpoints import read_log
+from pli.training.identity import claim_folder, files_digest, fingerprint, holds_pictures_twice
+from pli.training.batches import partners_for
 
 TEXT = {"context_length": 10, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 
@@ -97,6 +107,8 @@ import os, signal, sys, time
 import open_clip, torch
 from pli import core
 from pli.training import loop as tuning
+from pli.settings import TuneSettings
+from pli.training.average import average
 from pli.backbones.openclip import load_backbone
 from pli.data.pairs import TensorPairs
 
@@ -121,7 +133,7 @@ core.to_disk = torn
 if __name__ == "__main__":
     chance = torch.Generator().manual_seed(0)
     pairs = Slow(torch.randint(0, 256, (40, 3, 32, 32), generator=chance, dtype=torch.uint8), [f"thing number {i}" for i in range(40)])
-    settings = tuning.TuneSettings(steps=40, batch_size=8, learning_rate=1e-3, warmup=2, checkpoint_every=4, hide="mix:0.5+random:0.5", validate_every=7)
+    settings = TuneSettings(steps=40, batch_size=8, learning_rate=1e-3, warmup=2, checkpoint_every=4, hide="mix:0.5+random:0.5", validate_every=7)
     result = tuning.tune(load_backbone("tunetest-plain"), pairs, settings, folder, validate=lambda backbone: -backbone.scale.item())
     print(result.continued_from)
 '''
@@ -357,7 +369,7 @@ def test_weight_decay_groups(fresh, name):
 
 
 def test_decay_alone_shrinks_matrices_and_nothing_else(fresh, monkeypatch):
-    monkeypatch.setitem(OBJECTIVES, "nothing", lambda backbone, *_, **__: 0.0 * sum(weight.sum() for weight in backbone.model.parameters()))
+    monkeypatch.setitem(METHODS, "nothing", FromFunction("nothing", lambda backbone, *_, **__: 0.0 * sum(weight.sum() for weight in backbone.model.parameters())))
     backbone = fresh()
     before = weights(backbone)
     run(backbone, objective="nothing", steps=1, warmup=0, learning_rate=0.5, weight_decay=0.2)
@@ -392,7 +404,20 @@ def test_the_optimiser_follows_the_schedule(fresh):
     assert [record["learning_rate"] for record in result.history] == [learning_rate(step, dataclasses.replace(SHORT, schedule="step")) for step in range(8)]
 
 
-# ---- objectives
+# ---- methods
+
+def loss_of(name, backbone, pixels, captions, settings, random, progress=1.0, same=None):
+    "The loss of a method that is known by name."
+    return METHODS[name].loss(backbone, TrainingBatch(pixels, captions, random, progress, same), settings)
+
+
+class FromFunction(Method):
+    "A method whose loss is a function."
+    def __init__(self, name, function): self.name, self.function = name, function
+
+    def loss(self, backbone, batch, settings, gallery=None):
+        return self.function(backbone, batch.pixels, batch.captions, settings, batch.random, batch.progress, batch.same)
+
 
 def choose(dots):
     "Cross-entropy of the diagonal, row by row."
@@ -411,9 +436,9 @@ def test_paper_objective_is_its_formula(fresh, hide):
     "(masked + text) . target, lengths kept, temperature one, query to target."
     backbone, settings = fresh(), dataclasses.replace(SHORT, hide=hide, weight=7.0)
     pixels, captions, (masked, text, whole) = features(backbone, settings)
-    got = OBJECTIVES["paper"](backbone, pixels, captions, settings, generator(settings.seed, "hide", 4)).item()
+    got = loss_of("paper", backbone, pixels, captions, settings, generator(settings.seed, "hide", 4)).item()
     assert got == pytest.approx(choose(((masked + text) @ whole.T).tolist()), rel=1e-4)
-    assert OBJECTIVES["paper"](backbone, pixels, captions, dataclasses.replace(settings, symmetric=False), generator(settings.seed, "hide", 4)).item() == got
+    assert loss_of("paper", backbone, pixels, captions, dataclasses.replace(settings, symmetric=False), generator(settings.seed, "hide", 4)).item() == got
 
 
 def released_step(weights, heads, pixels, text, noise, ratio):
@@ -455,7 +480,7 @@ def test_the_papers_loss_is_the_released_step(tmp_path, side, ratio):
     pixels, captions = torch.rand(6, 3, 4 * side, 4 * side, generator=generator(side)), [f"a thing of kind {i}" for i in range(6)]
     settings = dataclasses.replace(SHORT, objective="paper", hide=f"random:{ratio}")
     view = parse_hide(settings.hide)(View(pixels, backbone.grid), generator(3))
-    loss = OBJECTIVES["paper"](backbone, pixels, captions, settings, generator(3))
+    loss = loss_of("paper", backbone, pixels, captions, settings, generator(3))
     loss.backward()
     weights = {name: value.detach().clone().requires_grad_() for name, value in backbone.model.state_dict().items()}
     mean, std = (torch.tensor(backbone.config["preprocess_cfg"][key])[:, None, None] for key in ("mean", "std"))
@@ -478,7 +503,7 @@ def test_masked_objective_is_its_formula(fresh, weight, clip_weight, symmetric):
     plain = backbone.scale.item() * (unit(whole) @ unit(text).T)
     wanted = (choose(dots.tolist()) + choose(dots.T.tolist())) / 2 if symmetric else choose(dots.tolist())
     wanted += clip_weight * (choose(plain.tolist()) + choose(plain.T.tolist())) / 2
-    assert OBJECTIVES["masked"](backbone, pixels, captions, settings, generator(settings.seed, "hide", 4)).item() == pytest.approx(wanted, rel=1e-4)
+    assert loss_of("masked", backbone, pixels, captions, settings, generator(settings.seed, "hide", 4)).item() == pytest.approx(wanted, rel=1e-4)
 
 
 def test_clip_objective_is_its_formula_and_hides_nothing(fresh):
@@ -487,7 +512,7 @@ def test_clip_objective_is_its_formula_and_hides_nothing(fresh):
     dots = backbone.scale.item() * (unit(whole) @ unit(text).T)
     wanted = (choose(dots.tolist()) + choose(dots.T.tolist())) / 2
     for hide in ("random:0.5", "mix:0.5"):
-        assert OBJECTIVES["clip"](backbone, pixels, captions, dataclasses.replace(settings, hide=hide), generator(0)).item() == pytest.approx(wanted, rel=1e-4)
+        assert loss_of("clip", backbone, pixels, captions, dataclasses.replace(settings, hide=hide), generator(0)).item() == pytest.approx(wanted, rel=1e-4)
 
 
 def gradients(backbone, alone, hidden):
@@ -555,7 +580,7 @@ def test_a_step_that_fails_leaves_the_tower_whole(fresh):
     assert not any({"forward", "encode_text"} & vars(module).keys() for module in backbone.modules())
 
 
-@pytest.mark.parametrize("objective", list(OBJECTIVES))
+@pytest.mark.parametrize("objective", list(METHODS))
 def test_every_objective_learns(fresh, objective):
     history = run(fresh(), objective=objective, steps=40, data=chance_pairs(16), batch_size=16).history
     assert sum(record["loss"] for record in history[-5:]) < 0.9 * sum(record["loss"] for record in history[:5])
@@ -575,7 +600,7 @@ def test_gradients_are_clipped_and_their_norm_is_told(fresh):
     for limit in (0.0, 0.01, 1e6):
         backbone, settings = fresh(), dataclasses.replace(SHORT, clip_gradient=limit)
         backbone.requires_grad_(True)
-        record = take_step(backbone, make_optimiser(backbone, settings), PAIRS.pixels[:8], PAIRS.captions[:8], 0, settings)
+        record = train_step(backbone, make_optimiser(backbone, settings), PAIRS.pixels[:8], PAIRS.captions[:8], 0, settings)
         after = math.sqrt(sum(weight.grad.square().sum().item() for weight in backbone.model.parameters() if weight.grad is not None))
         lengths[limit] = record["gradient_norm"], after
     assert lengths[0.0][0] == lengths[0.01][0] == lengths[1e6][0] > 0.01
@@ -587,7 +612,7 @@ def test_gradients_are_clipped_and_their_norm_is_told(fresh):
 def sick_after(good, steps, how):
     count = iter(range(10**6))
     def objective(backbone, pixels, captions, settings, random, progress, same):
-        loss = OBJECTIVES["masked"](backbone, pixels, captions, settings, random, progress, same)
+        loss = loss_of("masked", backbone, pixels, captions, settings, random, progress, same)
         return loss if next(count) + good < steps else how(loss)
     return objective
 
@@ -595,11 +620,11 @@ def sick_after(good, steps, how):
 @pytest.mark.parametrize("how", [lambda loss: loss * math.nan, lambda loss: loss * math.inf, lambda loss: (loss - loss.detach()).abs().sqrt() + loss.detach()])
 def test_a_loss_that_explodes_stops_the_run_at_its_step(fresh, tmp_path, monkeypatch, how):
     "Not a number, endless, and a finite loss whose gradient is not: the last checkpoint stays good, and the run can go on."
-    monkeypatch.setitem(OBJECTIVES, "sick", sick_after(0, 5, how))
+    monkeypatch.setitem(METHODS, "sick", FromFunction("sick", sick_after(0, 5, how)))
     backbone = fresh()
     with pytest.raises(PliError, match="step 5: the loss is .* learning rate"): run(backbone, tmp_path / "run", objective="sick", schedule="constant")
     healthy = fresh()
-    monkeypatch.setitem(OBJECTIVES, "sick", sick_after(0, 10**6, how))
+    monkeypatch.setitem(METHODS, "sick", FromFunction("sick", sick_after(0, 10**6, how)))
     run(healthy, objective="sick", schedule="constant", steps=5)
     assert same(backbone, healthy)                                                # step five took nothing with it
     assert all(value.isfinite().all() for value in load_file(tmp_path / "run" / "checkpoint.safetensors").values())
@@ -765,7 +790,7 @@ def test_a_run_without_a_score_of_the_start_goes_on(fresh, tmp_path):
     "As older versions left it."
     with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path, Fuse(40), validate=lambda backbone: 0.5, validate_every=2)
     checkpoint = tmp_path / "checkpoint.safetensors"
-    with tuning.safe_open(checkpoint, "pt") as file: tensors, record = {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["record"])
+    with safe_open(checkpoint, "pt") as file: tensors, record = {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["record"])
     record["scores"] = [score for score in record["scores"] if score["step"]]
     del record["sha256"]
     save_file(tensors, checkpoint, {"record": json.dumps(record)})
@@ -851,7 +876,7 @@ def test_pairs_of_another_size_are_named(fresh):
 # ---- precision, other models, what is said
 
 @pytest.mark.parametrize("hide", ["random:0.5", "crop+blur", "mix:0.5+recolour"])
-@pytest.mark.parametrize("objective", list(OBJECTIVES))
+@pytest.mark.parametrize("objective", list(METHODS))
 def test_bf16_runs_on_the_processor(fresh, objective, hide):
     single, half = fresh(), fresh()
     one, two = (run(backbone, objective=objective, precision=precision, hide=hide, steps=3) for backbone, precision in ((single, "fp32"), (half, "bf16")))
@@ -934,7 +959,7 @@ def test_the_corrupted_picture_is_a_wrong_answer(fresh, which, hide):
     backbone = fresh()
     pixels, captions, view = seen(backbone, hide)
     settings = dataclasses.replace(SHORT, hide=hide, avoid=which)
-    got = OBJECTIVES["masked"](backbone, pixels, captions, settings, generator(5))
+    got = loss_of("masked", backbone, pixels, captions, settings, generator(5))
     query = unit(unit(backbone.encode_text(captions)) + unit(backbone.encode_image(view.pixels, view.hidden)))
     whole, bare = unit(backbone.encode_image(pixels)), unit(backbone.encode_image(view.pixels))
     rows, changed = backbone.scale * query @ whole.T, [not torch.equal(one, other) for one, other in zip(view.pixels, pixels)]
@@ -943,7 +968,7 @@ def test_the_corrupted_picture_is_a_wrong_answer(fresh, which, hide):
     forward = torch.cat([rows, further.masked_fill(~wrong, -math.inf)], 1).logsumexp(1) - rows.diag()
     back = rows.T.logsumexp(1) - rows.diag()
     assert got.item() == pytest.approx(((forward + back) / 2).mean().item(), rel=1e-4)
-    plain = OBJECTIVES["masked"](backbone, pixels, captions, dataclasses.replace(settings, avoid="none"), generator(5))
+    plain = loss_of("masked", backbone, pixels, captions, dataclasses.replace(settings, avoid="none"), generator(5))
     assert (got > plain) if any(changed) else torch.equal(got, plain)
     if hide.startswith("recolour:0.5"): assert 0 < sum(changed) < 8
 
@@ -956,7 +981,7 @@ def test_the_controls_are_their_formulas(fresh, hide):
     for name, target in (("flip", words), ("picture", unit(backbone.encode_image(pixels)))):
         logits = backbone.scale * masked @ target.T
         wanted = (logits.logsumexp(1) + logits.logsumexp(0) - 2 * logits.diag()).mean() / 2
-        got = OBJECTIVES[name](backbone, pixels, captions, dataclasses.replace(SHORT, hide=hide, objective=name), generator(5))
+        got = loss_of(name, backbone, pixels, captions, dataclasses.replace(SHORT, hide=hide, objective=name), generator(5))
         assert got.item() == pytest.approx(wanted.item(), rel=1e-4)
 
 
@@ -964,7 +989,7 @@ def test_the_controls_are_their_formulas(fresh, hide):
 def test_words_that_are_hidden_are_not_heard(fresh, objective):
     backbone = fresh()
     pixels, captions = PAIRS.pixels[:6].float() / 255, [f"a red thing number {i}" for i in range(6)]
-    ask = lambda hide, captions: OBJECTIVES[objective](backbone, pixels, captions, dataclasses.replace(SHORT, hide=hide, objective=objective), generator(0))
+    ask = lambda hide, captions: loss_of(objective, backbone, pixels, captions, dataclasses.replace(SHORT, hide=hide, objective=objective), generator(0))
     thin = ask("without:colour", captions)
     assert torch.equal(thin, ask("none", [caption.replace("red ", "") for caption in captions])) and not torch.equal(thin, ask("none", captions))
 
@@ -972,8 +997,8 @@ def test_words_that_are_hidden_are_not_heard(fresh, objective):
 def test_the_added_clip_loss_hears_the_words_of_the_query(fresh):
     backbone = fresh()
     pixels, captions = PAIRS.pixels[:6].float() / 255, [f"a red thing number {i}" for i in range(6)]
-    ask = lambda weight: OBJECTIVES["masked"](backbone, pixels, captions, dataclasses.replace(SHORT, hide="without:colour", clip_weight=weight), generator(0))
-    clip = OBJECTIVES["clip"](backbone, pixels, [caption.replace("red ", "") for caption in captions], SHORT, generator(0))
+    ask = lambda weight: loss_of("masked", backbone, pixels, captions, dataclasses.replace(SHORT, hide="without:colour", clip_weight=weight), generator(0))
+    clip = loss_of("clip", backbone, pixels, [caption.replace("red ", "") for caption in captions], SHORT, generator(0))
     assert (ask(0.5) - ask(0.0)).item() == pytest.approx(clip.item() / 2, rel=1e-3)
 
 
@@ -998,8 +1023,8 @@ def test_objectives_know_how_far_the_run_is(fresh, monkeypatch):
     far = []
     def objective(backbone, pixels, captions, settings, random, progress, same):
         far.append(progress)
-        return OBJECTIVES["masked"](backbone, pixels, captions, settings, random, progress, same)
-    monkeypatch.setitem(OBJECTIVES, "watched", objective)
+        return loss_of("masked", backbone, pixels, captions, settings, random, progress, same)
+    monkeypatch.setitem(METHODS, "watched", FromFunction("watched", objective))
     run(fresh(), objective="watched")
     assert far == [step / 7 for step in range(8)]   # the last step is the end
 
@@ -1007,7 +1032,7 @@ def test_objectives_know_how_far_the_run_is(fresh, monkeypatch):
 def test_a_schedule_of_hiding_begins_with_its_first_way_and_ends_with_its_last(fresh):
     backbone = fresh()
     pixels, captions = PAIRS.pixels[:8].float() / 255, PAIRS.captions[:8]
-    ask = lambda hide, progress: OBJECTIVES["picture"](backbone, pixels, captions, dataclasses.replace(SHORT, hide=hide), generator(0), progress).item()
+    ask = lambda hide, progress: loss_of("picture", backbone, pixels, captions, dataclasses.replace(SHORT, hide=hide), generator(0), progress).item()
     assert ask("none>grey", 0.0) == pytest.approx(ask("none", 0.0), rel=1e-5) and ask("none>grey", 1.0) == pytest.approx(ask("grey", 0.0), rel=1e-5)
     assert ask("none", 0.0) != pytest.approx(ask("grey", 0.0), rel=1e-4)
 
@@ -1044,8 +1069,8 @@ def test_fused_attention_is_left_out_only_in_bf16(fresh, monkeypatch, precision,
     fused = []
     def objective(*arguments, **more):
         fused.append(torch.backends.cuda.flash_sdp_enabled())
-        return OBJECTIVES["masked"](*arguments, **more)
-    monkeypatch.setitem(OBJECTIVES, "watched", objective)
+        return loss_of("masked", *arguments, **more)
+    monkeypatch.setitem(METHODS, "watched", FromFunction("watched", objective))
     before = torch.backends.cuda.flash_sdp_enabled()
     run(fresh(), objective="watched", precision=precision, steps=2)
     assert fused == [before and not wanted] * 2 and torch.backends.cuda.flash_sdp_enabled() == before
@@ -1056,7 +1081,7 @@ def test_fused_attention_is_left_out_only_in_bf16(fresh, monkeypatch, precision,
 def test_near_is_what_looks_alike(fresh):
     backbone, pixels = fresh(), PAIRS.pixels.clone()
     pixels[7] = pixels[3]                                                          # one picture, two captions
-    company = make_company("near", backbone, TensorPairs(pixels, PAIRS.captions), say=quiet)
+    company = partners_for("near", backbone, TensorPairs(pixels, PAIRS.captions), say=quiet)
     assert company.pictures[7] == company.pictures[3] and len(set(company.pictures)) == 39
     with torch.no_grad(): features = unit(backbone.encode_image(pixels))
     alike = features @ features.T
@@ -1072,24 +1097,24 @@ def test_near_is_what_looks_alike(fresh):
 def test_near_with_pictures_that_cannot_be_read(fresh, tmp_path):
     backbone = fresh()
     data = PairSet(picture_pairs(tmp_path / "pictures", {3, 7}), backbone.pixels)
-    company = make_company("near", backbone, data, say=quiet)
+    company = partners_for("near", backbone, data, say=quiet)
     assert company.partners[3] == company.partners[7] == () and not any({3, 7} & set(others) for others in company.partners)
     assert len(run(backbone, None, data, steps=2, batch_size=6, batches="near").history) == 2
-    same_company = make_company("near", fresh(), data, workers=2, say=quiet)
+    same_company = partners_for("near", fresh(), data, workers=2, say=quiet)
     assert same_company == company
 
 
 def test_kin_say_the_same_but_for_the_colour():
     captions = ["a red Shirt", "a blue shirt.", "A RED shirt", "a shirt", "a red, blue shirt", "a shirt in red", "no colour at all", "green", "red"]
-    company = make_company("kin:colour", None, TensorPairs(PAIRS.pixels[:9], captions), say=quiet)
+    company = partners_for("kin:colour", None, TensorPairs(PAIRS.pixels[:9], captions), say=quiet)
     assert [set(others) for others in company.partners] == [{1, 4}, {0, 2, 4}, {1, 4}, set(), {0, 1, 2}, set(), set(), {8}, {7}]
 
 
 def test_batches_without_a_single_partner(fresh):
-    with pytest.raises(PliError, match="'kin:colour': no pair has a partner"): make_company("kin:colour", None, PAIRS, say=quiet)
-    with pytest.raises(PliError, match="'near': no pair has a partner"): make_company("near", fresh(), TensorPairs(PAIRS.pixels[:1].expand(5, -1, -1, -1), list("abcde")), say=quiet)
-    with pytest.raises(PliError, match="know their captions and pictures"): make_company("near", fresh(), torch.utils.data.Subset(PAIRS, [0, 1]), say=quiet)
-    assert make_company("random", None, None) is None
+    with pytest.raises(PliError, match="'kin:colour': no pair has a partner"): partners_for("kin:colour", None, PAIRS, say=quiet)
+    with pytest.raises(PliError, match="'near': no pair has a partner"): partners_for("near", fresh(), TensorPairs(PAIRS.pixels[:1].expand(5, -1, -1, -1), list("abcde")), say=quiet)
+    with pytest.raises(PliError, match="know their captions and pictures"): partners_for("near", fresh(), torch.utils.data.Subset(PAIRS, [0, 1]), say=quiet)
+    assert partners_for("random", None, None) is None
 
 
 def test_a_finished_run_looks_for_no_company(fresh, tmp_path):
@@ -1157,15 +1182,15 @@ def test_a_batch_says_which_pictures_are_the_same(tmp_path):
     paths = [str(tmp_path / name) for name in ("a.png", "b.bmp", "c.png", "d.png", "a.png")]
     pairs = PairSet(Pairs(tuple(paths), tuple("abcde"), tmp_path), lambda picture: torch.from_numpy(numpy.array(picture)).permute(2, 0, 1))
     batch = collate([pairs[i] for i in range(5)])
-    assert tuning.same_picture(batch.pictures).tolist() == [[i == j or 2 not in (i, j) for j in range(5)] for i in range(5)] and batch.pictures.dtype == torch.int64
+    assert same_picture(batch.pictures).tolist() == [[i == j or 2 not in (i, j) for j in range(5)] for i in range(5)] and batch.pictures.dtype == torch.int64
     assert torch.equal(batch.pictures[:3:2], collate([PAIRS[0], PAIRS[1]]).pictures)                 # pixels in memory have the same numbers
-    assert tuning.same_picture(collate([PAIRS[i] for i in range(40)]).pictures) is None
-    assert tuning.holds_pictures_twice(pairs) and tuning.holds_pictures_twice(TWICE) and not tuning.holds_pictures_twice(PAIRS)
+    assert same_picture(collate([PAIRS[i] for i in range(40)]).pictures) is None
+    assert holds_pictures_twice(pairs) and holds_pictures_twice(TWICE) and not holds_pictures_twice(PAIRS)
 
 
 def loss_of_twice(backbone, **changes):
     settings = dataclasses.replace(SHORT, **changes)
-    return take_step(backbone, make_optimiser(backbone, settings), TWICE.pixels, TWICE.captions, 0, settings, collate([TWICE[i] for i in range(8)]).pictures)["loss"]
+    return train_step(backbone, make_optimiser(backbone, settings), TWICE.pixels, TWICE.captions, 0, settings, collate([TWICE[i] for i in range(8)]).pictures)["loss"]
 
 
 @pytest.mark.parametrize("objective, hide, clip_weight", [("masked", "random:0.5", 0.0), ("masked", "random:0.5", 0.5), ("clip", "none", 0.0), ("flip", "random:0.5", 0.0), ("picture", "random:0.5", 0.0)])
@@ -1173,7 +1198,7 @@ def loss_of_twice(backbone, **changes):
 def test_the_same_picture_is_no_wrong_answer_in_any_objective(fresh, objective, hide, clip_weight, symmetric):
     backbone, settings = fresh(), dataclasses.replace(SHORT, objective=objective, hide=hide)
     with torch.no_grad():
-        view = tuning.query_view(backbone, TWICE.pixels.float() / 255, TWICE.captions, settings, generator(0, "hide", 0), 0.0)
+        view = TrainingBatch(TWICE.pixels.float() / 255, TWICE.captions, generator(0, "hide", 0), 0.0).hidden(backbone, settings.hide)
         masked, text, whole = backbone.encode_image(view.pixels, view.hidden).double(), backbone.encode_text(TWICE.captions).double(), backbone.encode_image(TWICE.pixels).double()
     query, target = {"masked": (unit(text) + unit(masked), whole), "clip": (whole, text), "flip": (masked, text), "picture": (masked, whole)}[objective]
     def loss(query, target, symmetric):
@@ -1216,7 +1241,8 @@ def test_an_older_run_goes_on_where_no_picture_is_there_twice(fresh, tmp_path):
     assert run(fresh(), tmp_path / "no").continued_from == 3
     with pytest.raises(PliError, match="ignore_same_picture was False, now True"): run(fresh(), tmp_path / "yes", pairs)
     assert run(fresh(), tmp_path / "yes", pairs, ignore_same_picture=False).continued_from == 3
-    assert tuning.settings_before({"objective": "paper", "ignore_same_picture": True}, pairs)["ignore_same_picture"] is True
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path / "paper", Fuse(40, pairs), objective="paper", ignore_same_picture=False)
+    assert run(fresh(), tmp_path / "paper", pairs, objective="paper").continued_from == 3      # it counts them either way
 
 
 # ---- bf16 on a processor
@@ -1225,13 +1251,13 @@ def test_an_older_run_goes_on_where_no_picture_is_there_twice(fresh, tmp_path):
                                           ("flags : fpu avx2 avx512f avx512bw\n", False), ("Features : fp asimd\n", False), ("processor : 0\n", None), (None, None)])
 def test_bf16_in_hardware_is_read_from_the_processors_flags(tmp_path, text, wanted):
     if text is not None: (tmp_path / "cpuinfo").write_text(text)
-    assert tuning.bf16_in_hardware(tmp_path / "cpuinfo") is wanted
+    assert step.bf16_in_hardware(tmp_path / "cpuinfo") is wanted
 
 
 def test_bf16_without_hardware_says_what_it_costs(fresh, monkeypatch):
     for known, precision, count in ((False, "bf16", 1), (True, "bf16", 0), (None, "bf16", 0), (False, "auto", 0), (False, "fp32", 0)):
         lines = []
-        monkeypatch.setattr(tuning, "bf16_in_hardware", lambda: known)
+        monkeypatch.setattr(step, "bf16_in_hardware", lambda: known)
         run(fresh(), steps=1, precision=precision, say=lines.append)
         assert len([line for line in lines if "computed in software" in line and "leave precision out" in line and "\n" not in line]) == count
 
@@ -1244,6 +1270,8 @@ import open_clip, torch
 from pathlib import Path
 from pli import core
 from pli.training import loop as tuning
+from pli.settings import TuneSettings
+from pli.training.average import average
 from pli.backbones.openclip import load_backbone
 from pli.core import PliError
 from pli.data.pairs import TensorPairs
@@ -1252,7 +1280,7 @@ configs, folder, fill, what = sys.argv[1:]
 open_clip.add_model_config(configs)
 chance = torch.Generator().manual_seed(0)
 pairs = TensorPairs(torch.randint(0, 256, (40, 3, 32, 32), generator=chance, dtype=torch.uint8), [f"thing number {i}" for i in range(40)])
-settings = tuning.TuneSettings(steps=8, batch_size=8, learning_rate=1e-3, warmup=2, checkpoint_every=3, hide="random:0.5")
+settings = TuneSettings(steps=8, batch_size=8, learning_rate=1e-3, warmup=2, checkpoint_every=3, hide="random:0.5")
 
 class Fills(TensorPairs):
     "After the first checkpoint nothing more fits."
@@ -1275,7 +1303,7 @@ try:
     else:
         models = [load_backbone("tunetest-plain"), load_backbone("tunetest-plain", seed=1)]
         for i in range(33): Fills(pairs.pixels, pairs.captions)[0]
-        tuning.average(models).save(folder)
+        average(models).save(folder)
 except PliError as error: print("PliError:", error)
 '''
 
@@ -1339,7 +1367,7 @@ def test_one_bit_in_a_checkpoint_is_noticed(fresh, tmp_path):
 def test_an_older_checkpoint_without_a_digest_goes_on_and_says_so(fresh, tmp_path):
     with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path, Fuse(40))
     checkpoint, lines = tmp_path / "checkpoint.safetensors", []
-    with tuning.safe_open(checkpoint, "pt") as file: tensors, record = {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["record"])
+    with safe_open(checkpoint, "pt") as file: tensors, record = {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["record"])
     del record["log"], record["sha256"]
     save_file(tensors, checkpoint, {"record": json.dumps(record)})
     again, whole = fresh(), fresh()
@@ -1405,7 +1433,7 @@ def test_other_pictures_under_the_same_names_are_another_run(fresh, tmp_path):
     with pytest.raises(PliError, match="the picture files are not those"): run(fresh(), tmp_path / "run", data)
     for path in pairs.paths: Path(path).write_bytes(good[path])
     assert run(fresh(), tmp_path / "run", data).continued_from == 3
-    assert tuning.files_digest(PAIRS) is None
+    assert files_digest(PAIRS) is None
     for name in ("picture files", "threads", "sha256"): record.pop(name)                            # a run of an older version
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     assert run(fresh(), tmp_path / "run", data).continued_from == 8
@@ -1525,15 +1553,15 @@ def test_a_run_whose_checkpoint_is_gone_says_that_it_begins_again(fresh, tmp_pat
     run(fresh(), tmp_path / "run")
     (tmp_path / "run" / "checkpoint.safetensors").unlink()
     told = []
-    tuning.claim_folder(tmp_path / "run", core.read_sealed(tmp_path / "run" / "run.json", ""), PAIRS, told.append)
+    claim_folder(tmp_path / "run", core.read_sealed(tmp_path / "run" / "run.json", ""), PAIRS, told.append)
     assert len(told) == 1 and "its checkpoint is gone; it begins again at step 0" in told[0]
 
 
 def test_a_log_nested_without_end_is_told(tmp_path):
     (tmp_path / "log.jsonl").write_text("[" * 100_000 + "\n")
-    with pytest.raises(PliError, match="does not hold the 1 steps"): tuning.read_log(tmp_path / "log.jsonl", 1)
+    with pytest.raises(PliError, match="does not hold the 1 steps"): read_log(tmp_path / "log.jsonl", 1)
 
 
 @pytest.mark.parametrize("name", ["steps", "batch_size", "warmup", "checkpoint_every", "validate_every"])
 def test_counts_beyond_all_measure_are_told(name):
-    with pytest.raises(PliError, match=f"{name} must be at most 1,000,000,000,000"): tuning.check_settings(tuning.TuneSettings(**{name: 10**20}))
+    with pytest.raises(PliError, match=f"{name} must be at most 1,000,000,000,000"): check_settings(TuneSettings(**{name: 10**20}))

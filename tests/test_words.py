@@ -14,7 +14,8 @@ from pli.backbones.openclip import CutTextWarning, cut_texts, load_backbone
 from pli.core import generator
 from pli.data.pairs import TensorPairs
 from pli.gallery.encode import encode_texts
-from pli.training.loop import TuneSettings, tune
+from pli.settings import TuneSettings
+from pli.training.loop import tune
 
 needs_transformers = pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed: pip install transformers sentencepiece")
 SIMPLE = open_clip.SimpleTokenizer(context_length=10)

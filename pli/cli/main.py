@@ -15,7 +15,9 @@ __all__ = ['MOST_CELLS', 'tune_options', 'Parser', 'workers', 'natural', 'model_
 
 # %% ../../nbs/cli/14_main.ipynb #97f1f5ba
 import argparse
+import copy
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -25,7 +27,7 @@ from pathlib import Path
 from .gallery import add_index, add_search
 from .manage import add_gallery, add_model
 from .studio import add_studio
-from ..training.settings import TuneSettings
+from ..settings import TuneSettings
 
 # %% ../../nbs/cli/14_main.ipynb #1e1091be
 def tune_options() -> dict[str, Field]:
@@ -179,8 +181,8 @@ def tune_settings(args):
     try:
         check_settings(settings)
     except PliError as error:
-        field, _, rest = str(error).partition(" ")          # `batch_size must be ...`: the option is what was typed
-        raise PliError(f"{options.get(field, field)} {rest}") from None
+        field = re.match(r"\w*", str(error))[0]              # `batch_size must be ...`: the option is what was typed
+        raise PliError(f"{options.get(field, field)}{str(error)[len(field):]}") from None
     return settings
 
 # %% ../../nbs/cli/14_main.ipynb #3559cd36
@@ -201,8 +203,9 @@ def aside(pairs, share: float, seed: int):
 def measured(settings, pairs: int) -> str:
     "What a validation counts, in words; with no held-out pairs it asks queries."
     if not pairs: return "the share of the queries that find a right answer among their first ten (composer sum:1)"
-    asks = "caption alone finds" if settings.objective in ("clip", "flip") else "caption and hidden picture find"
-    return f"the share of {pairs:,} held-out pairs whose {asks} the whole picture first, among those of all of them"
+    from pli.methods.registry import method_named
+    asks = method_named(settings.objective).asks_with
+    return f"the share of {pairs:,} held-out pairs whose {asks} {'find' if ' and ' in asks else 'finds'} the whole picture first, among those of all of them"
 
 def check_prolonged(args, settings) -> None:
     "Raise a `PliError` for a run that cannot be prolonged like this, before anything is loaded."
@@ -230,6 +233,7 @@ def run_tune(args) -> None:
     from pli.core import PliError, pick_device, provenance, write_json
     from pli.data.pairs import PairSet, read_pairs
     from pli.evaluation.report import pair_validator, query_validator
+    from pli.methods.registry import method_named
     from pli.training.loop import tune
     if bool(args.queries) != bool(args.gallery):
         raise PliError("--queries and --gallery go together: the queries name pictures of the gallery")
@@ -243,11 +247,11 @@ def run_tune(args) -> None:
     if len(learn) < settings.batch_size:
         raise PliError(f"--batch-size {settings.batch_size} is more than the {len(learn)} pairs to learn from")
     backbone = load_backbone(args.model or Path(args.prolong) / "last", args.pretrained, device, settings.seed, quick_gelu=args.quick_gelu)
-    # these find pictures by their captions
+    method = method_named(settings.objective)
     if validate is None:
-        validate = pair_validator(
-            PairSet(held_out, backbone.pixels), settings.hide, 0.0 if settings.objective in ("clip", "flip") else settings.weight
-        )
+        ask = lambda backbone, pictures, words: method.query(backbone, pictures, words, settings)
+        before = copy.deepcopy(backbone) if method.frozen_gallery else None
+        validate = pair_validator(PairSet(held_out, backbone.pixels), settings.hide, ask, before)
     print(f"validation: {measured(settings, min(len(held_out or ()), 1000))}")
     result = tune(backbone, PairSet(learn, backbone.pixels), settings, args.out, validate, args.workers, prolong=args.prolong)
     write_problems(Path(args.out) / "problems.jsonl", pairs, result.problems)
@@ -303,7 +307,7 @@ def add_average(commands) -> None:
 def run_average(args) -> None:
     from pli.backbones.openclip import load_backbone
     from pli.core import PliError, check_writable, provenance, write_json
-    from pli.training.loop import average
+    from pli.training.average import average
     out = Path(args.out)
     if len(args.models) < 2: raise PliError("an average needs two models or more")
     if args.shares and len(args.shares) != len(args.models):

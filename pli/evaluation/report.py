@@ -24,7 +24,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -1078,7 +1078,8 @@ def held_out_pairs(
 def pair_validator(
     data: Dataset,                    # held-out pairs: items `(index, pixels, caption)`
     hide: str,                        # what the query picture hides
-    weight: float = 1.0,
+    query: Callable[[Backbone, Tensor, Sequence[str]], Tensor] | None = None,   # of a `Method`; None: the sum with equal weights
+    gallery: Backbone | None = None,  # reads the whole pictures; None: the model that is validated
     most: int = 1000,                 # pairs to use
     seed: int = 0,
     say: Callable[[str], None] = print,
@@ -1090,20 +1091,21 @@ def pair_validator(
     few(len(captions), "held-out pairs", say)
     hidden_view, answers = parse_hide(hide), same_pictures(pixels)
 
+    if query is None: query = lambda backbone, pictures, words: encode_texts(backbone, words) + unit(pictures.float()).cpu()
+
     @torch.no_grad()
     def validate(backbone: Backbone) -> float:
-        whole, masked, said = encode_pictures(backbone, pixels), [], []
+        whole, queries = encode_pictures(gallery or backbone, pixels), []
         for number, rows in enumerate(torch.arange(len(pixels)).split(256)):
             alone = len(rows) < 2                                    # mix needs company
             if alone: rows = torch.arange(len(pixels))[-2:]
-            seen = View(
-                pixels[rows].to(backbone.device).float().div(255), backbone.grid, captions=tuple(captions[i] for i in rows.tolist())
-            )
+            words = tuple(captions[i] for i in rows.tolist())
+            seen = View(pixels[rows].to(backbone.device).float().div(255), backbone.grid, captions=words)
             view = hidden_view(seen, generator(seed, "held out", number))
-            masked.append(unit(backbone.encode_image(view.pixels, view.hidden).float()).cpu()[-1 if alone else 0:])
-            said += view.captions[-1 if alone else 0:]
-        text, masked = encode_texts(backbone, said), torch.cat(masked)
-        scores = (text + weight * masked) @ whole.T
+            asked = slice(-1 if alone else 0, None)
+            pictures = backbone.encode_image(view.pixels, view.hidden)[asked]
+            queries.append(query(backbone, pictures, view.captions[asked]).float().cpu())
+        scores = torch.cat(queries) @ whole.T
         return recall_at(ranks(scores, answers), 1).mean().item()
     return watched(validate, "more held-out pairs", say)
 

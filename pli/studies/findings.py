@@ -29,7 +29,7 @@ from ..data.pairs import shown
 from ..evaluation.report import Frame, as_markdown, in_markdown, of_ranks, percent, values
 from ..metrics import bootstrap, paired_bootstrap
 from .run import IDLE, Plan, check_kind, check_same, precisions, read_result, said_of, slug, stem, unpacked
-from ..training.loop import TuneSettings
+from ..settings import TuneSettings
 
 # %% ../../nbs/studies/18_findings.ipynb #c41674d1
 def remembered(function: Callable) -> Callable:
