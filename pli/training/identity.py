@@ -104,7 +104,7 @@ def claim_folder(
             " the bit"
         )
     flat = lambda record: {**record.get("settings", {}), **{key: value for key, value in record.items() if key not in BESIDE}}
-    old, new = flat(before), flat(run)
+    old, new = flat(before), BEFORE | flat(run)                                             # older records have fewer names
     old = BEFORE | {"activation": run.get("activation")} | old                                       # older runs do not say theirs
     # who says so may differ
     if str(old["activation"]).partition(",")[0] == str(new.get("activation")).partition(",")[0]: old["activation"] = new.get("activation")
