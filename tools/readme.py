@@ -4,6 +4,8 @@
 python tools/readme.py                 write README.md and the pictures in README_files/
 python tools/readme.py --check         write nothing; fail when they differ or link to a file that is not there
 python tools/readme.py --command demo  print the one command that stands under `<!-- command: demo -->` in README.md
+
+The marker `<!-- chapters -->` becomes the map of chapters: a line for each folder of notebooks, from their titles, in reading order.
 """
 import argparse
 import base64
@@ -12,6 +14,7 @@ import posixpath
 import re
 import shutil
 import sys
+from itertools import groupby
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,6 +25,8 @@ KINDS = {"image/png": "png", "image/jpeg": "jpg", "image/svg+xml": "svg"}
 FENCE = re.compile(r"^(```.*?^```[^\S\n]*$)", re.M | re.S)
 LINK = re.compile(r"""(\]\(|\b(?:src|href)=")([^)\s"]+)""")
 COMMAND = re.compile(r"^<!-- command: (\w+) -->\n+```sh\n(.*?)^```$", re.M | re.S)
+CHAPTERS = "<!-- chapters -->"
+NUMBER = re.compile(r"(\d+)([a-z]?)_")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -85,13 +90,38 @@ def code_cell(cell: dict, pictures: dict) -> list[str]:
     return shown + [output(out, alt, pictures) for out in cell["outputs"]]
 
 
+def title(path: Path) -> str:
+    "The heading of a notebook, its topic alone: `Contrastive losses: find your own whole` is `Contrastive losses`."
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    lines = (line for cell in cells if cell["cell_type"] == "markdown" for line in text(cell["source"]).splitlines())
+    heading = next((line[2:] for line in lines if line.startswith("# ")), path.stem)
+    return re.sub(r"([|\[\]])", r"\\\1", heading.partition(": ")[0].strip())
+
+
+def chapter_map(root: Path = ROOT) -> str:
+    "A table of all notebooks in reading order: a row for each folder, and for those between two folders; what has no number comes last."
+    rooms: dict[str, list] = {}
+    for path in (root / "nbs").rglob("*.ipynb"):
+        name = path.relative_to(root)
+        if name.as_posix() == SOURCE or any(part.startswith(("_", ".")) for part in name.parts): continue
+        number = NUMBER.match(path.name)
+        order = (int(number[1]), number[2], path.name) if number else (10**6, "", path.name)
+        link = f"[{f'{number[1]}{number[2]} ' if number else ''}{title(path)}]({name.as_posix()})"
+        room = "/".join(name.parts[1:-1])
+        rooms.setdefault(room or path.name, []).append((order, room, link))
+    rows = groupby(sorted(map(sorted, rooms.values())), key=lambda found: found[0][1])
+    lines = [f"| `{room or 'pli'}` | {' · '.join(link for found in row for _, _, link in found)} |" for room, row in rows]
+    return "\n".join(["| room | chapters, in reading order |", "|---|---|", *lines])
+
+
 def render(nb: dict) -> tuple[str, dict[str, bytes]]:
     "README.md as text, and the pictures it shows by name."
     blocks, pictures = [NOTE], {}
     for cell in nb["cells"]:
         if cell["cell_type"] == "markdown": blocks.append(rebase(text(cell["source"])).strip())
         if cell["cell_type"] == "code": blocks += code_cell(cell, pictures)
-    return "\n\n".join(block for block in blocks if block) + "\n", pictures
+    readme = "\n\n".join(block for block in blocks if block) + "\n"
+    return readme.replace(CHAPTERS, chapter_map()) if CHAPTERS in readme else readme, pictures
 
 
 def commands(readme: str) -> dict[str, str]:
