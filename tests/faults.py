@@ -26,7 +26,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import open_clip  # noqa: E402, F401   read once: children are forks of this process, and start at once
 import torch  # noqa: E402
 
-import pli.cli.main, pli.demo, pli.evaluation.report, pli.studies.findings, pli.studies.predictions, pli.studies.run, pli.viz.figures  # noqa: E402, E401, F401
+import pli.cli.main, pli.demo, pli.evaluation.compare, pli.evaluation.validation, pli.evaluation.writers, pli.studies.page, pli.studies.predictions, pli.studies.run, pli.viz.gains, pli.viz.masks, pli.viz.rankings  # noqa: E402, E401, F401
 from pli.world import save_world  # noqa: E402
 
 torch.set_num_threads(1)
@@ -108,7 +108,7 @@ class Child:
                 signal.signal(signal.SIGXFSZ, signal.SIG_DFL if dies else signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, bytes_))
             if at_write or count: watch_writes(at_write, f"{log}.count" if count else None)
-            code = pli.cli.main(words)
+            code = pli.cli.main.main(words)
         except SystemExit as stop: code = stop.code if isinstance(stop.code, int) else 1
         except BaseException: traceback.print_exc()
         finally:
@@ -214,7 +214,7 @@ class Harness:
         data = self.base / "data"
         save_world(data, pairs=60, queries=24, gallery_size=120, size=48, seed=1)
         (data / "plan.toml").write_text(PLAN)
-        for name, seed in (("model", 3), ("other", 4)): pli.backbones.load_backbone("pli-tiny-48", seed=seed).save(data / name)
+        for name, seed in (("model", 3), ("other", 4)): pli.backbones.loading.load_backbone("pli-tiny-48", seed=seed).save(data / name)
 
     def chain(self, task: Task, folder: Path, **how) -> Child:
         "Give the commands of a task until one fails."

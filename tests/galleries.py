@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pli.backbones.openclip import load_backbone
+from pli.backbones.loading import load_backbone
 
 
 def picture(path: Path, number: int, size=(40, 30), kind: str = "PNG") -> Path:

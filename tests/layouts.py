@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from pli.core import generator
+from pli.core import rng_for
 
 CATEGORIES = ("dress", "shirt", "toptee")
 WORDS = ("is red", "has longer sleeves.", "more colourful, ", "show two of them", "on a größere table", "plain?")
@@ -28,7 +28,7 @@ def edit(path: Path, change) -> Path:
 def picture(path: Path, size=(12, 10)) -> Path:
     "A picture that depends on its name alone; JPEG or PNG by its ending."
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = torch.randint(0, 256, (size[1], size[0], 3), generator=generator("picture", path.stem)).byte()
+    pixels = torch.randint(0, 256, (size[1], size[0], 3), generator=rng_for("picture", path.stem)).byte()
     Image.fromarray(pixels.numpy()).save(path)
     return path
 

@@ -22,7 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from pli.backbones.openclip import PREPROCESS, PatchGate, TargetPad, check_mask, find_gate, load_backbone, pixel_transform, read_config, save_backbone
+from pli.backbones.transforms import PREPROCESS, TargetPad, pixel_transform
+from pli.backbones.openclip import PatchGate, check_mask, find_gate, read_config, save_backbone
+from pli.backbones.loading import load_backbone
 from pli.core import PliError
 
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}

@@ -1,4 +1,4 @@
-"pli.benchmarks.shape: four layouts and their variants, official counts, spoiled files, protocols, what missing pictures cost, and queries of your own."
+"pli.benchmarks: four layouts and their variants, official counts, spoiled files, protocols, what missing pictures cost, and queries of your own."
 import json
 import os
 import time
@@ -13,9 +13,15 @@ from hypothesis import strategies as st
 from layouts import CATEGORIES, TASKS, add_pairs, edit, make_circo, make_cirr, make_fashioniq, make_genecis, picture, write
 
 from pli import world
-from pli.benchmarks.masked_tuning import caption_pairs
-from pli.benchmarks.shape import READERS, Benchmark, Missing, Reader, check_benchmark, own_queries, parse_protocol, protocol_composer, protocol_text, read_benchmark, read_gallery, read_queries, takes_part, trimmed, with_gallery, without_pictures, wordings, world_queries
-from pli.core import PliError, generator
+from pli.benchmarks.circo import with_gallery
+from pli.benchmarks.fashioniq import join_captions
+from pli.benchmarks.masked_tuning import read_caption_pairs
+from pli.benchmarks.missing import check_benchmark, drop_pictures, trim_benchmark, used_pictures
+from pli.benchmarks.own import read_gallery, read_queries
+from pli.benchmarks.protocols import Reader, parse_protocol
+from pli.benchmarks.registry import BENCHMARKS, protocol_composer, read_benchmark
+from pli.benchmarks.shape import Benchmark, Missing, own_queries, protocol_text, world_queries
+from pli.core import PliError, rng_for
 
 MAKERS = {"fashioniq": make_fashioniq, "cirr": make_cirr, "circo": make_circo, "genecis": make_genecis}
 
@@ -31,20 +37,20 @@ def sound(benchmark: Benchmark) -> Benchmark:
     "Everything that must hold for every benchmark."
     count, pictures = len(benchmark), len(benchmark.pictures)
     assert count and len(set(benchmark.ids)) == count and len(set(benchmark.pictures)) == pictures
-    for field in ("texts", "answers", "kinds"): assert len(getattr(benchmark, field)) == count, field
+    for field in ("texts", "answers", "categories"): assert len(getattr(benchmark, field)) == count, field
     for field in ("subsets", "aspects"): assert len(getattr(benchmark, field)) in (0, count), field
     for field in ("files", "boxes"): assert len(getattr(benchmark, field)) in (0, pictures), field
-    assert benchmark.references.shape == benchmark.searches.shape == (count,) and benchmark.references.dtype == benchmark.searches.dtype == torch.int64
-    assert 0 <= benchmark.references.min() and benchmark.references.max() < pictures and benchmark.searches.max() < len(benchmark.galleries)
+    assert benchmark.references.shape == benchmark.gallery_of.shape == (count,) and benchmark.references.dtype == benchmark.gallery_of.dtype == torch.int64
+    assert 0 <= benchmark.references.min() and benchmark.references.max() < pictures and benchmark.gallery_of.max() < len(benchmark.galleries)
     galleries = [set(gallery.tolist()) for gallery in benchmark.galleries]
     assert all(gallery.dtype == torch.int64 and len(gallery) == len(known) and known <= set(range(pictures)) for gallery, known in zip(benchmark.galleries, galleries))
     for row in range(count):
         right, subset = benchmark.answers[row], benchmark.subsets[row] if benchmark.subsets else ()
-        assert set(right) <= galleries[benchmark.searches[row]] and len(set(right)) == len(right) and set(subset) <= galleries[benchmark.searches[row]]
+        assert set(right) <= galleries[benchmark.gallery_of[row]] and len(set(right)) == len(right) and set(subset) <= galleries[benchmark.gallery_of[row]]
         assert int(benchmark.references[row]) not in (*right, *subset)
         assert not subset or set(right) <= set(subset)
     assert all(isinstance(words, tuple) and words and all(isinstance(text, str) for text in words) for words in benchmark.texts)
-    assert {benchmark.rules.headline, benchmark.rules.halves_at} <= set(benchmark.rules.measures)
+    assert {benchmark.scoring.headline, benchmark.scoring.halves_at} <= set(benchmark.scoring.measures)
     assert all(not os.path.isabs(file) and ".." not in file for file in benchmark.files)
     return benchmark
 
@@ -53,7 +59,7 @@ def by_name(benchmark: Benchmark) -> list[tuple]:
     "Every query in names of pictures."
     name = benchmark.pictures.__getitem__
     return [(asked, words, name(reference), tuple(map(name, right)), [name(i) for i in benchmark.galleries[gallery].tolist()])
-            for asked, words, reference, right, gallery in zip(benchmark.ids, benchmark.texts, benchmark.references.tolist(), benchmark.answers, benchmark.searches.tolist())]
+            for asked, words, reference, right, gallery in zip(benchmark.ids, benchmark.texts, benchmark.references.tolist(), benchmark.answers, benchmark.gallery_of.tolist())]
 
 
 # --- layouts and their variants
@@ -74,7 +80,7 @@ VARIANTS = [
 def test_layouts(tmp_path, name, options):
     root = MAKERS[name](tmp_path / "data", **options)
     plain = MAKERS[name](tmp_path / "plain")
-    for split in READERS[name].splits:
+    for split in BENCHMARKS[name].splits:
         benchmark = sound(read_benchmark(name, root, split))
         assert len(benchmark.files) == len(benchmark.pictures) and all((benchmark.root / file).is_file() for file in benchmark.files)
         assert check_benchmark(benchmark).files == benchmark.files                                       # all there: nothing changes
@@ -131,14 +137,14 @@ def test_unicode_names(tmp_path):
 
 def test_fashioniq(tmp_path):
     benchmark = read_benchmark("fashioniq", make_fashioniq(tmp_path))
-    assert Counter(benchmark.kinds) == dict.fromkeys(CATEGORIES, 6) and [len(gallery) for gallery in benchmark.galleries] == [15] * 3
-    assert len(benchmark.pictures) == 3 * 14 + 1 and benchmark.searches.tolist() == [0] * 6 + [1] * 6 + [2] * 6                 # one picture is in every category
-    assert not benchmark.without_reference and benchmark.groups is None and not benchmark.development and benchmark.rules.mean_of_kinds
+    assert Counter(benchmark.categories) == dict.fromkeys(CATEGORIES, 6) and [len(gallery) for gallery in benchmark.galleries] == [15] * 3
+    assert len(benchmark.pictures) == 3 * 14 + 1 and benchmark.gallery_of.tolist() == [0] * 6 + [1] * 6 + [2] * 6                 # one picture is in every category
+    assert not benchmark.without_reference and benchmark.groups is None and not benchmark.development and benchmark.scoring.mean_of_categories
     for asked, words, reference, right, gallery in by_name(benchmark):
         category, row = asked.rsplit("-", 1)
         record = json.loads((tmp_path / f"captions/cap.{category}.val.json").read_text())[int(row)]
         assert (reference, right) == (record["candidate"], (record["target"],)) and gallery == json.loads((tmp_path / f"image_splits/split.{category}.val.json").read_text())
-        assert words == wordings(record["captions"], "clip4cir", "one")[0]
+        assert words == join_captions(record["captions"], "clip4cir", "one")[0]
     assert [read_benchmark("fashioniq", tmp_path, split).development for split in ("train", "val", "test")] == [True, False, False]
 
 
@@ -149,7 +155,7 @@ def test_cirr(tmp_path):
     for record, (_, _, reference, right, gallery), subset in zip(records, by_name(benchmark), benchmark.subsets):
         assert (reference, right) == (record["reference"], (record["target_hard"],)) and len(gallery) == 60
         assert [benchmark.pictures[i] for i in subset] == [name for name in record["img_set"]["members"] if name != reference] and len(subset) == 5
-    assert benchmark.without_reference and set(benchmark.kinds) == {"all"} and benchmark.rules.measures[-1] == "mean(recall@5, subset recall@1)"
+    assert benchmark.without_reference and set(benchmark.categories) == {"all"} and benchmark.scoring.measures[-1] == "mean(recall@5, subset recall@1)"
     secret = read_benchmark("cirr", tmp_path, "test1")
     assert secret.answers == ((),) * 8 and all(len(subset) == 5 for subset in secret.subsets) and not secret.answered
     assert [read_benchmark("cirr", tmp_path, split).development for split in ("train", "val", "test1")] == [True, True, False]
@@ -161,7 +167,7 @@ def test_circo(tmp_path):
     for record, (asked, words, reference, right, gallery), aspects in zip(records, by_name(benchmark), benchmark.aspects):
         assert asked == str(record["id"]) and words == (record["relative_caption"],) and reference == str(record["reference_img_id"]) and len(gallery) == 60
         assert right == tuple(map(str, record["gt_img_ids"])) and right[0] == str(record["target_img_id"]) and aspects == tuple(record["semantic_aspects"])
-    assert max(map(len, benchmark.answers)) > 2 and not benchmark.without_reference and benchmark.complete and benchmark.development and benchmark.rules.main_only
+    assert max(map(len, benchmark.answers)) > 2 and not benchmark.without_reference and benchmark.complete and benchmark.development and benchmark.scoring.main_only
     secret = read_benchmark("circo", tmp_path, "test")
     assert secret.aspects == () and secret.answers == ((),) * 8 and not secret.development
 
@@ -202,7 +208,7 @@ def test_ids_as_texts(tmp_path):
 
 def test_genecis(tmp_path):
     benchmark = read_benchmark("genecis", make_genecis(tmp_path))
-    assert Counter(benchmark.kinds) == dict.fromkeys(TASKS, 5) and len(benchmark.galleries) == 20 and benchmark.protocol == {"crops": "dilated", "tasks": ", ".join(TASKS)}
+    assert Counter(benchmark.categories) == dict.fromkeys(TASKS, 5) and len(benchmark.galleries) == 20 and benchmark.protocol == {"crops": "dilated", "tasks": ", ".join(TASKS)}
     assert {len(gallery) for gallery in benchmark.galleries} == {8} and all(gallery[-1] == right[0] for gallery, right in zip(benchmark.galleries, benchmark.answers))
     for name, box, file in zip(benchmark.pictures, benchmark.boxes, benchmark.files):
         if "@" not in name: assert box is None and file == f"val2017/{int(name):012d}.jpg"
@@ -217,7 +223,7 @@ def test_genecis(tmp_path):
 @pytest.mark.parametrize("tasks", [("change_object",), ("focus_attribute", "focus_object")])
 def test_genecis_reads_the_tasks_that_are_there(tmp_path, tasks):
     benchmark = sound(read_benchmark("genecis", make_genecis(tmp_path, tasks=tasks)))
-    assert benchmark.protocol["tasks"] == ", ".join(tasks) and set(benchmark.kinds) == set(tasks) and bool(benchmark.boxes) == ("focus_attribute" in tasks)
+    assert benchmark.protocol["tasks"] == ", ".join(tasks) and set(benchmark.categories) == set(tasks) and bool(benchmark.boxes) == ("focus_attribute" in tasks)
     assert read_benchmark("genecis", make_genecis(tmp_path / "all")).pick([0]).digest() != benchmark.pick([0]).digest()
 
 
@@ -244,7 +250,7 @@ def test_official_fashioniq(shared):
     root = shared / "annotations" / "fashioniq"
     for split, queries, galleries in (("val", (2017, 2038, 1961), [3817, 6346, 5373]), ("train", (5985, 5988, 6027), [11452, 19036, 16121]), ("test", (2024, 2038, 2056), [3818, 6346, 5374])):
         benchmark = sound(read_benchmark("fashioniq", root, split))
-        assert Counter(benchmark.kinds) == dict(zip(CATEGORIES, queries)) and [len(gallery) for gallery in benchmark.galleries] == galleries
+        assert Counter(benchmark.categories) == dict(zip(CATEGORIES, queries)) and [len(gallery) for gallery in benchmark.galleries] == galleries
         assert benchmark.answered == (split != "test")
     few = sound(read_benchmark("fashioniq", root, protocol="val"))
     assert [len(gallery) for gallery in few.galleries] == [2628, 3089, 2902] and len(few) == 6016
@@ -285,7 +291,7 @@ def test_official_circo(shared):
 def test_official_genecis(shared):
     for root in (shared / "annotations" / "genecis", shared / "annotations"):
         benchmark = sound(read_benchmark("genecis", root))
-        assert Counter(benchmark.kinds) == {"focus_object": 1960, "change_object": 1960} and benchmark.protocol["tasks"] == "focus_object, change_object"
+        assert Counter(benchmark.categories) == {"focus_object": 1960, "change_object": 1960} and benchmark.protocol["tasks"] == "focus_object, change_object"
         assert Counter(map(len, benchmark.galleries)) == {15: 3919, 14: 1}                                 # one lists its target in its gallery
         assert all(gallery[-1] == right[0] for gallery, right in zip(benchmark.galleries, benchmark.answers)) and benchmark.boxes == ()
     start = time.perf_counter()
@@ -422,7 +428,7 @@ def test_a_spoiled_file_is_told_by_file_record_and_field(bare, name, path, chang
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_half_downloaded_file_is_named(bare, name):
-    split = READERS[name].split
+    split = BENCHMARKS[name].split
     paths = [path for path in bare[name].rglob("*.json") if name in ("circo", "genecis") or f".{split}." in path.name]
     paths = [path for path in paths if path.name != "test.json"]
     assert len(paths) >= 2
@@ -480,9 +486,9 @@ def test_unknown_names(tmp_path):
 # --- protocols
 
 def test_protocols_by_name_and_choice():
-    reader = READERS["fashioniq"]
+    reader = BENCHMARKS["fashioniq"]
     usual = {"gallery": "split", "reference": "kept", "joining": "clip4cir", "orders": "one"}
-    assert parse_protocol(reader, "usual") == parse_protocol(reader, "clip4cir") == parse_protocol(reader, "") == usual
+    assert parse_protocol(reader, "default") == parse_protocol(reader, "usual") == parse_protocol(reader, "clip4cir") == parse_protocol(reader, "") == usual
     assert parse_protocol(reader, "searle") == usual | {"joining": "strip", "orders": "averaged"}
     assert parse_protocol(reader, "masked-tuning") == usual | {"gallery": "val", "reference": "left-out", "joining": "marks", "orders": "both", "pairs": "text"}
     assert parse_protocol(reader, "pic2word") == usual | {"joining": "reversed"}
@@ -490,35 +496,35 @@ def test_protocols_by_name_and_choice():
     mine = " masked-tuning , reference = kept,gallery=split", "reference=kept,gallery=split,masked-tuning"
     assert parse_protocol(reader, mine[0]) == parse_protocol(reader, mine[1]) == usual | {"joining": "marks", "orders": "both", "pairs": "text"}
     assert list(parse_protocol(reader, "orders=both,gallery=val")) == list(usual)
-    for name, reader in READERS.items():
-        assert parse_protocol(reader, "usual") == {option: values[0] for option, values in reader.choices.items() if option not in reader.added} and "masked-tuning" in reader.protocols
+    for name, reader in BENCHMARKS.items():
+        assert parse_protocol(reader, "default") == {option: values[0] for option, values in reader.choices.items() if option not in reader.added} and "masked-tuning" in reader.protocols
         assert set(reader.added) <= set(reader.choices)
         for chosen in reader.protocols.values(): assert all(value in reader.choices[option] for option, value in chosen.items())
-    assert parse_protocol(READERS["cirr"], "masked-tuning", "val") == {"reference": "left-out", "captions": "marks"} and parse_protocol(READERS["cirr"], "captions=as-written,queries=all") == {"reference": "left-out"}
-    assert [parse_protocol(READERS["circo"], "masked-tuning", split) for split in ("val", "test")] == [{"reference": "kept"}, {"reference": "left-out"}]
-    assert parse_protocol(READERS["circo"], "masked-tuning,reference=kept", "test") == {"reference": "kept"}
-    assert protocol_composer("genecis", "crops=whole, masked-tuning") == "raw-sum:1" and protocol_composer("genecis", "usual") is protocol_composer("cirr", "masked-tuning") is None
+    assert parse_protocol(BENCHMARKS["cirr"], "masked-tuning", "val") == {"reference": "left-out", "captions": "marks"} and parse_protocol(BENCHMARKS["cirr"], "captions=as-written,queries=all") == {"reference": "left-out"}
+    assert [parse_protocol(BENCHMARKS["circo"], "masked-tuning", split) for split in ("val", "test")] == [{"reference": "kept"}, {"reference": "left-out"}]
+    assert parse_protocol(BENCHMARKS["circo"], "masked-tuning,reference=kept", "test") == {"reference": "kept"}
+    assert protocol_composer("genecis", "crops=whole, masked-tuning") == "raw-sum:1" and protocol_composer("genecis", "default") is protocol_composer("cirr", "masked-tuning") is None
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", BENCHMARKS)
 def test_the_name_that_earlier_releases_had(name):
-    told = says(lambda: parse_protocol(READERS[name], "pli,reference=kept"))
+    told = says(lambda: parse_protocol(BENCHMARKS[name], "pli,reference=kept"))
     assert told.startswith("protocol 'pli' is called masked-tuning now") and "\n" not in told
 
 
-DIGESTS = {("fashioniq", "val", "usual"): "d9968b54f772804c",
+DIGESTS = {("fashioniq", "val", "default"): "d9968b54f772804c",
            ("fashioniq", "val", "searle"): "b65bf1d0315b4daa",
            ("fashioniq", "val", "val"): "6fe8328ae71efeec",
            ("fashioniq", "val", "reference=left-out,joining=and,orders=both"): "9620804578f4665a",
-           ("fashioniq", "train", "usual"): "c93db81a4ba3f64b",
-           ("fashioniq", "test", "usual"): "9e0fc110cf7bf776",
-           ("cirr", "val", "usual"): "49deea2b85d49649",
+           ("fashioniq", "train", "default"): "c93db81a4ba3f64b",
+           ("fashioniq", "test", "default"): "9e0fc110cf7bf776",
+           ("cirr", "val", "default"): "49deea2b85d49649",
            ("cirr", "val", "reference=kept"): "9cd9cc83ce979423",
-           ("cirr", "test1", "usual"): "7edec338aa4641a8",
-           ("circo", "val", "usual"): "b9be442aa52a82ca",
+           ("cirr", "test1", "default"): "7edec338aa4641a8",
+           ("circo", "val", "default"): "b9be442aa52a82ca",
            ("circo", "val", "reference=left-out"): "24286468b812ec3a",
-           ("circo", "test", "usual"): "aab8c81ce495e2d2",
-           ("genecis", "", "usual"): "af32b5f3dda95e29",
+           ("circo", "test", "default"): "aab8c81ce495e2d2",
+           ("genecis", "", "default"): "af32b5f3dda95e29",
            ("genecis", "", "crops=whole"): "ea18f41a8cb89260"}
 
 
@@ -533,7 +539,7 @@ def test_the_authors_of_masked_tuning_on_a_small_folder(tmp_path):
     add_pairs(root)
     found = sound(read_benchmark("fashioniq", root, protocol="masked-tuning"))
     records = json.loads((root / DRESS).read_text())
-    assert found.kinds.count("dress") == 2 * 5 and found.groups.tolist()[:4] == [0, 0, 1, 1] and found.without_reference
+    assert found.categories.count("dress") == 2 * 5 and found.groups.tolist()[:4] == [0, 0, 1, 1] and found.without_reference
     assert found.texts[:2] == (("is red  and dress number 0",), ("dress number 0  and is red",))
     assert found.texts[2] == ("has longer sleevesdotmark  and dress number 1",)                        # what stands before a caption's semicolon is lost
     named = {records[row][end] for row in (0, 1, 3, 4, 5) for end in ("candidate", "target")}
@@ -554,7 +560,7 @@ def test_the_authors_of_masked_tuning_on_a_small_folder(tmp_path):
 ])
 def test_pairs_that_are_none(tmp_path, lines, said):
     (tmp_path / "pairs.txt").write_text(lines)
-    told = says(lambda: caption_pairs(tmp_path / "pairs.txt"))
+    told = says(lambda: read_caption_pairs(tmp_path / "pairs.txt"))
     assert said in told and "pairs.txt" in told and "\n" not in told
 
 
@@ -567,19 +573,19 @@ def test_folders_as_masked_tunings_authors_have_them(tmp_path, name, layout):
 
 
 @pytest.mark.parametrize("text, said", [
-    ("fast", "protocol 'fast' is unknown; choose from usual, clip4cir, searle, pic2word, masked-tuning, val, or set gallery, reference, joining, orders, pairs with ="),
+    ("fast", "protocol 'fast' is unknown; choose from default, clip4cir, searle, pic2word, masked-tuning, val, or set gallery, reference, joining, orders, pairs with ="),
     ("gallery=all", "protocol 'gallery=all': gallery is one of split, val"), ("orders=", "orders is one of one, averaged, both"),
     ("ratio=2", "protocol 'ratio=2': there is no choice 'ratio'; choose from gallery, reference, joining, orders, pairs"),
     ("masked-tuning,searle", "names two sets of choices"), ("gallery=val,gallery=split", "sets gallery twice"),
 ])
 def test_protocols_that_are_none(text, said):
-    assert said in says(lambda: parse_protocol(READERS["fashioniq"], text))
+    assert said in says(lambda: parse_protocol(BENCHMARKS["fashioniq"], text))
 
 
 def test_what_the_choices_of_fashioniq_do(tmp_path):
     root = make_fashioniq(tmp_path, pictures=False)
     read = lambda protocol: sound(read_benchmark("fashioniq", root, protocol=protocol))
-    usual, few, out, averaged, both = map(read, ("usual", "val", "reference=left-out", "searle", "reference=left-out,joining=and,orders=both"))
+    usual, few, out, averaged, both = map(read, ("default", "val", "reference=left-out", "searle", "reference=left-out,joining=and,orders=both"))
     assert protocol_text(usual) == "gallery=split, reference=kept, joining=clip4cir, orders=one"
     named = [{name for asked, _, reference, right, _ in by_name(usual) if asked.startswith(category) for name in (reference, *right)} for category in CATEGORIES]
     assert [{few.pictures[i] for i in gallery.tolist()} for gallery in few.galleries] == named and {len(gallery) for gallery in few.galleries} != {15}
@@ -591,7 +597,7 @@ def test_what_the_choices_of_fashioniq_do(tmp_path):
     records = json.loads((root / DRESS).read_text())
     assert both.texts[0] == (" and ".join(records[0]["captions"]),) and both.texts[1] == (" and ".join(records[0]["captions"][::-1]),)
     assert both.ids[:3] == ("dress-0/a", "dress-0/b", "dress-1/a") and torch.equal(both.references[::2], usual.references) and both.answers[1::2] == usual.answers
-    assert len({read(protocol).digest() for protocol in ("usual", "val", "reference=left-out", "searle", "pic2word", "reference=left-out,joining=and,orders=both", "joining=and", "joining=marks", "joining=strip", "orders=both")}) == 10
+    assert len({read(protocol).digest() for protocol in ("default", "val", "reference=left-out", "searle", "pic2word", "reference=left-out,joining=and,orders=both", "joining=and", "joining=marks", "joining=strip", "orders=both")}) == 10
     assert "gallery=val needs the targets" in says(lambda: read_benchmark("fashioniq", root, "test", "val"))
 
 
@@ -602,7 +608,7 @@ def test_what_the_choices_of_fashioniq_do(tmp_path):
     (["", ". "], "clip4cir", " and ", " and "), (["", "blue"], "clip4cir", " and blue", "Blue and "),
 ])
 def test_joinings_letter_by_letter(captions, joining, one, other):
-    assert wordings(captions, joining, "one") == ((one,),) and wordings(captions, joining, "averaged") == ((one, other),) and wordings(captions, joining, "both") == ((one,), (other,))
+    assert join_captions(captions, joining, "one") == ((one,),) and join_captions(captions, joining, "averaged") == ((one, other),) and join_captions(captions, joining, "both") == ((one,), (other,))
 
 
 @pytest.mark.parametrize("name, usually", [("cirr", True), ("circo", False)])
@@ -617,13 +623,13 @@ def test_a_fifth_benchmark_is_one_object(tmp_path):
         return replace(read_queries(root / "queries.json", root / "gallery.json"), name="drawn", split=split, protocol=protocol, without_reference=protocol["reference"] == "left-out")
 
     folder = world.save_world(tmp_path / "world", pairs=2, queries=10, gallery_size=40, size=12)
-    READERS["drawn"] = Reader(("dev", "held out"), "dev", {"reference": ("left-out", "kept")}, {"usual": {}, "with it": {"reference": "kept"}}, read)
+    BENCHMARKS["drawn"] = Reader(("dev", "held out"), "dev", {"reference": ("left-out", "kept")}, {"default": {}, "with it": {"reference": "kept"}}, read)
     try:
         benchmark = sound(read_benchmark("drawn", folder, protocol="with it"))
         assert benchmark.split == "dev" and protocol_text(benchmark) == "reference=kept" and check_benchmark(benchmark).digest() == benchmark.digest()
         (folder / benchmark.files[3]).unlink()
         assert len(check_benchmark(benchmark, allow_missing=True).galleries[0]) == 39
-    finally: del READERS["drawn"]
+    finally: del BENCHMARKS["drawn"]
 
 
 # --- some of the queries; what was asked, in short
@@ -633,8 +639,8 @@ def test_pick(bare, name):
     benchmark = read_benchmark(name, bare[name])
     rows = torch.arange(len(benchmark)) % 3 == 1
     for part in (benchmark.pick(rows), benchmark.pick(rows.tolist()), benchmark.pick(range(1, len(benchmark), 3)), benchmark.pick(torch.arange(1, len(benchmark), 3))):
-        assert by_name(sound(part)) == by_name(benchmark)[1::3] and part.kinds == benchmark.kinds[1::3] and part.pictures == benchmark.pictures and part.files == benchmark.files
-        assert part.subsets == benchmark.subsets[1::3] and part.aspects == benchmark.aspects[1::3] and part.rules == benchmark.rules
+        assert by_name(sound(part)) == by_name(benchmark)[1::3] and part.categories == benchmark.categories[1::3] and part.pictures == benchmark.pictures and part.files == benchmark.files
+        assert part.subsets == benchmark.subsets[1::3] and part.aspects == benchmark.aspects[1::3] and part.scoring == benchmark.scoring
     assert by_name(benchmark.pick([3, 0])) == [by_name(benchmark)[3], by_name(benchmark)[0]]
     assert len(benchmark.pick([])) == 0 and len(benchmark.pick(torch.zeros(len(benchmark), dtype=torch.bool))) == 0
     assert benchmark.pick(range(len(benchmark))).digest() == benchmark.digest() != benchmark.pick(range(1, len(benchmark))).digest()
@@ -651,7 +657,7 @@ def test_digest_is_the_same_wherever_and_whenever(bare):
     for name, root in bare.items():
         benchmark = read_benchmark(name, root)
         count = len(benchmark.pictures)
-        order = torch.randperm(count, generator=generator(0, "order"))
+        order = torch.randperm(count, generator=rng_for(0, "order"))
         new = order.argsort().tolist()
         rows = lambda items: tuple(tuple(new[i] for i in row) for row in items)
         shuffled = replace(benchmark, pictures=tuple(benchmark.pictures[i] for i in order.tolist()), references=torch.tensor(new)[benchmark.references], answers=rows(benchmark.answers),
@@ -664,12 +670,12 @@ def test_digest_sees_every_change(bare):
     first = lambda items, value: (value, *items[1:])
     changes = {"name": "circo", "split": "train", "protocol": {"reference": "kept"}, "ids": first(whole.ids, "1"), "texts": first(whole.texts, ("other",)),
                "references": whole.references.roll(1), "answers": first(whole.answers, (whole.answers[0][0] + 1,)), "subsets": first(whole.subsets, whole.subsets[0][:4]),
-               "galleries": (torch.arange(59),), "pictures": first(whole.pictures, "renamed"), "kinds": first(whole.kinds, "other"), "without_reference": False,
-               "rules": replace(whole.rules, main_only=True), "groups": torch.zeros(len(whole), dtype=torch.int64).index_fill(0, torch.tensor([0]), 1)}
+               "galleries": (torch.arange(59),), "pictures": first(whole.pictures, "renamed"), "categories": first(whole.categories, "other"), "without_reference": False,
+               "scoring": replace(whole.scoring, main_only=True), "groups": torch.zeros(len(whole), dtype=torch.int64).index_fill(0, torch.tensor([0]), 1)}
     found = [replace(whole, **{name: value}).digest() for name, value in changes.items()]
     assert len({whole.digest(), *found}) == len(changes) + 1
     few = read_benchmark("genecis", bare["genecis"])
-    assert replace(few, searches=few.searches.roll(1)).digest() != few.digest()
+    assert replace(few, gallery_of=few.gallery_of.roll(1)).digest() != few.digest()
     assert replace(few, texts=(("a", "b"), *few.texts[1:])).digest() != replace(few, texts=(("a b",), *few.texts[1:])).digest()
 
 
@@ -707,20 +713,20 @@ def left_by_hand(benchmark: Benchmark, gone: set[str]) -> list[tuple]:
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("seed", range(3))
 def test_what_is_left(bare, name, seed):
-    for split in READERS[name].splits:
+    for split in BENCHMARKS[name].splits:
         benchmark = read_benchmark(name, bare[name], split)
-        gone = torch.rand(len(benchmark.pictures), generator=generator(seed, "gone")) < (0.05, 0.1, 0.3)[seed]
+        gone = torch.rand(len(benchmark.pictures), generator=rng_for(seed, "gone")) < (0.05, 0.1, 0.3)[seed]
         names = {benchmark.pictures[i] for i in gone.nonzero().flatten().tolist()}
-        left, expected = without_pictures(benchmark, gone), left_by_hand(benchmark, names)
+        left, expected = drop_pictures(benchmark, gone), left_by_hand(benchmark, names)
         assert by_name(left) == expected
         if not expected: continue
         sound(left)
-        assert set(left.missing.pictures) == names and set(left.pictures) & names == set() and takes_part(left).all()
-        assert left.missing.of == Counter(benchmark.kinds) and sum(left.missing.of.values()) - sum(left.missing.queries.values()) == len(left)
-        assert {kind: left.missing.of[kind] - lost for kind, lost in left.missing.queries.items() if left.missing.of[kind] != lost} == Counter(left.kinds)
+        assert set(left.missing.pictures) == names and set(left.pictures) & names == set() and used_pictures(left).all()
+        assert left.missing.total == Counter(benchmark.categories) and sum(left.missing.total.values()) - sum(left.missing.queries.values()) == len(left)
+        assert {kind: left.missing.total[kind] - lost for kind, lost in left.missing.queries.items() if left.missing.total[kind] != lost} == Counter(left.categories)
         whole = dict(zip(benchmark.ids, (len(row[4]) for row in by_name(benchmark))))
         assert len(left.missing.absent) == len(left.galleries)
-        for asked, gallery in zip(left.ids, left.searches.tolist()): assert len(left.galleries[gallery]) + left.missing.absent[gallery] == whole[asked]
+        for asked, gallery in zip(left.ids, left.gallery_of.tolist()): assert len(left.galleries[gallery]) + left.missing.absent[gallery] == whole[asked]
         assert dict(zip(left.pictures, left.files)) == {picture: file for picture, file in zip(benchmark.pictures, benchmark.files) if picture in set(left.pictures)}
         if left.boxes: assert dict(zip(left.pictures, left.boxes)).items() <= dict(zip(benchmark.pictures, benchmark.boxes)).items()
 
@@ -765,7 +771,7 @@ def test_one_error_tells_all(tmp_path):
     (tmp_path / "image_data/toptee/Tva001.jpg").write_text("<html>404</html>")
     found = says(lambda: check_benchmark(read_benchmark("fashioniq", tmp_path)))
     gone = torch.tensor([name in {*names, "Tva000", "Tva001"} for name in benchmark.pictures])
-    costs = without_pictures(benchmark, gone).missing.queries
+    costs = drop_pictures(benchmark, gone).missing.queries
     assert found.startswith(f"{tmp_path}: 15 of 43 pictures cannot be used (13 missing pictures, 2 broken pictures; 12 in image_data/dress, 2 in image_data/toptee, 1 in image_data/shirt): ")
     assert f"image_data/dress/{names[0]}.jpg (missing picture)" in found and names[9] in found and names[10] not in found and " and 5 more" in found
     assert f"dress {costs['dress']} of 6, shirt {costs['shirt']} of 6, toptee {costs['toptee']} of 6" in found and costs["dress"] >= 5
@@ -787,7 +793,7 @@ def test_only_what_takes_part_is_looked_at(tmp_path):
     unnamed = next(name for name in benchmark.pictures if name not in few.pictures)
     lose(benchmark, unnamed)
     assert unnamed[0] == "D" and unnamed in says(lambda: check_benchmark(benchmark)) and check_benchmark(few).digest() == few.digest()
-    shirts = benchmark.pick([kind == "shirt" for kind in benchmark.kinds])
+    shirts = benchmark.pick([kind == "shirt" for kind in benchmark.categories])
     lose(benchmark, "Dva000", "Dva001")
     checked = check_benchmark(shirts)
     assert by_name(sound(checked)) == by_name(shirts) and len(checked.pictures) == 15 and len(checked.galleries) == 1 and checked.missing is None
@@ -800,12 +806,12 @@ def test_trimmed_changes_nothing_that_is_asked(bare):
     for name, root in bare.items():
         for rows in ([0], [1, 4], [4]):
             part = read_benchmark(name, root).pick(rows)
-            small = sound(trimmed(part))
-            assert by_name(small) == by_name(part) and small.digest() == part.digest() and takes_part(small).all() and trimmed(small) is small
+            small = sound(trim_benchmark(part))
+            assert by_name(small) == by_name(part) and small.digest() == part.digest() and used_pictures(small).all() and trim_benchmark(small) is small
 
 
 def test_drawn_pictures_have_no_files_to_miss():
-    drawn = world_queries(world.make_queries(20, 200, generator(0, "drawn")))
+    drawn = world_queries(world.make_queries(20, 200, rng_for(0, "drawn")))
     assert check_benchmark(drawn) is drawn
 
 
@@ -845,7 +851,7 @@ def test_a_good_file(folder):
     queries = sound(read(folder, NAMELESS, RECORD | {"id": "größe 7", "reference_img_id": "größe 日本.png", "kind": "size"},
                          {name: value for name, value in RECORD.items() if name not in ("kind", "gt_img_ids", "id")}))
     assert queries.texts == (("in red",),) * 3 and queries.references.tolist() == [0, 3, 0] and queries.ids == ("0", "größe 7", "2")
-    assert queries.answers == ((1, 2), (1, 2), (1,)) and queries.kinds == ("colour", "size", "all") and queries.name == "queries" and queries.development
+    assert queries.answers == ((1, 2), (1, 2), (1,)) and queries.categories == ("colour", "size", "all") and queries.name == "queries" and queries.development
     assert queries.galleries[0].tolist() == [0, 1, 2, 3] and queries.pictures == queries.files == tuple(GALLERY) and queries.root == folder and queries.without_reference
     assert check_benchmark(queries) is queries and protocol_text(queries) == "reference=left-out"
     (folder / "b.png").unlink()
@@ -905,14 +911,14 @@ def test_a_reference_outside_the_gallery(folder):
 def test_the_emoji_queries_have_the_same_shape(shared):
     emoji = shared / "data" / "emoji"
     benchmark = sound(read_queries(emoji / "queries.dev.json", emoji / "gallery.json"))
-    assert len(benchmark) == 800 and len(benchmark.galleries[0]) == 1630 and set(benchmark.kinds) == {"tone", "gender", "role"} and benchmark.development
+    assert len(benchmark) == 800 and len(benchmark.galleries[0]) == 1630 and set(benchmark.categories) == {"tone", "gender", "role"} and benchmark.development
     assert len(check_benchmark(benchmark)) == 800
 
 
 def test_drawn_queries_keep_their_shape():
-    drawn = world.make_queries(20, 200, generator(0, "drawn"))
+    drawn = world.make_queries(20, 200, rng_for(0, "drawn"))
     queries = sound(world_queries(drawn))
-    assert len(queries) == 20 and len(queries.galleries[0]) == 200 and queries.texts == tuple((text,) for text in drawn.texts) and queries.kinds == tuple(drawn.kinds)
+    assert len(queries) == 20 and len(queries.galleries[0]) == 200 and queries.texts == tuple((text,) for text in drawn.texts) and queries.categories == tuple(drawn.kinds)
     assert torch.equal(queries.references, torch.as_tensor(drawn.references)) and queries.answers == tuple(map(tuple, drawn.answers)) and queries.name == "world"
 
 

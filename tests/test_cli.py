@@ -18,12 +18,18 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pli import __version__, world
-from pli.cli import main as cli
-from pli.backbones.openclip import load_backbone
-from pli.cli.main import main, make_parser, tune_options, tune_settings, wanted_composers, without_folders
-from pli.core import PliError, generator
-from pli.benchmarks.shape import read_queries
-from pli.evaluation.report import every_composer, outcomes_from, query_validator, rows_of
+from pli.cli import options, tune
+from pli.backbones.loading import load_backbone
+from pli.cli.main import main, make_parser, without_folders
+from pli.cli.options import tune_options
+from pli.cli.tune import tune_settings
+from pli.cli.evaluate import wanted_composers
+from pli.core import PliError, rng_for
+from pli.benchmarks.own import read_queries
+from pli.evaluation.ranks import all_composers
+from pli.evaluation.report import decode_ranks
+from pli.evaluation.validation import query_validator
+from pli.evaluation.writers import report_rows
 from pli.settings import setting
 from pli.settings import TuneSettings
 
@@ -127,7 +133,7 @@ def test_every_setting_has_its_option():
 
 def test_a_setting_that_is_added_is_an_option_at_once(monkeypatch):
     more = dataclasses.make_dataclass("More", [("dropout", float, setting(0.25, "how much to drop"))], bases=(TuneSettings,), frozen=True)
-    monkeypatch.setattr(cli, "TuneSettings", more)
+    for module in (options, tune): monkeypatch.setattr(module, "TuneSettings", more)
     args = make_parser().parse_args(["tune", "pairs.csv", "--model", "m", "--out", "o", "--dropout", "0.5"])
     assert tune_settings(args).dropout == 0.5 and "how much to drop (default: 0.25)" in " ".join(make_parser()._subparsers._group_actions[0].choices["tune"].format_help().split())
 
@@ -155,7 +161,7 @@ def test_options_arrive():
 
 
 def test_composers_that_were_asked_for():
-    assert wanted_composers(None) == every_composer()
+    assert wanted_composers(None) == all_composers()
     assert wanted_composers(["sum:0.25"]) == ["image", "text", "sum:0.25"]
     assert wanted_composers(["sum:1.0", " sum:1", "image", "product"]) == ["image", "text", "sum:1", "product:0.25", "product:0.5", "product:1", "product:2", "product:4"]
     for spec in ("", "nope", "sum:", "sum:x", "sum:-1", "image:2"):
@@ -363,7 +369,7 @@ def test_a_finished_run_is_prolonged_and_few_pictures_are_enough(drawn, tmp_path
 
 def test_broken_and_missing_pictures_are_counted_and_listed(drawn, tmp_path):
     shutil.copytree(drawn / "images", tmp_path / "images")
-    noise = torch.randint(0, 256, (64, 64, 3), generator=generator(0, "noise")).byte().numpy()
+    noise = torch.randint(0, 256, (64, 64, 3), generator=rng_for(0, "noise")).byte().numpy()
     Image.fromarray(noise).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:4000])                 # its header is whole
     (tmp_path / "text.png").write_text("not a picture")
@@ -411,8 +417,8 @@ def test_an_evaluation_can_be_read_back(drawn, tmp_path):
     assert one["benchmark"]["queries"] == 24 and one["benchmark"]["gallery"] == {kind: "80" for kind in ("both", "colour", "keep", "shape")} and one["chosen on"] == "colour" and one["model"] == "pli-tiny-48" and one["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert list(one["specs"]) == ["image", "text", "sum", "product", "best"] and set(one["specs"]["sum"]) <= {"sum:0.25", "sum:1"}
     assert list(one["kinds"]) == ["all", "both", "colour", "keep", "shape"] and all(section["halves"] for section in one["kinds"].values())
-    assert len(outcomes_from(one)) == 24 and outcomes_from(one, "image").rank.min() >= 1
-    for row in rows_of(one, "colour")[1]: assert all(cell in done[0][1] for cell in row)
+    assert len(decode_ranks(one)) == 24 and decode_ranks(one, "image").rank.min() >= 1
+    for row in report_rows(one, "colour")[1]: assert all(cell in done[0][1] for cell in row)
     heading, *lines = done[0][1].splitlines()
     assert heading.split()[0] == "composer" and [line.split()[0] for line in lines[:5]] == ["image", "text", "sum:0.25", "product:1", "sum:1"]
     assert done[1][1] in done[0][1] and list(every["specs"]) == ["image", "text", "sum", "slerp", "product", "harris", "best"]

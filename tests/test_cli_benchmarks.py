@@ -1,4 +1,5 @@
 "evaluate, compare, submit, score and cache on the official layouts, as a person types them."
+import ast
 import csv
 import json
 import os
@@ -13,11 +14,16 @@ from layouts import edit, make_circo, make_cirr, make_fashioniq, make_genecis, p
 from PIL import Image
 from test_cli import ENVIRONMENT, TINY, files, many
 
-from pli.benchmarks.shape import READERS, one_of, read_benchmark
-from pli.cli.main import main, make_parser, with_weight
-from pli.core import PliError, generator, unit
-from pli.evaluation.report import outcomes_from
-from pli.studies.predictions import write_features
+import pli.benchmarks.registry
+from pli import world
+from pli.benchmarks.records import lookup
+from pli.benchmarks.registry import BENCHMARKS, benchmark_names, find_reader, protocol_composer, read_benchmark
+from pli.cli.main import main, make_parser
+from pli.cli.evaluate import with_weight
+from pli.core import PliError, rng_for, unit
+from pli.evaluation.ranks import Features
+from pli.evaluation.report import decode_ranks
+from pli.studies.predictions import rankings_of, read_rankings, write_features, write_rankings
 
 MAKERS = {"fashioniq": make_fashioniq, "cirr": make_cirr, "circo": make_circo, "genecis": make_genecis}
 
@@ -37,14 +43,62 @@ def asked(official: Path, name: str, *more) -> list:
 def test_the_command_knows_the_benchmarks_that_there_are():
     for command in ("evaluate", "score"):
         told = make_parser()._subparsers._group_actions[0].choices[command].format_help()
-        assert all(name in told for name in READERS)
+        assert all(name in told for name in BENCHMARKS)
 
 
 def test_a_benchmark_that_is_added_is_known_to_the_command_at_once(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(READERS, "mine", READERS["circo"])
+    monkeypatch.setitem(BENCHMARKS, "mine", BENCHMARKS["circo"])
     assert make_parser().parse_args(["score", "mine", "--root", "x"]).benchmark == "mine"
     with pytest.raises(SystemExit): make_parser().parse_args(["score", "yours", "--root", "x"])
     assert "invalid choice: 'yours'" in capsys.readouterr().err
+
+
+SHELF = '''
+from dataclasses import replace
+from pli.benchmarks.own import read_queries
+from pli.benchmarks.protocols import Reader
+
+def read(root, split, protocol):
+    asked = read_queries(root / "queries.json", root / "gallery.json")
+    return replace(asked, name="shelf", protocol=protocol, without_reference=protocol["reference"] == "left-out")
+
+SHELF = Reader(("",), "", {"reference": ("left-out", "kept")}, {"default": {}, "theirs": {"reference": "kept"}}, read)
+NONE = "not a reader"
+'''
+
+
+def test_a_benchmark_of_an_installed_package_is_one_file_and_one_name(tmp_path, monkeypatch, capsys):
+    "Without touching a file of this package: read, ranked, scored and told by its name."
+    site, root = tmp_path / "site", world.save_world(tmp_path / "world", pairs=4, queries=12, gallery_size=60, size=12)
+    about = site / "shelf-1.0.dist-info"
+    about.mkdir(parents=True)
+    (site / "shelf_benchmark.py").write_text(SHELF)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: shelf\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[pli.benchmarks]\nshelf = shelf_benchmark:SHELF\nnone = shelf_benchmark:NONE\ngone = shelf_benchmark:GONE\n")
+    with pytest.raises(PliError, match="'shelf' is unknown; choose from fashioniq, cirr, circo, genecis"): read_benchmark("shelf", root)
+    monkeypatch.syspath_prepend(str(site))
+    assert benchmark_names() == ("fashioniq", "cirr", "circo", "genecis", "gone", "none", "shelf") and "shelf" not in BENCHMARKS
+    asked = read_benchmark("shelf", root, protocol="theirs")
+    assert asked.protocol == {"reference": "kept"} and not asked.without_reference and protocol_composer("shelf", "theirs") is None
+    with pytest.raises(PliError, match="benchmark gone: shelf_benchmark:GONE cannot be loaded"): find_reader("gone")
+    with pytest.raises(PliError, match="benchmark none: shelf_benchmark:NONE is no Reader but a str"): find_reader("none")
+    chance = rng_for(0, "features")
+    features = Features(unit(torch.randn(len(asked.pictures), 8, generator=chance)), unit(torch.randn(len(asked), 8, generator=chance)))
+    write_rankings(tmp_path / "ranked.json", asked, rankings_of(features, asked, "text"))
+    score = ["score", "shelf", "--root", str(root), "--predictions", str(tmp_path / "ranked.json")]
+    assert main([*score, "--protocol", "theirs"]) == 0 and "shelf" in capsys.readouterr().out
+    assert main(score) != 0 and "made by another protocol, reference=kept; here it is reference=left-out" in capsys.readouterr().err
+    with pytest.raises(PliError, match="its rankings were made by another protocol"): read_rankings(tmp_path / "ranked.json", read_benchmark("shelf", root))
+
+
+def test_benchmarks_know_nothing_of_each_other_or_of_the_registry():
+    "What is below the registry does not import it, and no benchmark imports another."
+    room, own = Path(pli.benchmarks.registry.__file__).parent, ("fashioniq", "cirr", "circo", "genecis")
+    for path in room.glob("*.py"):
+        imported = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
+        imported = {name.rsplit(".", 1)[-1] for name in imported if name}
+        if path.stem != "registry": assert "registry" not in imported and not {*own} & imported, path
+        else: assert {*own} <= imported
 
 
 def test_every_benchmark_from_pictures_to_four_files(official, tmp_path):
@@ -73,7 +127,7 @@ def test_protocols_and_weights_are_what_is_said(official, tmp_path):
     for status, out, err in many([(tmp_path, case) for case in cases]): assert (status, err) == (0, "")
     one, padded, plain = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json", "c.json"))
     assert list(one["specs"]) == ["image", "text", "sum:0.5", "product:2"] and "gallery=val" in one["benchmark"]["protocol"] and "orders=both" in one["benchmark"]["protocol"]
-    assert one["benchmark"]["queries"] == 36 and len(outcomes_from(one, "sum:0.5")) == 36
+    assert one["benchmark"]["queries"] == 36 and len(decode_ranks(one, "sum:0.5")) == 36
     assert list(padded["specs"]) == list(plain["specs"]) == ["image", "text", "sum:0.25"] and (padded["preprocess"], plain["preprocess"]) == ("target-pad", "model")
     assert padded["weights"] == plain["weights"]
 
@@ -170,7 +224,7 @@ def test_pictures_that_break_only_when_they_are_decoded(official, tmp_path):
     shutil.copytree(official / "cirr", tmp_path / "cirr")
     cut = sorted((tmp_path / "cirr" / "dev").iterdir())[:2]
     for path in cut:
-        noise = torch.randint(0, 256, (64, 64, 3), generator=generator("noise", path.name)).byte().numpy()
+        noise = torch.randint(0, 256, (64, 64, 3), generator=rng_for("noise", path.name)).byte().numpy()
         Image.fromarray(noise).save(path)
         path.write_bytes(path.read_bytes()[:6000])                                      # the header is whole
     gone = sorted((tmp_path / "cirr" / "dev").iterdir())[2]
@@ -219,13 +273,13 @@ def test_submissions_and_scores_go_round(official, tmp_path):
     assert sorted(path.name for path in (tmp_path / "circo-test").iterdir()) == ["circo_test.json", "circo_test_provenance.json"]
     assert json.loads((tmp_path / "circo-test" / "circo_test_provenance.json").read_text())["composer"] == "sum:0.25"
     assert "Rs@1" in done[6][1] and "Rs@1" not in done[8][1]                              # without the subset file nothing is said of subsets
-    assert "not to be told apart" in done[9][1] and "as stated by whoever scored the file" in done[6][1]
+    assert "not significant" in done[9][1] and "as stated by whoever scored the file" in done[6][1]
 
 
 def test_scoring_needs_annotations_and_nothing_else(tmp_path):
     make_genecis(tmp_path / "genecis", pictures=False)
     benchmark = read_benchmark("genecis", tmp_path / "genecis")
-    chance = generator(0, "features")
+    chance = rng_for(0, "features")
     write_features(tmp_path / "q.npz", benchmark.ids, unit(torch.randn(len(benchmark), 8, generator=chance)))
     write_features(tmp_path / "g.safetensors", benchmark.pictures, unit(torch.randn(len(benchmark.pictures), 8, generator=chance)))
     score = ["score", "genecis", "--root", tmp_path / "genecis"]
@@ -311,7 +365,7 @@ def test_names_that_differ_by_normal_form_alone(tmp_path, capsys):
     edit(tmp_path / "q.json", lambda records: json.loads(json.dumps(records, ensure_ascii=False).replace("\u00fc", "u\u0308").replace("\u00f6", "o\u0308")))
     status, out, err = in_process(capsys, asked)
     assert status == 0 and "is written in another Unicode form than in" in err and err.count("\n") == 1
-    listed = one_of({"gr\u00fcn": 0}, "split.json")
+    listed = lookup({"gr\u00fcn": 0}, "split.json")
     assert listed("gru\u0308n", "record 0") == 0 and "record 0" in capsys.readouterr().err
 
 

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from pli.cli.main import main
-from pli.gallery.search import Gallery, Where
+from pli.gallery.search import Gallery
+from pli.gallery.ranking import Where
 from pli.world import save_world
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 from pli.cli.main import main
 from pli.core import PliError
 from pli.gallery.manage import facts, forget, galleries_of, known_galleries
-from pli.gallery.search import Gallery, cached_home, notes_folder
+from pli.gallery.search import Gallery
+from pli.gallery.places import cached_home, notes_folder
 from pli.gallery.store import PictureTable
 
 

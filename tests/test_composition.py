@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pli.composition import COMPOSERS, Harris, ImageOnly, Product, Slerp, Sum, TextOnly, mean_feature, parse_composer, scaled, score
+from pli.composition import COMPOSERS, Harris, ImageOnly, Product, Slerp, Sum, TextOnly, mean_feature, min_max_scale, parse_composer, score
 from pli.core import PliError
 
 EVERY = [kind(weight) for kind in COMPOSERS.values() for weight in kind.grid]
@@ -150,8 +150,8 @@ def test_features_keep_their_gradients_in_parts():
 
 def test_the_left_out_picture_has_no_say_in_the_scale():
     row = torch.tensor([[9.0, 2.0, 1.0]])
-    assert scaled(row, torch.tensor([0]))[0, 1:].tolist() == [1, 0]
-    assert scaled(torch.ones(2, 3), torch.tensor([-1, 2])).eq(0).all()
+    assert min_max_scale(row, torch.tensor([0]))[0, 1:].tolist() == [1, 0]
+    assert min_max_scale(torch.ones(2, 3), torch.tensor([-1, 2])).eq(0).all()
 
 
 def test_the_arguments_are_left_as_they_were():

@@ -15,7 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import pli.core
-from pli.core import MissingFile, PliError, atomic, check_writable, counted, first_line, holder, in_bytes, open_regular, pick_device, read_json, read_regular, read_sealed, save_tensors, sealed, shown, tidy, write_json
+from pli.core import MissingFile, PliError, atomic, check_writable, first_line, format_bytes, lock_holder, open_regular, pick_device
+from pli.core import pluralize, printable, read_json, read_regular, read_sealed, remove_part_files, save_tensors, sealed, write_json
 
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 
@@ -28,20 +29,20 @@ needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pip
 @example("photo\u202egpj.exe \u2066x\u2069 \u200b\u200d\ufeff \u2028\u2029\x85", 200)
 @example("\u3164\u2800\u115f" * 80, 200)
 @example("\U000e0041\ud800" * 90, 100)
-def test_shown_is_one_visible_line_of_bounded_length(text, most):
-    seen = shown(text, most)
+def test_printable_is_one_visible_line_of_bounded_length(text, most):
+    seen = printable(text, most)
     assert len(seen) <= most + 3 and len(seen.splitlines()) <= 1
     assert seen.isprintable() and not set(seen) & set("\u3164\u2800\u115f\u1160\uffa0\u034f")
     assert not {unicodedata.category(c) for c in seen} & {"Cc", "Cf", "Cs", "Co", "Zl", "Zp", "Cn"}
-    assert shown(seen, most + 3) == seen                      # nothing left to disarm
+    assert printable(seen, most + 3) == seen                      # nothing left to disarm
     seen.encode("utf-8")
     if text.isprintable() and text.isascii() and len(text) <= most: assert seen == text
 
 
-def test_shown_cuts_between_words_and_never_inside_an_escape():
-    assert shown("one two three four", 12) == "one two..." and shown("x" * 50, 12) == "x" * 12 + "..."
-    assert shown("\x1b" * 99, 10) == "\\x1b" * 2 + "..." and shown("one two", 7) == "one two"
-    assert shown("caf\u00e9 \u4e2d\u6587 e\u0301 \U0001f600") == "caf\u00e9 \u4e2d\u6587 e\u0301 \U0001f600"
+def test_printable_cuts_between_words_and_never_inside_an_escape():
+    assert printable("one two three four", 12) == "one two..." and printable("x" * 50, 12) == "x" * 12 + "..."
+    assert printable("\x1b" * 99, 10) == "\\x1b" * 2 + "..." and printable("one two", 7) == "one two"
+    assert printable("caf\u00e9 \u4e2d\u6587 e\u0301 \U0001f600") == "caf\u00e9 \u4e2d\u6587 e\u0301 \U0001f600"
 
 
 def test_first_line_of_an_error():
@@ -49,11 +50,6 @@ def test_first_line_of_an_error():
     assert first_line(RuntimeError("Error(s) in loading state_dict for CLIP:\n\tsize mismatch for a\n\tb")) == "Error(s) in loading state_dict for CLIP: size mismatch for a"
     long = first_line(RuntimeError("words " * 100))
     assert len(long) <= 203 and long.endswith("words...")
-
-
-def test_shown_stays_importable_where_it_was():
-    import pli.data.pairs
-    assert pli.data.pairs.shown is shown and pli.data.pairs.first_line is first_line
 
 
 # --- opening
@@ -178,11 +174,11 @@ def test_only_what_nobody_writes_is_swept(tmp_path):
     for name in (".a.json.1.part", ".b.json.1.part", ".a.json.part", "a.part", ".a.json.x.part"): (tmp_path / name).write_text("half")
     with atomic(tmp_path / "c.json") as temporary:
         temporary.write_text("1")
-        code = "import sys; from pathlib import Path; from pli.core import tidy; tidy(Path(sys.argv[1]))"
+        code = "import sys; from pathlib import Path; from pli.core import remove_part_files; remove_part_files(Path(sys.argv[1]))"
         subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)               # another process, which sees the lock
         assert temporary.exists()
     assert sorted(os.listdir(tmp_path)) == [".a.json.part", ".a.json.x.part", "a.part", "c.json"]
-    tidy(tmp_path / "nowhere")
+    remove_part_files(tmp_path / "nowhere")
 
 
 def test_every_flipped_bit_of_a_sealed_record_is_noticed_or_says_the_same(tmp_path):
@@ -201,7 +197,7 @@ def test_every_flipped_bit_of_a_sealed_record_is_noticed_or_says_the_same(tmp_pa
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
 def test_a_pipe_in_place_of_a_lock_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / ".lock")
-    assert holder(tmp_path / ".lock") == "another process"
+    assert lock_holder(tmp_path / ".lock") == "another process"
 
 
 def test_a_file_that_grows_while_it_is_read(tmp_path, monkeypatch):
@@ -239,8 +235,8 @@ def test_what_is_no_file_is_not_replaced_by_one(tmp_path, make, words):
 
 def test_a_large_object_with_one_name_twice_is_told_soon():
     "Looking every name up among all others would take hours here."
-    from pli.core import once
-    with pytest.raises(PliError, match="the entry '199999' is there twice"): once([(str(number), 0) for number in range(200_000)] + [("199999", 1)])
+    from pli.core import unique_entries
+    with pytest.raises(PliError, match="the entry '199999' is there twice"): unique_entries([(str(number), 0) for number in range(200_000)] + [("199999", 1)])
 
 
 def test_a_place_is_tried_before_long_work(tmp_path):
@@ -261,7 +257,7 @@ def test_bytes_that_are_no_text_are_written_as_json_can(tmp_path):
 
 
 def test_one_is_not_several_and_a_small_size_is_not_nothing():
-    assert [counted(number, "picture") for number in (0, 1, 2000)] == ["0 pictures", "1 picture", "2,000 pictures"]
-    assert [counted(number, "gallery is", "galleries are") for number in (1, 2)] == ["1 gallery is", "2 galleries are"]
-    assert [in_bytes(count) for count in (0, 1, 999, 1000, 39_600, 999_499, 999_500, 605e6, 999_949_999, 999_950_000)] == [
+    assert [pluralize(number, "picture") for number in (0, 1, 2000)] == ["0 pictures", "1 picture", "2,000 pictures"]
+    assert [pluralize(number, "gallery is", "galleries are") for number in (1, 2)] == ["1 gallery is", "2 galleries are"]
+    assert [format_bytes(count) for count in (0, 1, 999, 1000, 39_600, 999_499, 999_500, 605e6, 999_949_999, 999_950_000)] == [
         "0 bytes", "1 byte", "999 bytes", "1 kB", "40 kB", "999 kB", "1.0 MB", "605.0 MB", "999.9 MB", "1.0 GB"]

@@ -1,4 +1,4 @@
-"pli.data.pairs: odd pictures, malformed tables, hostile paths, batches that survive a restart."
+"pli.data: odd pictures, malformed tables, hostile paths, sources of one's own, batches that survive a restart."
 import gzip
 import json
 import os
@@ -17,8 +17,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from pli.core import PliError
-from pli.data.pairs import MOST_PIXELS, Batch, BatchOrder, Company, Pairs, PairSet, PictureError, TensorPairs, collate, open_header, open_picture, read_pairs, shown, split_pairs
-from pli.data.tables import TABLE_BYTES, UNPACKED_BYTES, text_lines
+from pli.data.pictures import MOST_PIXELS, PictureError, open_header, open_picture
+from pli.data.batches import Batch, ResumableBatchSampler, BatchPartners, PairSet, TensorPairs, collate
+from pli.data.pairs import Pairs, read_pairs, split_pairs
+from pli.core import printable
+from pli.data.tables import PAIR_READERS, TABLE_BYTES, UNPACKED_BYTES, PairReader, Record, SkippedRecord, text_lines
 
 
 def save(path: Path, colour=(200, 30, 30), size=(12, 10), **options) -> Path:
@@ -299,8 +302,8 @@ def test_files_of_other_kinds_are_called_what_they_are(tmp_path, monkeypatch, na
 
 
 def test_avif_that_pillow_cannot_read(tmp_path, monkeypatch):
-    import pli.data.pairs
-    monkeypatch.setattr(pli.data.pairs, "readable_formats", lambda: ("JPEG", "PNG"))
+    import pli.data.pictures
+    monkeypatch.setattr(pli.data.pictures, "readable_formats", lambda: ("JPEG", "PNG"))
     (tmp_path / "a.avif").write_bytes(b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf")
     with pytest.raises(PictureError, match="an AVIF picture, and this installation of Pillow cannot read it; convert it"): open_picture(tmp_path / "a.avif")
 
@@ -339,7 +342,7 @@ def test_picture_error_survives_a_process_border():
 
 
 def test_shown_disarms_terminals():
-    assert shown("a\x1b[2Jb\nc") == "a\\x1b[2Jb\\nc" and shown("\udce9") == "\\udce9" and len(shown("x" * 9999)) < 250
+    assert printable("a\x1b[2Jb\nc") == "a\\x1b[2Jb\\nc" and printable("\udce9") == "\\udce9" and len(printable("x" * 9999)) < 250
 
 
 # --- tables
@@ -738,7 +741,7 @@ def mixed(tmp_path) -> Pairs:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_picture_does_not_end_the_run(mixed, workers):
     data = PairSet(mixed, pixels)
-    loader = DataLoader(data, batch_sampler=BatchOrder(len(data), 3, steps=4), collate_fn=collate, num_workers=workers)
+    loader = DataLoader(data, batch_sampler=ResumableBatchSampler(len(data), 3, steps=4), collate_fn=collate, num_workers=workers)
     batches = list(loader)
     assert len(batches) == 4 and all(isinstance(batch, Batch) for batch in batches)
     failed = [failure for batch in batches for failure in batch.failed]
@@ -782,10 +785,10 @@ def test_tensor_pairs():
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 3), st.integers(0, 30), st.integers(0, 20))
 def test_order_is_the_same_after_a_restart(count, batch_size, seed, first, steps):
     if count < batch_size:
-        with pytest.raises(PliError, match="batch size"): BatchOrder(count, batch_size)
+        with pytest.raises(PliError, match="batch size"): ResumableBatchSampler(count, batch_size)
         return
-    whole = list(BatchOrder(count, batch_size, seed, 0, first + steps))
-    order = BatchOrder(count, batch_size, seed, first, steps)
+    whole = list(ResumableBatchSampler(count, batch_size, seed, 0, first + steps))
+    order = ResumableBatchSampler(count, batch_size, seed, first, steps)
     assert len(order) == steps and list(order) == whole[first:] == list(order)
     k = count // batch_size
     for epoch in range(len(whole) // k):
@@ -794,51 +797,51 @@ def test_order_is_the_same_after_a_restart(count, batch_size, seed, first, steps
 
 
 def test_order_arguments():
-    assert list(BatchOrder(8, 4, seed=1, steps=2)) != list(BatchOrder(8, 4, seed=2, steps=2))
-    endless = iter(BatchOrder(8, 4))
+    assert list(ResumableBatchSampler(8, 4, seed=1, steps=2)) != list(ResumableBatchSampler(8, 4, seed=2, steps=2))
+    endless = iter(ResumableBatchSampler(8, 4))
     assert [len(next(endless)) for _ in range(20)] == [4] * 20
-    with pytest.raises(TypeError): len(BatchOrder(8, 4))
+    with pytest.raises(TypeError): len(ResumableBatchSampler(8, 4))
     for arguments in [(8, 0), (0, 1), (8, 4, 0, -1), (8, 4, 0, 0, -1)]:
-        with pytest.raises(PliError): BatchOrder(*arguments)
+        with pytest.raises(PliError): ResumableBatchSampler(*arguments)
 
 
-# --- company in a batch
+# --- partners in a batch
 
 @settings(max_examples=80, deadline=None)
 @given(st.data(), st.integers(2, 30), st.integers(0, 3), st.integers(0, 12))
-def test_company_never_brings_a_picture_twice(data, count, seed, first):
+def test_partners_never_brings_a_picture_twice(data, count, seed, first):
     "Whatever the partners are, oneself and twins included: full batches, no picture twice, the same after a restart."
     pictures = data.draw(st.lists(st.integers(0, count), min_size=count, max_size=count))
     partners = data.draw(st.lists(st.lists(st.integers(0, count - 1), max_size=4), min_size=count, max_size=count))
     batch_size = data.draw(st.integers(1, len(set(pictures))))
-    company = Company(pictures, partners)
-    whole = list(BatchOrder(count, batch_size, seed, 0, first + 6, company))
-    assert list(BatchOrder(count, batch_size, seed, first, 6, company)) == whole[first:]
+    beside = BatchPartners(pictures, partners)
+    whole = list(ResumableBatchSampler(count, batch_size, seed, 0, first + 6, beside))
+    assert list(ResumableBatchSampler(count, batch_size, seed, first, 6, beside)) == whole[first:]
     for batch in whole: assert len(batch) == batch_size == len({pictures[pair] for pair in batch}) and set(batch) <= set(range(count))
 
 
 def test_half_of_a_batch_are_partners():
     "Everybody has one, nobody shares one: each batch is whole couples."
-    company = Company(list(range(40)), [(pair ^ 1,) for pair in range(40)])
+    beside = BatchPartners(list(range(40)), [(pair ^ 1,) for pair in range(40)])
     for size, couples in ((8, 4), (2, 1), (9, 4)):
-        for batch in BatchOrder(40, size, seed=3, steps=30, company=company):
+        for batch in ResumableBatchSampler(40, size, seed=3, steps=30, partners=beside):
             met = sum(pair ^ 1 in batch for pair in batch) // 2
             assert met >= couples - 2 if size > 2 else met == 1      # two who were drawn may be a couple already
-    order = BatchOrder(40, 8, steps=10, company=company)
+    order = ResumableBatchSampler(40, 8, steps=10, partners=beside)
     drawn = [pair for batch in order for pair in batch[:4]]
     assert len(drawn) == 40 and len(set(drawn)) > 30                 # an epoch's order leads the batches
 
 
-def test_company_of_any_partner_is_drawn_evenly():
-    company = Company(list(range(10)), [tuple(other for other in range(10) if other != pair) for pair in range(10)])
-    seen = [batch[1] for batch in BatchOrder(10, 2, steps=2000, company=company)]
+def test_any_partner_is_drawn_evenly():
+    beside = BatchPartners(list(range(10)), [tuple(other for other in range(10) if other != pair) for pair in range(10)])
+    seen = [batch[1] for batch in ResumableBatchSampler(10, 2, steps=2000, partners=beside)]
     assert min(seen.count(pair) for pair in range(10)) > 120
 
 
-def test_too_few_pictures_for_company():
-    company = Company([0, 0, 1, 1], [()] * 4)
-    with pytest.raises(PliError, match="2 pictures do not fill a batch of 3"): BatchOrder(4, 3, company=company)
-    assert all(len(batch) == 2 for batch in BatchOrder(4, 2, steps=5, company=company))
+def test_too_few_pictures_for_partners():
+    beside = BatchPartners([0, 0, 1, 1], [()] * 4)
+    with pytest.raises(PliError, match="2 pictures do not fill a batch of 3"): ResumableBatchSampler(4, 3, partners=beside)
+    assert all(len(batch) == 2 for batch in ResumableBatchSampler(4, 2, steps=5, partners=beside))
 
 
 def test_pairs_know_their_pictures():
@@ -901,8 +904,8 @@ def test_an_entry_that_is_there_twice_in_a_line_is_a_problem(tmp_path):
 @pytest.mark.parametrize("packed", [True, False])
 def test_lines_without_end_and_without_number_are_bounded(tmp_path, monkeypatch, packed):
     "A packed megabyte can hold a thousand million lines, each of which is an object in memory."
-    monkeypatch.setattr("pli.data.tables.MOST_LINES", 1000)
-    monkeypatch.setattr("pli.data.tables.LINE_CHARACTERS", 500)
+    monkeypatch.setattr("pli.data.tables._MOST_LINES", 1000)
+    monkeypatch.setattr("pli.data.tables._LINE_CHARACTERS", 500)
     path = tmp_path / ("pairs.csv.gz" if packed else "pairs.csv")
     for body, words in (("\n" * 999, None), ("\n" * 1000, "more than 1,000 lines"), ("x" * 499 + "\n", None), ("x" * 501, "line 2 has more than 500 characters")):
         raw = b"filepath,title\n" + body.encode()
@@ -910,3 +913,46 @@ def test_lines_without_end_and_without_number_are_bounded(tmp_path, monkeypatch,
         if words is None: assert "".join(text_lines(path)).encode() == raw
         else:
             with pytest.raises(PliError, match=words): text_lines(path)
+
+
+# --- a kind of source of one's own
+
+def read_lists(path, image_key=None, caption_key=None, inside=None):
+    for file in sorted(path.glob("*.list")) if path.is_dir() else [path]:
+        for line, text in enumerate(text_lines(file), 1):
+            name, _, caption = text.strip().partition(" ")
+            yield Record(str(file), line, name, caption) if caption else SkippedRecord(str(file), line, "no caption", "a name alone")
+
+
+@pytest.fixture
+def lists(tmp_path):
+    for name in ("a.png", "b.png"): Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "mine.list").write_text("a.png a cup\nb.png\n../c.png a fork\n")
+    return tmp_path / "mine.list"
+
+
+def check_lists(source):
+    pairs = read_pairs(source)
+    assert pairs.names == ["a.png"] and pairs.captions == ("a cup",)
+    assert [problem.cause for problem in pairs.problems] == ["no caption", "outside the folder"]
+
+
+def test_a_source_is_added_by_one_object_and_one_name(lists, monkeypatch):
+    with pytest.raises(PliError, match="pairs are read from .csv, .tsv, .jsonl, .ndjson, .parquet files"): read_pairs(lists)
+    monkeypatch.setitem(PAIR_READERS, ".list", PairReader(read_lists, lambda path: path.suffix == ".list", "a name and a caption a line"))
+    check_lists(lists)
+    lists.write_text("b.png\n")
+    with pytest.raises(PliError, match="Expected a name and a caption a line, found no caption: 1"): read_pairs(lists)
+
+
+def test_a_kind_of_folder_goes_before_plain_folders_and_a_package_may_bring_it(lists, monkeypatch):
+    site = lists.parent / "site"
+    (site / "lists-1.0.dist-info").mkdir(parents=True)
+    (site / "lists-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: lists\nVersion: 1.0\n")
+    (site / "lists-1.0.dist-info" / "entry_points.txt").write_text("[pli.pairs]\nlists = somebodys_lists:reader\n")
+    (site / "somebodys_lists.py").write_text("from pli.data.tables import PairReader\nfrom test_data import read_lists\n"
+                                             "reader = PairReader(read_lists, lambda path: any(path.glob('*.list')))\n")
+    with pytest.raises(PliError, match="no usable pair"): read_pairs(lists.parent)
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.syspath_prepend(os.path.dirname(__file__))
+    check_lists(lists.parent)

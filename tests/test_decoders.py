@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, features
 
 from pli.data import decoders
-from pli.backbones.openclip import load_backbone
-from pli.data.pairs import PictureError, open_header, open_picture
+from pli.backbones.loading import load_backbone
+from pli.data.pictures import PictureError, open_header, open_picture
 from pli.gallery.index import update
 from pli.gallery.store import PictureTable
 
@@ -97,9 +97,9 @@ def test_a_transparent_heic_picture_lies_on_white_and_its_name_does_not_matter(t
 @heic
 def test_a_large_heic_picture_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     (tmp_path / "a.heic").write_bytes(heic_bytes(scene(64, 48)))
-    monkeypatch.setattr("pli.data.pairs.MOST_PIXELS", 3000)
+    monkeypatch.setattr("pli.data.pictures.MOST_PIXELS", 3000)
     with pytest.raises(PictureError, match="64 x 48"): open_picture(tmp_path / "a.heic")
-    about, _, body = decoders.ask("heic", (tmp_path / "a.heic").read_bytes(), True, 3000)
+    about, _, body = decoders._ask("heic", (tmp_path / "a.heic").read_bytes(), True, 3000)
     assert about["size"] == [64, 48] and body == b""
 
 
@@ -159,12 +159,12 @@ def test_a_decoder_that_dies_costs_one_picture(tmp_path, monkeypatch, deed, word
     "A real process that dies, hangs or talks nonsense in the decoder's place."
     (tmp_path / "a.heic").write_bytes(heic_bytes(scene(64, 48)))
     decoders._stop()
-    monkeypatch.setattr(decoders, "SECONDS", 3)
+    monkeypatch.setattr(decoders, "DECODE_SECONDS", 3)
     odd = subprocess.Popen([sys.executable, "-c", CRASH.format(deed=deed)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     monkeypatch.setattr(decoders, "_server", (os.getpid(), odd))
     with pytest.raises(PictureError) as caught: open_picture(tmp_path / "a.heic")
     assert words in str(caught.value) and "a.heic" in str(caught.value)
-    monkeypatch.setattr(decoders, "SECONDS", 60)
+    monkeypatch.setattr(decoders, "DECODE_SECONDS", 60)
     assert open_picture(tmp_path / "a.heic").size == (64, 48)                    # by a new one
 
 
@@ -173,7 +173,7 @@ def test_an_index_lives_on_when_the_decoder_is_killed(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in range(3): (folder / f"{number}.heic").write_bytes(heic_bytes(scene(60 + number, 48)))
-    assert decoders.ask("heic", (folder / "0.heic").read_bytes(), False, 10**6)[0]["size"] == [60, 48]
+    assert decoders._ask("heic", (folder / "0.heic").read_bytes(), False, 10**6)[0]["size"] == [60, 48]
     os.kill(decoders._server[1].pid, signal.SIGKILL)
     decoders._server[1].wait()
     with PictureTable(tmp_path / "gallery.sqlite", create=True) as table: assert update(table, folder, load_backbone("pli-tiny-48"), workers=2).encoded == 3

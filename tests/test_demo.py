@@ -15,15 +15,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from pli.viz import figures as viz
-from pli.backbones.openclip import load_backbone
+from pli.backbones.loading import load_backbone
 from pli.cli.main import main
-from pli.core import alone_in
-from pli.demo import (ARMS, WORLDS, DemoSettings, arm_settings, command_of, measure_arms, on_weights, page, quick, sentence_on, set_stage, sums_by_weight,
-                      table_rows)
-from pli.evaluation.report import compare, every_composer, halves_line, outcomes_from
+from pli.core import folder_lock
+from pli.demo import ARMS, WORLDS, DemoSettings, arm_settings, command_of, measure_arms, on_weights, page, quick, sentence_on, draw_world_data, sums_by_weight, table_rows
+from pli.evaluation.compare import compare
+from pli.evaluation.ranks import all_composers
+from pli.evaluation.writers import halves_line
+from pli.evaluation.report import decode_ranks
 from pli.metrics import recall_at
 from pli.settings import TuneSettings
+from pli.viz.style import Drawing
 
 START = [sys.executable, "-c", "from pli.cli.main import main; import sys; sys.exit(main())", "demo", "--quick", "--device", "cpu", "--out"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -125,8 +127,8 @@ def test_every_number_follows_from_the_ranks(results):
         found = results["worlds"][name]
         assert table_rows(found["reports"]) == (found["table"]["heading"], found["table"]["rows"])
         for (arm, record), row in zip(found["reports"].items(), found["table"]["rows"]):
-            assert row[0] == arm and row[1] == record["specs"]["best"][0] and len(outcomes_from(record)) == results["settings"]["queries"]
-            for k, cell in zip((1, 5, 10), row[2:]): assert float(cell.split()[0]) == pytest.approx(100 * recall_at(outcomes_from(record).rank, k).mean().item(), abs=0.051)
+            assert row[0] == arm and row[1] == record["specs"]["best"][0] and len(decode_ranks(record)) == results["settings"]["queries"]
+            for k, cell in zip((1, 5, 10), row[2:]): assert float(cell.split()[0]) == pytest.approx(100 * recall_at(decode_ranks(record).rank, k).mean().item(), abs=0.051)
         for k in (1, 5, 10): assert found["masked tuning against control"][f"recall@{k}"] == compare(found["reports"]["masked tuning"], found["reports"]["control"], f"recall@{k}")
         assert found["sentences"] == [sentence_on(found["masked tuning against control"][f"recall@{k}"], k) for k in (1, 10)]
         assert found["halves"] == halves_line(found["reports"]["masked tuning"]["kinds"]["all"]["halves"])
@@ -161,22 +163,22 @@ def test_all_models_are_offered_the_same_composers(whole, results, monkeypatch):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)                                       # as in the process that made the results
     try:
-        stage = set_stage(WORLDS[SPARSE], quick(DemoSettings()))
+        stage = draw_world_data(WORLDS[SPARSE], quick(DemoSettings()))
         models = {arm: load_backbone(str(whole / "runs" / SPARSE.replace(" ", "-") / arm.replace(" ", "-") / "last")) for arm in ARMS}
         reports, tables, features = measure_arms(stage, models)
     finally: torch.set_num_threads(threads)
-    assert all(list(table) == every_composer() for table in tables.values())
-    families = list(dict.fromkeys(spec.split(":")[0] for spec in every_composer())) + ["best"]
+    assert all(list(table) == all_composers() for table in tables.values())
+    families = list(dict.fromkeys(spec.split(":")[0] for spec in all_composers())) + ["best"]
     assert all(list(record["specs"]) == families and all(len(specs) == 1 for specs in record["specs"].values()) for record in reports.values())
     assert json.loads(json.dumps(reports)) == results["worlds"][SPARSE]["reports"]      # the saved models give the stored results again
     assert sums_by_weight(tables) == results["sums by weight"]
-    for arm, record in reports.items(): assert torch.equal(outcomes_from(record).rank, tables[arm][record["specs"]["best"][0]].rank)
+    for arm, record in reports.items(): assert torch.equal(decode_ranks(record).rank, tables[arm][record["specs"]["best"][0]].rank)
 
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_no_picture_of_a_gallery_is_learned_from(name):
     settings = dataclasses.replace(DemoSettings(seed=3), pairs=4000, queries=100, gallery=800)
-    stage = set_stage(WORLDS[name], settings)
+    stage = draw_world_data(WORLDS[name], settings)
     as_set = lambda pixels: {picture.numpy().tobytes() for picture in pixels}
     learned = as_set(stage.pairs.pixels)
     assert len(stage.pairs) == 4000 and len(learned) > 3000
@@ -185,7 +187,7 @@ def test_no_picture_of_a_gallery_is_learned_from(name):
         assert not learned & as_set(stage.pixels[part])
     asked = [{(tuple(stage.attributes[part][reference].tolist()), text) for reference, text in zip(stage.queries[part].references, stage.queries[part].texts)} for part in ("dev", "test")]
     assert len(asked[0] & asked[1]) <= 2                           # weights are chosen on other queries
-    again = set_stage(WORLDS[name], settings)
+    again = draw_world_data(WORLDS[name], settings)
     assert torch.equal(again.pairs.pixels, stage.pairs.pixels) and again.pairs.captions == stage.pairs.captions
 
 
@@ -213,7 +215,7 @@ def test_the_row_stands_out_only_where_it_won(results, low, high, marked):
     changed["worlds"][SPARSE]["masked tuning against control"]["recall@10"]["difference"] = [(low + high) / 2, low, high]
     changed["worlds"][SPARSE]["sentences"] = ["<b>A & B</b> \"c\""]
     changed["settings"]["hide"], changed["provenance"]["command"], changed["continued"] = "mix:0.5", "pli demo", True
-    figures = {name: viz.Drawing(figsize=(1, 1)) for name in ("neighbours", "masks", "curves", "bars")}
+    figures = {name: Drawing(figsize=(1, 1)) for name in ("neighbours", "masks", "curves", "bars")}
     seen = Page(page(changed, figures))
     assert seen.marked == marked and "<b>A & B</b> \"c\"" in seen.words["p"]               # words are words, not tags
     assert "takes something from the picture (here: mix:0.5)" in seen.words["p"] and "three quarters of the picture" not in seen.words["p"]
@@ -251,6 +253,6 @@ def test_another_demo_does_not_go_on_here(whole, capsys):
 
 
 def test_two_demos_in_one_folder(tmp_path, capsys):
-    with alone_in(tmp_path / "demo"): assert main(["demo", "--quick", "--out", str(tmp_path / "demo")]) == 1
+    with folder_lock(tmp_path / "demo"): assert main(["demo", "--quick", "--out", str(tmp_path / "demo")]) == 1
     said = capsys.readouterr().err
     assert said == f"pli demo: {tmp_path / 'demo'}: process {os.getpid()} is at work there; wait until it is done, or choose another folder\n" and not list((tmp_path / "demo").iterdir())

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import pli
-from pli.backbones.openclip import load_backbone
+from pli.backbones.loading import load_backbone
 from pli.cli.main import main
 from pli.core import PliError
-from pli.studies.run import WITHOUT_SAY, deciding_modules, imported_modules
+from pli.studies.data import WITHOUT_SAY, deciding_modules, imported_modules
 from pli.world import save_world
 
 HERE, PACKAGE = Path(__file__).parent, Path(pli.__file__).parent
@@ -54,7 +54,7 @@ def installed(tmp_path_factory) -> Path:
     about = folder / "toy_backbone-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-backbone\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[pli.backbones.openclip]\ntoy = toy_backbone:load\n")
+    (about / "entry_points.txt").write_text("[pli.backbones]\ntoy = toy_backbone:load\n")
     return folder
 
 

@@ -19,11 +19,10 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from pli.gallery import encode as gallery
-from pli.backbones.openclip import load_backbone
-from pli.core import PliError, begun, generator, unit
-from pli.data.pairs import PictureError
-from pli.gallery.encode import (ALIKE, BrokenPictures, FeatureCache, PictureFiles, box_of, cache_folder, check_files, content_key, crop_around, encode_files, encode_pictures, encode_pixels,
-                         encode_texts, features_of, read_shard, search, tile_shape, top_k, unusable, write_shard)
+from pli.backbones.loading import load_backbone
+from pli.core import PliError, create_locked, rng_for, unit
+from pli.data.pictures import PictureError
+from pli.gallery.encode import BATCH_MULTIPLE, BrokenPictures, FeatureCache, PictureFiles, box_of, cache_folder, check_files, content_key, crop_around, encode_files, encode_pictures, encode_pixels, encode_texts, features_of, read_shard, search, _tile_shape, top_k, unusable, write_shard
 
 NAMES = [f"{number:03}.png" for number in range(100)]
 
@@ -31,7 +30,7 @@ NAMES = [f"{number:03}.png" for number in range(100)]
 def save(path: Path, seed: int, size: int = 12) -> Path:
     "A small picture of coloured noise."
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(torch.randint(0, 256, (size, size, 3), generator=generator(seed, "picture"), dtype=torch.uint8).numpy()).save(path, "PNG")
+    Image.fromarray(torch.randint(0, 256, (size, size, 3), generator=rng_for(seed, "picture"), dtype=torch.uint8).numpy()).save(path, "PNG")
     return path
 
 
@@ -71,7 +70,7 @@ class Watch:
     def __call__(self, pixels):
         if self.calls == self.stop: raise KeyboardInterrupt
         self.calls += 1
-        assert len(pixels) == ALIKE
+        assert len(pixels) == BATCH_MULTIPLE
         return type(self.backbone).encode_image(self.backbone, pixels)
 
 
@@ -164,7 +163,7 @@ def test_a_picture_has_one_feature(root, tiny, features):
     for size in (3, 31, 33):
         assert torch.equal(encode_pictures(tiny, PictureFiles(NAMES[:36], root, tiny.pixels, check=False), batch_size=size), features[:36])
     assert torch.equal(encode_files(tiny, NAMES[:36], root), features[:36])
-    order = torch.randperm(100, generator=generator(0, "order"))
+    order = torch.randperm(100, generator=rng_for(0, "order"))
     assert torch.equal(encode_files(tiny, [NAMES[i] for i in order], root), features[order])
     for number in (0, 57, 99): assert torch.equal(encode_pixels(tiny, pixels[number : number + 1])[0], features[number])
     assert not torch.equal(tiny.encode_image(pixels[:32]), tiny.encode_image(pixels[1:33]))
@@ -405,7 +404,7 @@ def test_what_a_killed_run_left_is_swept(root, tiny, cache):
     encode_files(tiny, NAMES[:3], root, cache=cache)
     left, written = (cache.entries()[0].folder / f".{name}.safetensors.1.part" for name in ("left", "written"))
     left.write_bytes(b"half")
-    file = begun(written)                                                # as `atomic` does: another process would be at it
+    file = create_locked(written)                                                # as `atomic` does: another process would be at it
     encode_files(tiny, NAMES[:3], root, cache=cache)
     assert not left.exists() and written.exists()
     os.close(file)
@@ -417,7 +416,7 @@ import numpy as np
 import torch
 from pathlib import Path
 from pli.gallery import encode as gallery
-from pli.backbones.openclip import load_backbone
+from pli.backbones.loading import load_backbone
 torch.set_num_threads(1)
 root, folder, out, pause, start = Path(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4]), sys.argv[5]
 gallery.SHARD = 32
@@ -579,7 +578,7 @@ def test_scores_that_cannot_be_ordered():
 @settings(deadline=None, max_examples=150)
 @given(st.integers(0, 70), st.integers(1, 300), st.integers(1, 8), st.integers(1, 320), st.integers(4096, 60_000), st.integers(0, 2**30), st.booleans())
 def test_search_against_a_slow_sort(queries, pictures, width, k, budget, seed, leave):
-    chance = generator(seed, "search")
+    chance = rng_for(seed, "search")
     asked, held = (torch.randint(-2, 3, (n, width), generator=chance).float() for n in (queries, pictures))
     out = torch.randint(-1, pictures, (queries,), generator=chance) if leave else None
     scores, found = search(asked, held, k, out, budget)
@@ -590,7 +589,7 @@ def test_search_against_a_slow_sort(queries, pictures, width, k, budget, seed, l
         assert found[query].tolist() == order + [-1] * missing and scores[query].tolist() == [row[i] for i in order] + [-math.inf] * missing
 
 
-def random_features(count: int, width: int, name: str) -> torch.Tensor: return unit(torch.randn(count, width, generator=generator(0, name)))
+def random_features(count: int, width: int, name: str) -> torch.Tensor: return unit(torch.randn(count, width, generator=rng_for(0, name)))
 
 
 def test_search_of_real_numbers(monkeypatch):
@@ -619,9 +618,9 @@ def test_the_same_picture_under_many_numbers(pictures, queries):
 @given(st.integers(1, 10**5), st.integers(1, 10**7), st.integers(0, 2**31), st.sampled_from([4, 8]))
 def test_the_budget_holds(queries, pictures, budget, size):
     if budget < size * 32 * 32:
-        with pytest.raises(PliError, match=f"give at least {size * 1024}"): tile_shape(queries, pictures, budget, size)
+        with pytest.raises(PliError, match=f"give at least {size * 1024}"): _tile_shape(queries, pictures, budget, size)
         return
-    tall, wide = tile_shape(queries, pictures, budget, size)
+    tall, wide = _tile_shape(queries, pictures, budget, size)
     assert tall * wide * size <= budget and tall % 32 == wide % 32 == 0 and tall >= 32 and wide >= 32 and tall < queries + 32 and wide < pictures + 32
 
 
@@ -723,7 +722,7 @@ def test_a_square_around_a_long_box_is_bounded():
 
 
 def test_a_picture_that_would_grow_by_padding_is_refused_before_it_does(tmp_path):
-    from pli.backbones.openclip import TargetPad
+    from pli.backbones.transforms import TargetPad
     with pytest.raises(PliError, match="20000 x 200: padded to 20000 x 16000 it has 320,000,000 pixels; 180,000,000 are the most"): TargetPad()(Image.new("1", (20_000, 200)))
     Image.new("RGB", (16_000, 100)).save(tmp_path / "a.png")
     error = PictureFiles(["a.png"], tmp_path, TargetPad())[0]

@@ -13,19 +13,21 @@ import pytest
 import torch
 from PIL import Image
 
-from pli.backbones.openclip import load_backbone
+from pli.backbones.loading import load_backbone
 from pli.cli.main import main
 from pli.composition import parse_composer
 from pli.core import PliError, unit
-from pli.gallery.search import Gallery, Where, _rank_without, features_key
+from pli.gallery.search import Gallery
+from pli.gallery.ranking import Where, rank_without
+from pli.gallery.models import features_key
 from pli.gallery.store import PictureTable, Row
 from pli.world import save_world
 
 lancedb = pytest.importorskip("lancedb", reason='needs the extra: pip install "pli[lance]"')
 
 from pli.gallery import approximate                                      # noqa: E402
-from pli.gallery.approximate import Copy, condition_of, open_copy, publish, schema_of   # noqa: E402
-from pli.gallery.search import is_copy                                   # noqa: E402
+from pli.gallery.approximate import GalleryCopy, condition_of, open_copy, publish, schema_of   # noqa: E402
+from pli.gallery.places import is_copy                                   # noqa: E402
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
 
@@ -40,7 +42,7 @@ def opened(backbone):
     galleries = []
 
     def opening(place: Path) -> Gallery:
-        if is_copy(place): return Gallery(None, Copy(place), backbone, backbone)
+        if is_copy(place): return Gallery(None, GalleryCopy(place), backbone, backbone)
         galleries.append(Gallery(place, PictureTable(next(place.glob(".pli/*/gallery.sqlite"))), backbone, backbone))
         return galleries[-1]
     yield opening
@@ -96,7 +98,7 @@ def paint(path: Path, colour) -> None: Image.new("RGB", (50, 40), colour).save(p
 
 def held(place) -> dict[int, bytes]:
     "Id -> path of every row in a copy."
-    return {row["id"]: row["path"] for row in Copy(place).rows("id >= 0", ["path"])}
+    return {row["id"]: row["path"] for row in GalleryCopy(place).rows("id >= 0", ["path"])}
 
 
 # the same hits
@@ -163,7 +165,7 @@ def test_with_an_index_nearly_all_hits_are_found_in_the_exact_order(crowd, spec,
         query, against = (features[number], features[number + 1], mean), features[number + 2] if avoid else None
         few = approximate.candidates(copy.table, composer, *query, against, 10)
         assert len(few.vectors) < 5000
-        if avoid: found = [_rank_without(one, composer, *query, None, against, 10) for one in (ranker, few)]
+        if avoid: found = [rank_without(one, composer, *query, None, against, 10) for one in (ranker, few)]
         else: found = [one.rank(composer, *query, None, 10) for one in (ranker, few)]
         exact, hits = ([int(one.vectors.ids[row]) for row in rows] for one, (_, rows) in zip((ranker, few), found))
         shares.append(len(set(exact) & set(hits)) / 10)
@@ -245,7 +247,7 @@ PUBLISHER = """
 import sys
 import pli.gallery.approximate as approximate
 from pli.gallery.search import Gallery
-approximate.CHUNK = 2
+approximate._CHUNK = 2
 with Gallery.open(sys.argv[1]) as gallery:
     print("ready", flush=True)
     gallery.publish(sys.argv[2])
@@ -289,8 +291,8 @@ def test_rows_that_two_writers_doubled_are_mended(pictures, place, opened):
 
 
 def test_a_place_on_disk_is_written_by_one_process_at_a_time(drawn, place, opened):
-    from pli.core import claim
-    with claim(place / ".lock") as ours:
+    from pli.core import claim_lock
+    with claim_lock(place / ".lock") as ours:
         assert ours
         with pytest.raises(PliError, match="is at work there"): opened(drawn).publish(place)
 
@@ -333,7 +335,7 @@ def test_a_copy_that_does_not_say_whose_it_is_is_made_again_beside_the_gallery_o
     gallery = opened(pictures)
     gallery.publish()
     before = [hit.path for hit in gallery.search(text="a star", k=9, approximate=True)]
-    beside = approximate.copy_beside(gallery)
+    beside = approximate._copy_beside(gallery)
     for how in ("cut", "noise", "gone"):
         for copy in (beside, place): damage(copy / "about.lance", how)
         with pytest.raises(PliError, match="remove it, and pli index FOLDER makes it again|no copy of a gallery"): gallery.publish(place)
@@ -385,10 +387,10 @@ def test_a_table_with_other_columns_or_with_code_to_run_is_refused(place, tmp_pa
     database.drop_table("pictures")
     said = {b"embedding_functions": json.dumps([{"name": "openai", "model": {}, "source_column": "name", "vector_column": "feature"}]).encode()}
     database.create_table("pictures", rows.replace_schema_metadata(said))
-    with pytest.raises(PliError, match="no copy of a gallery"): Copy(place)
+    with pytest.raises(PliError, match="no copy of a gallery"): GalleryCopy(place)
     database.drop_table("pictures")
     database.create_table("pictures", rows.append_column("more", pa.array([1] * len(rows))))
-    with pytest.raises(PliError, match="no copy of a gallery"): Copy(place)
+    with pytest.raises(PliError, match="no copy of a gallery"): GalleryCopy(place)
 
 
 def test_a_place_that_holds_something_else_is_left_alone(drawn, pictures, place, tmp_path, opened):

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from galleries import backbone, folder, picture  # noqa: F401: fixtures
 
-from pli.backbones.openclip import load_backbone
+from pli.backbones.loading import load_backbone
 from pli.cli.main import main
 from pli.core import PliError
 from pli.gallery.index import Indexing, NewPictures, alone_with, small_picture, update

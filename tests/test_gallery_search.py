@@ -19,14 +19,17 @@ import torch
 from galleries import backbone, folder, picture  # noqa: F401: fixtures
 from PIL import Image
 
-from pli.backbones.openclip import load_backbone
-from pli.benchmarks.shape import read_queries
+from pli.backbones.loading import load_backbone
+from pli.benchmarks.own import read_queries
 from pli.composition import parse_composer, score
 from pli.core import PliError, unit
-from pli.evaluation.report import encode, scores_of
+from pli.evaluation.ranks import encode, scores_of
 from pli.gallery.encode import encode_texts, top_k
 from pli.gallery.index import Listing, list_pictures, update
-from pli.gallery.search import AVOID, DEFAULT_COMPOSER, Gallery, Ranker, Where, everyday_captions, features_key, gallery_home
+from pli.gallery.ranking import AVOID, Ranker, Where, everyday_captions
+from pli.gallery.search import DEFAULT_COMPOSER, Gallery
+from pli.gallery.models import features_key
+from pli.gallery.places import gallery_home
 from pli.gallery.store import PictureTable, Row, Vectors, path_inside, read_vectors
 from pli.world import save_world
 
@@ -196,7 +199,7 @@ def test_a_drive_that_hung_below_and_does_not_now_loses_nothing(folder, table, b
 WRITER = """
 import sys
 from pathlib import Path
-from pli.backbones.openclip import load_backbone
+from pli.backbones.loading import load_backbone
 from pli.gallery.index import update
 from pli.gallery.store import PictureTable
 with PictureTable(sys.argv[1], create=True) as table:

@@ -11,10 +11,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pli import world
-from pli.core import PliError, generator
-from pli.hiding.views import HIDERS, PATCH_MASKS, WORD_LISTS, Band, Block, Blur, Composed, Crop, Drop, Grey, Grid, Ground, Mix, Mixture, Nothing, Object, Only, RandomPatches, Recolour, Schedule, Similar, Swap, View, Without, add_mask, bare, closest_caption, dither, draw_far, hide_highest, kept_patches, parse_hide, pick_rows, smooth, to_pixels
+from pli.core import PliError, rng_for
+from pli.hiding.language import CORRUPTIONS, Chain, Mixture, Schedule, parse_hide, pick_rows
+from pli.hiding.patches import PATCH_MASKS, BlockPatches, GridPatches, GroundPatches, ObjectPatches
+from pli.hiding.patches import RandomPatches, SimilarPatches, bayer_order, draw_distance, with_mask
+from pli.hiding.words import WORD_LISTS, DropWords, OnlyWords, SwapBlock, WithoutWords, closest_captions, normalize_word
+from pli.hiding.pixels import Band, Blur, Crop, Grey, MixPatches, Recolour, smooth
+from pli.hiding.views import Nothing, View, hide_highest, kept_patches, upsample_mask
 
-MASKS = {"random": RandomPatches, "block": Block, "grid": Grid, "object": Object, "ground": Ground, "similar": Similar}
+MASKS = {"random": RandomPatches, "block": BlockPatches, "grid": GridPatches, "object": ObjectPatches, "ground": GroundPatches, "similar": SimilarPatches}
 PLACED = ("random", "block", "grid", "object", "ground")   # masks that do not look at the pixels
 SAID = ("a red heart", "a blue heart, striped", "the red arrow", "a large circle", "blue")
 LUMA = torch.tensor([0.2989, 0.587, 0.114])
@@ -34,7 +39,7 @@ def blank(batch, grid):
 
 
 def hide(kind, pixels, seed=0, grid=(6, 6), hidden=None, **fields):
-    return HIDERS[kind](**fields)(View(pixels, grid, hidden), generator(seed, kind))
+    return CORRUPTIONS[kind](**fields)(View(pixels, grid, hidden), rng_for(seed, kind))
 
 
 def released(patches, ratio):
@@ -48,7 +53,7 @@ def released(patches, ratio):
 @given(st.sampled_from(sorted(MASKS)), sides, sides, st.floats(0, 0.999), st.integers(1, 5), seeds)
 def test_an_exact_number_is_hidden_in_every_row(kind, rows, columns, ratio, batch, seed):
     view = blank(batch, (rows, columns))
-    hidden = MASKS[kind](ratio)(view, generator(seed)).hidden
+    hidden = MASKS[kind](ratio)(view, rng_for(seed)).hidden
     assert hidden.dtype == torch.bool and hidden.shape == (batch, rows * columns)
     assert ((~hidden).sum(1) == released(rows * columns, ratio)).all()
     assert hidden.sum(1)[0] < rows * columns                                     # something is left to see
@@ -65,11 +70,11 @@ def test_the_released_codes_count_whatever_is_hidden(kind, patches):
     side = math.isqrt(patches)
     view = View(noise(3, 2 * side, 2 * side), (side, side), captions=SAID[:3])
     for ratio, kept in zip((0.25, 0.5, 0.75, 0.9), COUNTS[patches], strict=True):
-        seen = HIDERS[kind](ratio)(view, generator(0))
+        seen = CORRUPTIONS[kind](ratio)(view, rng_for(0))
         if seen.hidden is not None: count = (~seen.hidden).sum(1)
         else: count = torch.nn.functional.avg_pool2d((seen.pixels == view.pixels).all(1, keepdim=True).float(), 2).flatten(1).eq(1).sum(1)
         assert count.tolist() == [kept] * 3
-        later = parse_hide(f"none>{kind}:{ratio}")(view.replace(progress=1.0), generator(0))
+        later = parse_hide(f"none>{kind}:{ratio}")(view.replace(progress=1.0), rng_for(0))
         assert later.hidden is None or ((~later.hidden).sum(1) == kept).all()
 
 
@@ -91,38 +96,38 @@ def test_the_highest_are_hidden(batch, patches, ratio, seed):
 
 @pytest.mark.parametrize("ratio", [1 - 1e-12, 1 - 2**-53])
 def test_the_largest_share_still_leaves_one(ratio):
-    for kind in MASKS.values(): assert (kind(ratio)(blank(2, (6, 6)), generator(0)).hidden.sum(1) == 35).all()
+    for kind in MASKS.values(): assert (kind(ratio)(blank(2, (6, 6)), rng_for(0)).hidden.sum(1) == 35).all()
 
 
 @quick
 @given(st.sampled_from(PLACED), seeds, st.integers(1, 8))
 def test_a_mask_depends_on_its_generator_alone(kind, seed, others):
-    hider, view = MASKS[kind](0.5), blank(3, (5, 7))
+    corruption, view = MASKS[kind](0.5), blank(3, (5, 7))
     before = torch.get_rng_state()
-    for step in range(others): hider(view, generator(seed, "hide", step + 1))    # other batches, before and in between
-    first = hider(view, generator(seed, "hide", 0)).hidden
+    for step in range(others): corruption(view, rng_for(seed, "hide", step + 1))    # other batches, before and in between
+    first = corruption(view, rng_for(seed, "hide", 0)).hidden
     torch.rand(others)
-    again = hider(View(torch.ones(3, 3, 4, 4), (5, 7)), generator(seed, "hide", 0)).hidden      # other pictures
+    again = corruption(View(torch.ones(3, 3, 4, 4), (5, 7)), rng_for(seed, "hide", 0)).hidden      # other pictures
     torch.set_rng_state(before)
     assert torch.equal(first, again)
 
 
 @pytest.mark.parametrize("kind", sorted(MASKS))
 def test_rows_and_steps_differ(kind):
-    masks = torch.cat([MASKS[kind](0.5)(blank(8, (14, 14)), generator(0, step)).hidden for step in range(4)])
+    masks = torch.cat([MASKS[kind](0.5)(blank(8, (14, 14)), rng_for(0, step)).hidden for step in range(4)])
     assert len(masks.unique(dim=0)) >= (28 if kind != "grid" else 2)             # a grid at one half has only two or four faces
 
 
 def test_every_mask_is_known_as_one():
     assert set(MASKS.values()) == set(PATCH_MASKS)
-    for name, kind in HIDERS.items():
-        hidden = kind()(View(noise(5), (6, 6), captions=SAID), generator(0)).hidden if name not in MASKS else None
+    for name, kind in CORRUPTIONS.items():
+        hidden = kind()(View(noise(5), (6, 6), captions=SAID), rng_for(0)).hidden if name not in MASKS else None
         assert hidden is None
 
 
 def test_random_masks_are_uniform():
     "Every patch is hidden equally often, and every pair of patches; loosely, with a fixed seed."
-    rows = torch.cat([RandomPatches(0.5)(blank(500, (4, 4)), generator(0, step)).hidden for step in range(8)]).float()
+    rows = torch.cat([RandomPatches(0.5)(blank(500, (4, 4)), rng_for(0, step)).hidden for step in range(8)]).float()
     n, patches = rows.shape
     each = rows.sum(0)
     chi = ((each - n / 2) ** 2 / (n / 4)).sum().item() * (patches - 1) / patches  # hidden counts are tied together by their sum
@@ -136,7 +141,7 @@ def test_random_masks_are_uniform():
 @given(st.integers(2, 20), st.integers(2, 20), st.floats(0.05, 0.95), seeds)
 def test_a_block_is_compact(rows, columns, ratio, seed):
     "The box around it holds less than one more row or column."
-    hidden = Block(ratio)(blank(3, (rows, columns)), generator(seed)).hidden.reshape(3, rows, columns)
+    hidden = BlockPatches(ratio)(blank(3, (rows, columns)), rng_for(seed)).hidden.reshape(3, rows, columns)
     for mask in hidden:
         if not mask.any(): continue
         down, right = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
@@ -145,7 +150,7 @@ def test_a_block_is_compact(rows, columns, ratio, seed):
 
 
 def test_blocks_lie_everywhere_and_in_several_shapes():
-    hidden = Block(0.25)(blank(400, (8, 8)), generator(0)).hidden.reshape(-1, 8, 8)
+    hidden = BlockPatches(0.25)(blank(400, (8, 8)), rng_for(0)).hidden.reshape(-1, 8, 8)
     assert (hidden.float().mean(0) > 0.05).all()
     tall = hidden.any(2).sum(1) > hidden.any(1).sum(1)
     wide = hidden.any(2).sum(1) < hidden.any(1).sum(1)
@@ -158,8 +163,8 @@ def test_blocks_lie_everywhere_and_in_several_shapes():
 @given(st.integers(2, 20), st.integers(2, 20), st.floats(0.05, 0.95), seeds)
 def test_the_thing_is_near_and_the_ground_is_far(rows, columns, ratio, seed):
     "One generator, one centre: what goes first in the one goes last in the other."
-    thing, ground = (kind(ratio)(blank(3, (rows, columns)), generator(seed)).hidden for kind in (Object, Ground))
-    far = draw_far(blank(3, (rows, columns)), generator(seed), middle=True)
+    thing, ground = (kind(ratio)(blank(3, (rows, columns)), rng_for(seed)).hidden for kind in (ObjectPatches, GroundPatches))
+    far = draw_distance(blank(3, (rows, columns)), rng_for(seed), middle=True)
     for distance, near, away in zip(far, thing, ground):
         if not near.any(): continue
         assert distance[near].max() <= distance[~near].min() and distance[away].min() >= distance[~away].max()
@@ -167,7 +172,7 @@ def test_the_thing_is_near_and_the_ground_is_far(rows, columns, ratio, seed):
 
 def test_things_stand_near_the_middle_and_not_always_at_one_place():
     for ratio in (0.1, 0.25, 0.5):
-        hidden = Object(ratio)(blank(600, (10, 10)), generator(1)).hidden.reshape(-1, 10, 10).float()
+        hidden = ObjectPatches(ratio)(blank(600, (10, 10)), rng_for(1)).hidden.reshape(-1, 10, 10).float()
         where = (torch.arange(10) + 0.5) / 10
         for axis in (1, 2):
             centre = (hidden.sum(3 - axis) * where).sum(1) / hidden.sum((1, 2))
@@ -176,7 +181,7 @@ def test_things_stand_near_the_middle_and_not_always_at_one_place():
 
 
 def test_the_rim_goes_first():
-    kept = ~Ground(0.5)(blank(400, (8, 8)), generator(0)).hidden.reshape(-1, 8, 8)
+    kept = ~GroundPatches(0.5)(blank(400, (8, 8)), rng_for(0)).hidden.reshape(-1, 8, 8)
     rim = torch.ones(8, 8, dtype=torch.bool); rim[1:-1, 1:-1] = False
     assert kept[:, rim].float().mean() < 0.25 and kept[:, 3:5, 3:5].float().mean() > 0.97
 
@@ -198,7 +203,7 @@ def by_loop(pixels, rows, columns, drawn):
 @given(st.integers(1, 6), st.integers(2, 6), st.floats(0.05, 0.95), seeds)
 def test_what_looks_most_like_one_patch_is_hidden(rows, columns, ratio, seed):
     pixels = noise(3, rows * 4, columns * 5, seed) * noise(3, 1, 1, seed + 1) ** 2
-    hidden = Similar(ratio)(View(pixels, (rows, columns)), generator(seed)).hidden
+    hidden = SimilarPatches(ratio)(View(pixels, (rows, columns)), rng_for(seed)).hidden
     for picture, gone in zip(pixels, hidden):
         if not gone.any(): continue
         fits = [drawn for drawn in gone.nonzero()[:, 0].tolist() if (far := by_loop(picture, rows, columns, drawn))[gone].max() <= far[~gone].min() + 3e-4]
@@ -208,7 +213,7 @@ def test_what_looks_most_like_one_patch_is_hidden(rows, columns, ratio, seed):
 def test_the_drawn_patch_is_any_patch_and_always_hidden():
     "With a share of just one patch the drawn one is what goes; on flat pictures, where all are equal, too."
     for pixels in (noise(400, 8, 8), torch.full((400, 3, 8, 8), 0.5)):
-        hidden = Similar(1 / 16)(View(pixels, (4, 4)), generator(0)).hidden
+        hidden = SimilarPatches(1 / 16)(View(pixels, (4, 4)), rng_for(0)).hidden
         assert (hidden.sum(1) == 1).all() and (hidden.sum(0) > 8).all()
 
 
@@ -224,9 +229,9 @@ def test_it_starts_on_the_thing_and_not_on_the_page():
     pixels, inside = disc_on_white()
     red = torch.nn.functional.avg_pool2d(inside[None].float(), 8).flatten() > 0
     assert red.float().mean() < 0.4
-    one = Similar(1 / 64)(View(pixels.expand(500, -1, -1, -1), (8, 8)), generator(0)).hidden
+    one = SimilarPatches(1 / 64)(View(pixels.expand(500, -1, -1, -1), (8, 8)), rng_for(0)).hidden
     assert one[:, red].sum() > 450                                                # the drawn patch alone
-    half = Similar(0.5)(View(pixels.expand(500, -1, -1, -1), (8, 8)), generator(1)).hidden
+    half = SimilarPatches(0.5)(View(pixels.expand(500, -1, -1, -1), (8, 8)), rng_for(1)).hidden
     assert half[:, red].float().mean() > 0.8
 
 
@@ -234,12 +239,12 @@ def test_the_start_is_drawn_in_proportion_to_its_distance_from_the_border():
     "One picture of two inner patches, one three times as far from the white border as the other."
     pixels = torch.ones(4000, 3, 3, 4)
     pixels[:, :, 1, 1], pixels[:, :, 1, 2] = 0.8, 0.4
-    drawn = Similar(1 / 12)(View(pixels, (3, 4)), generator(0)).hidden.float().mean(0).reshape(3, 4)
+    drawn = SimilarPatches(1 / 12)(View(pixels, (3, 4)), rng_for(0)).hidden.float().mean(0).reshape(3, 4)
     assert drawn[1, 2].item() == pytest.approx(0.75, abs=0.03) and drawn[1, 1].item() == pytest.approx(0.25, abs=0.03)
 
 
 def test_equals_go_at_random():
-    hidden = Similar(0.5)(View(torch.ones(500, 3, 8, 8), (4, 4)), generator(0)).hidden.float().mean(0)
+    hidden = SimilarPatches(0.5)(View(torch.ones(500, 3, 8, 8), (4, 4)), rng_for(0)).hidden.float().mean(0)
     assert (hidden > 0.4).all() and (hidden < 0.6).all()
 
 
@@ -247,18 +252,18 @@ def test_black_is_not_white_and_stripes_are_stripes():
     "An angle could not tell three greys apart, and pixels in their places could not tell that stripes are out of step."
     column = torch.cat([torch.full((1, 3, 8, 8), value) for value in (0.05, 0.05, 0.5, 0.5, 1.0, 1.0)], 2)
     for seed in range(10):
-        hidden = Similar(1 / 3)(View(column, (6, 1)), generator(seed)).hidden[0]
+        hidden = SimilarPatches(1 / 3)(View(column, (6, 1)), rng_for(seed)).hidden[0]
         assert hidden[0] == hidden[1] and hidden[2] == hidden[3] and hidden[4] == hidden[5]
     stripe = (torch.arange(32) // 2 % 2).float()
     cloth = torch.cat([stripe, 1 - stripe, torch.full((64,), 0.5)])[:, None].expand(1, 3, 128, 16)   # stripes, stripes out of step, plain of the same mean
     for seed in range(10):
-        hidden = Similar(0.5)(View(cloth, (8, 1)), generator(seed)).hidden[0].tolist()
+        hidden = SimilarPatches(0.5)(View(cloth, (8, 1)), rng_for(seed)).hidden[0].tolist()
         assert hidden in ([True] * 4 + [False] * 4, [False] * 4 + [True] * 4)
 
 
 def test_after_a_corruption_similar_looks_at_what_is_there():
     flag = torch.zeros(30, 3, 8, 8); flag[:, 0, :, :4] = 1; flag[:, 1, :, 4:] = 0.2989 / 0.587   # red and green of one brightness
-    halves = lambda hide: parse_hide(hide)(View(flag, (4, 4)), generator(2)).hidden.reshape(30, 4, 4)[:, :, :2].float().mean((1, 2))
+    halves = lambda hide: parse_hide(hide)(View(flag, (4, 4)), rng_for(2)).hidden.reshape(30, 4, 4)[:, :, :2].float().mean((1, 2))
     assert set(halves("similar:0.5").tolist()) == {0.0, 1.0} and not set(halves("grey+similar:0.5").tolist()) <= {0.0, 1.0}
 
 
@@ -266,7 +271,7 @@ def test_after_a_corruption_similar_looks_at_what_is_there():
 @pytest.mark.parametrize("columns", [2, 4, 8, 16])
 def test_a_grid_keeps_one_in_every_two_by_two(rows, columns):
     for seed in range(5):
-        kept = ~Grid(0.75)(blank(6, (rows, columns)), generator(seed)).hidden.reshape(6, rows, columns)
+        kept = ~GridPatches(0.75)(blank(6, (rows, columns)), rng_for(seed)).hidden.reshape(6, rows, columns)
         assert (kept.unfold(1, 2, 2).unfold(2, 2, 2).sum((-1, -2)) == 1).all()
 
 
@@ -274,18 +279,18 @@ def test_a_grid_keeps_one_in_every_two_by_two(rows, columns):
 @given(st.integers(2, 20), st.integers(2, 20), st.floats(0.1, 0.75), seeds)
 def test_a_grid_leaves_no_large_hole(rows, columns, ratio, seed):
     "No window of four by four is hidden whole, on any grid, seams included."
-    hidden = Grid(ratio)(blank(2, (rows, columns)), generator(seed)).hidden.reshape(2, rows, columns)
+    hidden = GridPatches(ratio)(blank(2, (rows, columns)), rng_for(seed)).hidden.reshape(2, rows, columns)
     if rows >= 4 and columns >= 4: assert not hidden.unfold(1, 4, 1).unfold(2, 4, 1).all(-1).all(-1).any()
 
 
 @quick
 @given(sides, sides)
 def test_the_order_of_a_grid_has_no_ties(rows, columns):
-    assert len(dither(rows, columns).unique()) == rows * columns
+    assert len(bayer_order(rows, columns).unique()) == rows * columns
 
 
 def test_bayers_table():
-    assert dither(4, 4).tolist() == [[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]]
+    assert bayer_order(4, 4).tolist() == [[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]]
 
 
 @pytest.mark.parametrize("kind", sorted(MASKS))
@@ -299,7 +304,7 @@ def test_masks_touch_no_pixel(kind):
 @given(st.integers(1, 7), st.integers(1, 7), st.integers(1, 5), seeds)
 def test_a_mask_blown_up_to_pixels(rows, columns, scale, seed):
     hidden = torch.rand(2, rows * columns, generator=torch.Generator().manual_seed(seed)) < 0.5
-    big = to_pixels(hidden, (rows, columns), (rows * scale, columns * 2 * scale))
+    big = upsample_mask(hidden, (rows, columns), (rows * scale, columns * 2 * scale))
     assert big.shape == (2, 1, rows * scale, columns * 2 * scale) and big.dtype == torch.bool
     for y in range(rows * scale):
         for x in range(columns * 2 * scale): assert (big[:, 0, y, x] == hidden[:, y // scale * columns + x // (2 * scale)]).all()
@@ -335,7 +340,7 @@ def test_mix_needs_company():
 
 
 def test_mix_with_a_patch_mask_keeps_both():
-    view = parse_hide("mix:0.5+random:0.5")(View(noise(), (6, 6)), generator(0))
+    view = parse_hide("mix:0.5+random:0.5")(View(noise(), (6, 6)), rng_for(0))
     assert (view.hidden.sum(1) == 18).all() and not torch.equal(view.pixels, noise())
 
 
@@ -467,10 +472,10 @@ def test_a_wider_band_keeps_more():
 
 def test_a_band_keeps_some_colour_of_a_thing_and_grey_before_it_keeps_none():
     pixels, inside = disc_on_white()
-    chroma = lambda hide: (view := parse_hide(hide)(View(pixels, (8, 8)), generator(0)).pixels[0, :, inside]).amax(0).sub(view.amin(0)).mean().item()
+    chroma = lambda hide: (view := parse_hide(hide)(View(pixels, (8, 8)), rng_for(0)).pixels[0, :, inside]).amax(0).sub(view.amin(0)).mean().item()
     assert chroma("none") == 1 and 0.2 < chroma("band") < 0.6 and chroma("band:0.02:0.05") < chroma("band") / 2 < chroma("band:0.02:0.3")
     assert chroma("grey+band") < 1e-6
-    page = parse_hide("band")(View(pixels, (8, 8)), generator(0)).pixels[0, :, inside]
+    page = parse_hide("band")(View(pixels, (8, 8)), rng_for(0)).pixels[0, :, inside]
     assert (page[0] > page[1]).all()                                              # what stays is its own colour
 
 
@@ -519,8 +524,8 @@ plain_words = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Z"
 sentences = st.lists(st.one_of(plain_words, st.sampled_from("red Red, (BLUE) heart striped women's Women\u2019s 100%".split())), max_size=7).map(" ".join)
 
 
-def words_of(hider, captions, seed=0):
-    return hider(View(torch.zeros(len(captions), 3, 2, 2), (1, 1), captions=tuple(captions)), generator(seed)).captions
+def words_of(corruption, captions, seed=0):
+    return corruption(View(torch.zeros(len(captions), 3, 2, 2), (1, 1), captions=tuple(captions)), rng_for(seed)).captions
 
 
 def is_part(few, many):
@@ -532,60 +537,60 @@ def is_part(few, many):
 @quick
 @given(st.lists(sentences, min_size=1, max_size=5), st.floats(0, 1), seeds)
 def test_dropping_keeps_order_and_leaves_one(captions, ratio, seed):
-    for before, after in zip(captions, words_of(Drop(ratio), captions, seed), strict=True):
+    for before, after in zip(captions, words_of(DropWords(ratio), captions, seed), strict=True):
         assert is_part(after, before) and bool(after.split()) == bool(before.split())
         if ratio == 0: assert after.split() == before.split()
 
 
 def test_words_are_dropped_independently_at_their_rate():
     caption = " ".join("abcdefgh")
-    left = words_of(Drop(0.3), [caption] * 2000)
+    left = words_of(DropWords(0.3), [caption] * 2000)
     for letter in "abcdefgh": assert 0.66 < sum(letter in words for words in left) / 2000 < 0.74
     both = sum("a" in words and "b" in words for words in left) / 2000
     assert abs(both - 0.49) < 0.04
-    alone = words_of(Drop(1.0), [caption, "one two"] * 500)
+    alone = words_of(DropWords(1.0), [caption, "one two"] * 500)
     assert {len(words.split()) for words in alone} == {1} and {words for words in alone[::2]} == set("abcdefgh") and {words for words in alone[1::2]} == {"one", "two"}
 
 
 @quick
 @given(st.lists(sentences, min_size=1, max_size=5), st.sampled_from(sorted(WORD_LISTS)), seeds)
 def test_only_and_without_split_a_caption(captions, what, seed):
-    kept, rest = words_of(Only(what), captions, seed), words_of(Without(what), captions, seed + 1)         # nothing is drawn
+    kept, rest = words_of(OnlyWords(what), captions, seed), words_of(WithoutWords(what), captions, seed + 1)         # nothing is drawn
     for caption, listed, others in zip(captions, kept, rest, strict=True):
-        inside = [word for word in caption.split() if bare(word) in WORD_LISTS[what]]
-        outside = [word for word in caption.split() if bare(word) not in WORD_LISTS[what]]
+        inside = [word for word in caption.split() if normalize_word(word) in WORD_LISTS[what]]
+        outside = [word for word in caption.split() if normalize_word(word) not in WORD_LISTS[what]]
         assert listed == (" ".join(inside) or caption) and others == (" ".join(outside) or caption)
 
 
 @pytest.mark.parametrize("word, same", [("Red", "red"), ("red,", "red"), ("(Navy-Blue)", "navy-blue"), ("Women\u2019s", "women's"), ("kids'", "kids"), ("\u201cTop\u201d", "top"), ("&", ""), ("\u00c9cru!", "\u00e9cru"), ("T-shirt", "t-shirt")])
 def test_words_as_they_are_compared(word, same):
-    assert bare(word) == same
+    assert normalize_word(word) == same
 
 
 def test_word_lists_are_bare_and_cover_the_drawn_world():
-    for name, words in WORD_LISTS.items(): assert words and all(bare(word) == word and len(word.split()) == 1 for word in words), name
+    for name, words in WORD_LISTS.items(): assert words and all(normalize_word(word) == word and len(word.split()) == 1 for word in words), name
     assert WORD_LISTS["colour"] >= {*world.COLOURS, *world.BACKGROUNDS} and WORD_LISTS["shape"] == set(world.SHAPES) and WORD_LISTS["pattern"] >= {"plain", "striped", "dotted", "checked"}
-    rows = world.sample(50, generator(0))
-    said = world.caption(rows, world.SPARSE, generator(1))
+    rows = world.sample(50, rng_for(0))
+    said = world.caption(rows, world.SPARSE, rng_for(1))
     colours, shapes = [list(world.COLOURS)[row[1]] for row in rows.tolist()], [list(world.SHAPES)[row[0]] for row in rows.tolist()]
-    assert list(words_of(Only("colour"), said)) == colours and list(words_of(Only("shape"), said)) == shapes
-    assert not any(set(words.split()) & WORD_LISTS["colour"] for words in words_of(Without("colour"), said))
+    assert list(words_of(OnlyWords("colour"), said)) == colours and list(words_of(OnlyWords("shape"), said)) == shapes
+    assert not any(set(words.split()) & WORD_LISTS["colour"] for words in words_of(WithoutWords("colour"), said))
 
 
 def test_users_add_their_own_lists(monkeypatch):
-    with pytest.raises(PliError, match="only: 'sport' is not a list of words; known are colour"): Only("sport")
+    with pytest.raises(PliError, match="only: 'sport' is not a list of words; known are colour"): OnlyWords("sport")
     monkeypatch.setitem(WORD_LISTS, "sport", frozenset({"cricket", "running"}))
     assert words_of(parse_hide("only:sport"), ["Puma Cricket Shoe"]) == ("Cricket",)
 
 
 @pytest.mark.parametrize("name", ["drop", "only", "without", "ask", "swap"])
 def test_hiders_of_words_need_words(name):
-    with pytest.raises(PliError, match=f"{name} reads the captions"): parse_hide(name)(View(noise(), (6, 6)), generator(0))
-    with pytest.raises(PliError, match="got 3 for 4 pictures"): parse_hide(name)(View(noise(), (6, 6), captions=("a", "b", "c")), generator(0))
+    with pytest.raises(PliError, match=f"{name} reads the captions"): parse_hide(name)(View(noise(), (6, 6)), rng_for(0))
+    with pytest.raises(PliError, match="got 3 for 4 pictures"): parse_hide(name)(View(noise(), (6, 6), captions=("a", "b", "c")), rng_for(0))
 
 
 def test_words_and_pictures_are_taken_away_in_one_go():
-    view = parse_hide("recolour:1+only:colour+random:0.5")(View(noise(5), (6, 6), captions=SAID), generator(0))
+    view = parse_hide("recolour:1+only:colour+random:0.5")(View(noise(5), (6, 6), captions=SAID), rng_for(0))
     assert view.captions == ("red", "blue", "red", "a large circle", "blue") and (view.hidden.sum(1) == 18).all() and not torch.equal(view.pixels, noise(5))
 
 
@@ -593,8 +598,8 @@ def test_words_and_pictures_are_taken_away_in_one_go():
 
 def best_givers(captions, i):
     "Slowly: who may give to picture i."
-    bags = [{bare(word) for word in caption.split()} - {""} for caption in captions]
-    lists = [[bare(word) for word in caption.split() if bare(word)] for caption in captions]
+    bags = [{normalize_word(word) for word in caption.split()} - {""} for caption in captions]
+    lists = [[normalize_word(word) for word in caption.split() if normalize_word(word)] for caption in captions]
     others = [j for j in range(len(captions)) if j != i]
     value = {j: 0.5 if lists[i] == lists[j] else len(bags[i] & bags[j]) for j in others}
     return {j for j in others if value[j] == max(value.values())}
@@ -603,13 +608,13 @@ def best_givers(captions, i):
 @quick
 @given(st.lists(st.lists(st.sampled_from("red Red, blue shirt cap &".split()), max_size=4).map(" ".join), min_size=2, max_size=7), seeds)
 def test_the_closest_caption_by_a_slow_search(captions, seed):
-    found = closest_caption(captions, generator(seed)).tolist()
+    found = closest_captions(captions, rng_for(seed)).tolist()
     for i, giver in enumerate(found): assert giver in best_givers(captions, i)
 
 
 def test_ties_are_drawn():
     shop = ["red cap", "blue cap", "green cap", "a boot", "boots"]
-    found = torch.stack([closest_caption(shop, generator(seed)) for seed in range(200)])
+    found = torch.stack([closest_captions(shop, rng_for(seed)) for seed in range(200)])
     assert set(found[:, 0].tolist()) == {1, 2} and 60 < (found[:, 0] == 1).sum() < 140
     assert set(found[:, 3].tolist()) == {0, 1, 2, 4}                              # nobody shares a word: anybody else
 
@@ -619,7 +624,7 @@ def test_ties_are_drawn():
 def test_swap_takes_one_block_of_the_giver_from_the_same_place(batch, rows, columns, ratio, seed):
     patch, captions = 3, SAID[:batch]
     pixels = noise(batch, rows * patch, columns * patch, seed)
-    view = Swap(ratio)(View(pixels, (rows, columns), captions=captions), generator(seed))
+    view = SwapBlock(ratio)(View(pixels, (rows, columns), captions=captions), rng_for(seed))
     cut = lambda x: x.unfold(2, patch, patch).unfold(3, patch, patch).permute(0, 2, 3, 1, 4, 5).reshape(batch, rows * columns, -1)
     own, new, count = cut(pixels), cut(view.pixels), rows * columns - released(rows * columns, ratio)
     assert view.hidden is None and view.captions == captions
@@ -632,7 +637,7 @@ def test_swap_takes_one_block_of_the_giver_from_the_same_place(batch, rows, colu
 
 
 def test_swap_needs_company():
-    with pytest.raises(PliError, match="swap needs at least two"): Swap()(View(noise(1), (6, 6), captions=("a",)), generator(0))
+    with pytest.raises(PliError, match="swap needs at least two"): SwapBlock()(View(noise(1), (6, 6), captions=("a",)), rng_for(0))
 
 
 # ---- all of them
@@ -651,7 +656,7 @@ def seen(pixels, grid=(6, 6), progress=0.4):
 def test_reproducible_and_the_input_is_left_alone(text):
     pixels = noise(5, 30, 42)
     kept, before = pixels.clone(), torch.get_rng_state()
-    one, two = (parse_hide(text)(seen(pixels, (5, 7)), generator(3, text)) for _ in range(2))
+    one, two = (parse_hide(text)(seen(pixels, (5, 7)), rng_for(3, text)) for _ in range(2))
     assert torch.equal(one.pixels, two.pixels) and torch.equal(pixels, kept) and one.captions == two.captions and len(one.captions) == 5 and one.progress == 0.4
     assert (one.hidden is None) == (two.hidden is None) and (one.hidden is None or torch.equal(one.hidden, two.hidden))
     assert torch.equal(torch.get_rng_state(), before) and one.grid == (5, 7) and one.pixels.shape == pixels.shape
@@ -659,15 +664,15 @@ def test_reproducible_and_the_input_is_left_alone(text):
 
 @pytest.mark.parametrize("text", ALONE)
 def test_batches_of_one(text):
-    view = parse_hide(text)(seen(noise(1)), generator(0))
+    view = parse_hide(text)(seen(noise(1)), rng_for(0))
     assert view.pixels.shape == (1, 3, 48, 48)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("text", EVERY)
 def test_precision_is_kept(text, dtype):
-    view = parse_hide(text)(seen(noise().to(dtype)), generator(0))
-    exact = parse_hide(text)(seen(noise().to(dtype).double()), generator(0))
+    view = parse_hide(text)(seen(noise().to(dtype)), rng_for(0))
+    exact = parse_hide(text)(seen(noise().to(dtype).double()), rng_for(0))
     assert view.pixels.dtype == dtype and (view.hidden is None or view.hidden.dtype == torch.bool)
     if dtype in (torch.float32, torch.float64): assert torch.allclose(view.pixels.double(), exact.pixels, atol=1e-4)
     else: assert (view.pixels.double() - exact.pixels).abs().mean() < 0.05      # a window's place is rounded too
@@ -677,24 +682,24 @@ def test_precision_is_kept(text, dtype):
 def test_the_device_is_kept(text, monkeypatch):
     "On torch's `meta`, which refuses to mix with the processor just as an accelerator would, but knows no autocast."
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
-    view = parse_hide(text)(seen(noise().to("meta")), generator(0))
+    view = parse_hide(text)(seen(noise().to("meta")), rng_for(0))
     assert view.pixels.device.type == "meta" and (view.hidden is None or view.hidden.device.type == "meta")
 
 
 @pytest.mark.parametrize("text", EVERY)
 def test_autocast_changes_nothing(text):
-    plain = parse_hide(text)(seen(noise()), generator(0))
-    with torch.autocast("cpu", torch.bfloat16): mixed = parse_hide(text)(seen(noise()), generator(0))
+    plain = parse_hide(text)(seen(noise()), rng_for(0))
+    with torch.autocast("cpu", torch.bfloat16): mixed = parse_hide(text)(seen(noise()), rng_for(0))
     assert mixed.pixels.dtype == torch.float32 and torch.equal(mixed.pixels, plain.pixels) and (plain.hidden is None or torch.equal(mixed.hidden, plain.hidden))
 
 
-@pytest.mark.parametrize("name", list(HIDERS))
+@pytest.mark.parametrize("name", list(CORRUPTIONS))
 def test_each_says_what_it_teaches_and_is_a_record(name):
-    hider = HIDERS[name]()
-    assert len(hider.teaches.split()) > 3 and hider == HIDERS[name]() and hash(hider) == hash(HIDERS[name]())
-    with pytest.raises(dataclasses.FrozenInstanceError): hider.ratio = 0.1
-    assert parse_hide(name).teaches == hider.teaches
-    assert parse_hide(f"{name}+grey").teaches == f"{hider.teaches}; {Grey.teaches}"
+    corruption = CORRUPTIONS[name]()
+    assert len(corruption.teaches.split()) > 3 and corruption == CORRUPTIONS[name]() and hash(corruption) == hash(CORRUPTIONS[name]())
+    with pytest.raises(dataclasses.FrozenInstanceError): corruption.ratio = 0.1
+    assert parse_hide(name).teaches == corruption.teaches
+    assert parse_hide(f"{name}+grey").teaches == f"{corruption.teaches}; {Grey.teaches}"
 
 
 # ---- the language
@@ -704,24 +709,24 @@ numbers = st.floats(0, 0.99).map(lambda x: round(x, 6))
 
 @quick
 @given(st.lists(st.one_of(
-    st.builds(Mix, numbers), st.builds(Grey, numbers), st.builds(Crop, numbers.map(lambda x: x + 0.001)), st.builds(Blur, numbers.map(lambda x: x + 0.001)),
+    st.builds(MixPatches, numbers), st.builds(Grey, numbers), st.builds(Crop, numbers.map(lambda x: x + 0.001)), st.builds(Blur, numbers.map(lambda x: x + 0.001)),
     st.builds(lambda a, b, c: Recolour(a, b, b + c), numbers, numbers, numbers), st.just(Nothing())), max_size=4),
     st.one_of(st.none(), *(st.builds(kind, numbers) for kind in MASKS.values())), st.booleans(), st.data())
 def test_parse_hide_round_trip(steps, mask, spaced, data):
     steps = steps + [mask] * (mask is not None)
     assume(steps)
-    names = {kind: name for name, kind in HIDERS.items()}
+    names = {kind: name for name, kind in CORRUPTIONS.items()}
     text = (" + " if spaced else "+").join(":".join([names[type(step)], *(repr(value) for value in dataclasses.astuple(step))]) for step in steps)
-    hider = parse_hide(text)
-    assert hider.steps == tuple(steps) and str(hider) == text and parse_hide(str(hider)) == hider
+    corruption = parse_hide(text)
+    assert corruption.steps == tuple(steps) and str(corruption) == text and parse_hide(str(corruption)) == corruption
 
 
-@pytest.mark.parametrize("text, hider", [
-    ("random", RandomPatches(0.75)), ("random:0", RandomPatches(0.0)), (" block : 0.3 ", Block(0.3)), ("grid:1e-1", Grid(0.1)), ("none", Nothing()),
+@pytest.mark.parametrize("text, corruption", [
+    ("random", RandomPatches(0.75)), ("random:0", RandomPatches(0.0)), (" block : 0.3 ", BlockPatches(0.3)), ("grid:1e-1", GridPatches(0.1)), ("none", Nothing()),
     ("recolour:1", Recolour(1.0)), ("recolour:1:0.5", Recolour(1.0, 0.5)), ("recolour:1:0.5:0.9", Recolour(1.0, 0.5, 0.9)),
 ])
-def test_settings_by_place(text, hider):
-    assert parse_hide(text).steps == (hider,)
+def test_settings_by_place(text, corruption):
+    assert parse_hide(text).steps == (corruption,)
 
 
 @pytest.mark.parametrize("text, words", [
@@ -744,7 +749,7 @@ def test_what_is_not_understood_is_named(text, words):
 
 def test_the_ends_of_the_ranges_are_allowed():
     for text in ("random:0", "recolour:0", "recolour:1:0:0", "grey:0", "blur:1", "crop:1", "mix:0", "object:0", "ground:0", "similar:0", "swap:0", "drop:0", "drop:1", "band:0:1", "band:0:0.001"):
-        parse_hide(text)(seen(noise()), generator(0))
+        parse_hide(text)(seen(noise()), rng_for(0))
 
 
 # ---- together
@@ -752,9 +757,9 @@ def test_the_ends_of_the_ranges_are_allowed():
 @pytest.mark.parametrize("first", sorted(MASKS))
 @pytest.mark.parametrize("second", sorted(MASKS))
 def test_two_patch_masks_are_refused_also_when_composed_by_hand(first, second):
-    both = Composed((MASKS[first](0.3), Grey(), MASKS[second](0.3)), "by hand")
-    with pytest.raises(PliError, match="only one patch mask"): both(View(noise(), (6, 6)), generator(0))
-    with pytest.raises(PliError, match="only one patch mask"): add_mask(MASKS[first](0.3)(blank(2, (6, 6)), generator(0)), torch.zeros(2, 36, dtype=torch.bool))
+    both = Chain((MASKS[first](0.3), Grey(), MASKS[second](0.3)), "by hand")
+    with pytest.raises(PliError, match="only one patch mask"): both(View(noise(), (6, 6)), rng_for(0))
+    with pytest.raises(PliError, match="only one patch mask"): with_mask(MASKS[first](0.3)(blank(2, (6, 6)), rng_for(0)), torch.zeros(2, 36, dtype=torch.bool))
 
 
 def test_steps_follow_each_other_and_share_one_generator():
@@ -765,23 +770,23 @@ def test_steps_follow_each_other_and_share_one_generator():
         def __call__(self, view, generator):
             heard.append((self.name, float(view.pixels.mean()), torch.rand(1, generator=generator).item()))
             return view.replace(pixels=view.pixels + 1)
-    view = Composed((Note("a"), Note("b"), Note("c")), "a+b+c")(View(torch.zeros(1, 3, 4, 4), (2, 2)), generator(5))
-    chance = generator(5)
+    view = Chain((Note("a"), Note("b"), Note("c")), "a+b+c")(View(torch.zeros(1, 3, 4, 4), (2, 2)), rng_for(5))
+    chance = rng_for(5)
     assert heard == [(name, float(i), torch.rand(1, generator=chance).item()) for i, name in enumerate("abc")]
     assert float(view.pixels.mean()) == 3.0
 
 
 def test_the_order_of_corruptions_matters_and_is_the_texts():
     pixels = cards(seed=4)
-    view = parse_hide("recolour:1+grey")(View(pixels, (6, 6)), generator(9))
-    chance = generator(9)
+    view = parse_hide("recolour:1+grey")(View(pixels, (6, 6)), rng_for(9))
+    chance = rng_for(9)
     by_hand = Grey()(Recolour(1.0)(View(pixels, (6, 6)), chance), chance)
     assert torch.equal(view.pixels, by_hand.pixels) and (view.pixels[:, 0] == view.pixels[:, 1]).all()
-    assert not (parse_hide("grey+recolour:1")(View(pixels, (6, 6)), generator(9)).pixels[:, 0] == view.pixels[:, 1]).all()
+    assert not (parse_hide("grey+recolour:1")(View(pixels, (6, 6)), rng_for(9)).pixels[:, 0] == view.pixels[:, 1]).all()
 
 
 def test_a_mask_before_a_corruption_stays():
-    view = parse_hide("block:0.5+crop+recolour")(View(noise(), (6, 6)), generator(0))
+    view = parse_hide("block:0.5+crop+recolour")(View(noise(), (6, 6)), rng_for(0))
     assert (view.hidden.sum(1) == 18).all()
 
 
@@ -796,8 +801,8 @@ def rows_that_are(view, other):
 
 def test_a_mixture_takes_each_row_whole_from_one_way_and_uniformly():
     pixels, ways = noise(300, 12, 12), ["random:0.5", "grey", "recolour:1+block:0.25"]
-    view = parse_hide("|".join(ways))(View(pixels, (6, 6)), generator(4))
-    chance = generator(4)
+    view = parse_hide("|".join(ways))(View(pixels, (6, 6)), rng_for(4))
+    chance = rng_for(4)
     choice = torch.randint(3, (300,), generator=chance)
     parts = [parse_hide(way)(View(pixels, (6, 6)), chance) for way in ways]
     for number, part in enumerate(parts): assert torch.equal(rows_that_are(view, part), choice == number) and 70 < (choice == number).sum() < 130
@@ -805,16 +810,16 @@ def test_a_mixture_takes_each_row_whole_from_one_way_and_uniformly():
 
 
 def test_a_way_named_twice_comes_twice_as_often():
-    view = parse_hide("none|none|grey")(View(noise(600, 4, 4), (2, 2)), generator(0))
+    view = parse_hide("none|none|grey")(View(noise(600, 4, 4), (2, 2)), rng_for(0))
     assert view.hidden is None and 340 < (view.pixels == noise(600, 4, 4)).flatten(1).all(1).sum() < 460
 
 
 def test_words_of_a_mixture_follow_the_picture():
     captions = ("a red heart",) * 200
-    view = parse_hide("grey+only:colour|without:colour")(View(noise(200, 4, 4), (2, 2), captions=captions), generator(0))
+    view = parse_hide("grey+only:colour|without:colour")(View(noise(200, 4, 4), (2, 2), captions=captions), rng_for(0))
     grey = (view.pixels[:, 0] == view.pixels[:, 1]).flatten(1).all(1).tolist()
     assert view.captions == tuple("red" if one else "a heart" for one in grey) and 60 < sum(grey) < 140
-    assert parse_hide("grey|none")(View(noise(4, 4, 4), (2, 2)), generator(0)).captions is None
+    assert parse_hide("grey|none")(View(noise(4, 4, 4), (2, 2)), rng_for(0)).captions is None
 
 
 def test_rows_of_another_mask_are_kept_by_hand():
@@ -831,10 +836,10 @@ def test_a_schedule_begins_and_ends_as_its_stages(stages):
     "Number for number, as if they stood alone; so too at the stages in between."
     view = View(noise(), (6, 6))
     for number, stage in enumerate(stages):
-        one = parse_hide(">".join(stages))(view.replace(progress=number / (len(stages) - 1)), generator(7))
-        alone = parse_hide(stage)(view, generator(7))
+        one = parse_hide(">".join(stages))(view.replace(progress=number / (len(stages) - 1)), rng_for(7))
+        alone = parse_hide(stage)(view, rng_for(7))
         assert torch.equal(one.pixels, alone.pixels) and (one.hidden is None) == (alone.hidden is None) and (one.hidden is None or torch.equal(one.hidden, alone.hidden))
-    last = parse_hide(">".join(stages))(view, generator(7))                       # a view that nobody told: the run is over
+    last = parse_hide(">".join(stages))(view, rng_for(7))                       # a view that nobody told: the run is over
     assert torch.equal(last.pixels, alone.pixels)
 
 
@@ -843,7 +848,7 @@ def test_a_schedule_begins_and_ends_as_its_stages(stages):
 def test_a_schedule_is_linear_between_stages(count, progress, seed):
     ratios = torch.linspace(0, 0.9, count).tolist()
     view = View(torch.zeros(400, 3, 2, 2), (1, 10), progress=progress)
-    hidden = parse_hide(">".join(f"random:{ratio:.3f}" for ratio in ratios))(view, generator(seed)).hidden
+    hidden = parse_hide(">".join(f"random:{ratio:.3f}" for ratio in ratios))(view, rng_for(seed)).hidden
     share, place = hidden.float().mean(1), progress * (count - 1)
     low, high = math.floor(place), math.ceil(place)
     steps = torch.tensor([(10 - released(10, float(f"{ratio:.3f}"))) / 10 for ratio in ratios])
@@ -854,7 +859,7 @@ def test_a_schedule_is_linear_between_stages(count, progress, seed):
 
 @pytest.mark.parametrize("progress", [-0.01, 1.01, math.nan, math.inf])
 def test_progress_outside_a_run(progress):
-    with pytest.raises(PliError, match="progress must be in .0, 1."): parse_hide("grey>blur")(View(noise(), (6, 6), progress=progress), generator(0))
+    with pytest.raises(PliError, match="progress must be in .0, 1."): parse_hide("grey>blur")(View(noise(), (6, 6), progress=progress), rng_for(0))
 
 
 combinations = st.lists(st.sampled_from(["none", "grey", "blur:0.05", "recolour:1:0.5", "only:colour", "drop:0.2", "swap"]), min_size=1, max_size=3).map("+".join)
@@ -865,17 +870,17 @@ combinations = st.lists(st.sampled_from(["none", "grey", "blur:0.05", "recolour:
 def test_the_grammar_by_its_parts(stages, spaced):
     "`+` binds tightest, then `|`, then `>`; the text comes back to the letter."
     text = spaced.format(">").join(spaced.format("|").join(ways) for ways in stages)
-    hider = parse_hide(text)
-    assert str(hider) == text and parse_hide(str(hider)) == hider and hash(hider) == hash(parse_hide(text))
-    assert isinstance(hider, Schedule) == (len(stages) > 1)
-    for part, ways in zip(hider.stages if len(stages) > 1 else [hider], stages, strict=True):
+    corruption = parse_hide(text)
+    assert str(corruption) == text and parse_hide(str(corruption)) == corruption and hash(corruption) == hash(parse_hide(text))
+    assert isinstance(corruption, Schedule) == (len(stages) > 1)
+    for part, ways in zip(corruption.stages if len(stages) > 1 else [corruption], stages, strict=True):
         assert isinstance(part, Mixture) == (len(ways) > 1)
         for way, plain in zip(part.ways if len(ways) > 1 else [part], ways, strict=True):
-            assert way.steps == parse_hide(plain).steps and way.teaches in hider.teaches
+            assert way.steps == parse_hide(plain).steps and way.teaches in corruption.teaches
 
 
 def test_settings_are_words_where_the_field_says_so():
-    assert parse_hide("only:wearer+without+drop:0.25").steps == (Only("wearer"), Without("colour"), Drop(0.25))
+    assert parse_hide("only:wearer+without+drop:0.25").steps == (OnlyWords("wearer"), WithoutWords("colour"), DropWords(0.25))
 
 
 # ---- somebody else's way of hiding
@@ -886,20 +891,20 @@ def test_a_users_own_way_is_found(monkeypatch):
         "Hide the top."
         rows: float = 1
         teaches: ClassVar[str] = "words for skies"
-        def __call__(self, view, generator): return add_mask(view, (torch.arange(view.patches) < int(self.rows) * view.grid[1]).expand(len(view.pixels), -1))
+        def __call__(self, view, generator): return with_mask(view, (torch.arange(view.patches) < int(self.rows) * view.grid[1]).expand(len(view.pixels), -1))
 
     class Dark:
-        "No record and no settings; `__call__` and `teaches` are all that a hider needs."
+        "No record and no settings; `__call__` and `teaches` are all that a corruption needs."
         teaches = "words for day and night"
         def __call__(self, view, generator): return view.replace(pixels=view.pixels * 0)
 
-    monkeypatch.setitem(HIDERS, "top", TopRows)
-    monkeypatch.setitem(HIDERS, "dark", Dark)
-    hider = parse_hide("dark+top:2")
-    view = hider(View(noise(), (6, 6)), generator(0))
-    assert hider.steps[1] == TopRows(2.0) and view.hidden[0].tolist() == [True] * 12 + [False] * 24 and (view.pixels == 0).all()
-    assert hider.teaches == "words for day and night; words for skies"
-    with pytest.raises(PliError, match="only one patch mask"): parse_hide("top+random")(View(noise(), (6, 6)), generator(0))
+    monkeypatch.setitem(CORRUPTIONS, "top", TopRows)
+    monkeypatch.setitem(CORRUPTIONS, "dark", Dark)
+    corruption = parse_hide("dark+top:2")
+    view = corruption(View(noise(), (6, 6)), rng_for(0))
+    assert corruption.steps[1] == TopRows(2.0) and view.hidden[0].tolist() == [True] * 12 + [False] * 24 and (view.pixels == 0).all()
+    assert corruption.teaches == "words for day and night; words for skies"
+    with pytest.raises(PliError, match="only one patch mask"): parse_hide("top+random")(View(noise(), (6, 6)), rng_for(0))
     with pytest.raises(PliError, match="dark takes at most 0"): parse_hide("dark:1")
     with pytest.raises(PliError, match="known are .*dark"): parse_hide("darker")
 
@@ -907,7 +912,7 @@ def test_a_users_own_way_is_found(monkeypatch):
 @given(seed=st.integers(0, 10_000), captions=st.lists(st.sampled_from(["Red", "navy blue", "Nike Men Red Shirt", "green", "RED"]), min_size=1, max_size=6))
 @settings(max_examples=40, deadline=None)
 def test_a_request_names_what_is_wanted_and_turns_down_only_something_else(seed, captions):
-    asked = HIDERS["ask"]()(View(torch.zeros(len(captions), 3, 8, 8), (2, 2), captions=tuple(captions)), generator(seed)).captions
+    asked = CORRUPTIONS["ask"]()(View(torch.zeros(len(captions), 3, 8, 8), (2, 2), captions=tuple(captions)), rng_for(seed)).captions
     for caption, said in zip(captions, asked):
         if len(caption.split()) > 3: assert said == caption
         else:
@@ -919,8 +924,8 @@ def test_a_request_names_what_is_wanted_and_turns_down_only_something_else(seed,
 def test_requests_are_limited_and_vary():
     with pytest.raises(PliError, match="ask: most must be at least 1, got 0"): parse_hide("ask:0")
     view = View(torch.zeros(60, 3, 8, 8), (2, 2), captions=("Red", "navy blue") * 30)
-    assert len(set(parse_hide("ask")(view, generator(0)).captions)) > 10 and parse_hide("ask")(view, generator(0)).captions == parse_hide("ask")(view, generator(0)).captions
-    assert set(parse_hide("ask:1")(view, generator(0)).captions) & {"navy blue"}
+    assert len(set(parse_hide("ask")(view, rng_for(0)).captions)) > 10 and parse_hide("ask")(view, rng_for(0)).captions == parse_hide("ask")(view, rng_for(0)).captions
+    assert set(parse_hide("ask:1")(view, rng_for(0)).captions) & {"navy blue"}
 
 
 def test_a_way_of_hiding_without_end_is_refused_in_a_short_line():

@@ -101,7 +101,7 @@ def test_places_on_many_queries_equal_a_sort():
     expected = [slow_places(row, set(a), o) for row, a, o in zip(scores.tolist(), answers, left_out.tolist())]
     for piece in (2**22, 3000, 1):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(metrics, "PIECE", piece)
+            patch.setattr(metrics, "_PIECE", piece)
             assert places(scores, answers, left_out).tolist() == [row + [0] * (30 - len(row)) for row in expected]
 
 
@@ -129,7 +129,7 @@ def test_pieces_change_nothing(monkeypatch):
     scores = torch.randint(0, 9, (50, 30), generator=torch.Generator().manual_seed(0)).float()
     answers = [tuple(range(q % 29, q % 29 + 1 + q % 2)) for q in range(50)]
     whole = ranks(scores, answers), places(scores, answers)
-    monkeypatch.setattr(metrics, "PIECE", 64)
+    monkeypatch.setattr(metrics, "_PIECE", 64)
     assert torch.equal(ranks(scores, answers), whole[0])
     assert torch.equal(places(scores, answers), whole[1])
 
@@ -203,7 +203,7 @@ def test_what_cannot_be_measured_says_so(call, message):
 
 
 def test_the_position_of_a_nan_is_counted_over_pieces(monkeypatch):
-    monkeypatch.setattr(metrics, "PIECE", 4)
+    monkeypatch.setattr(metrics, "_PIECE", 4)
     broken = torch.zeros(9, 3); broken[7, 1] = float("nan")
     with pytest.raises(PliError, match="query 7"): ranks(broken, [(0,)] * 9)
 

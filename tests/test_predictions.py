@@ -11,26 +11,28 @@ from hypothesis import given, settings, strategies as st
 from layouts import add_pairs, make_circo, make_cirr, make_fashioniq, make_genecis
 from safetensors.torch import save_file
 
-from pli.benchmarks.shape import Benchmark, Missing, Rules, own_queries, read_benchmark, with_gallery
-from pli.core import PliError, generator, unit
-from pli.evaluation.report import Features, outcomes, values
+from pli.benchmarks.circo import with_gallery
+from pli.benchmarks.registry import read_benchmark
+from pli.benchmarks.shape import Benchmark, Missing, Scoring, own_queries
+from pli.core import PliError, rng_for, unit
+from pli.evaluation.ranks import Features, rank_queries, measure_queries
 from pli.metrics import ABSENT
-from pli.studies.predictions import SERVERS, Form, Rankings, among, check_submission, features_outcomes, form_for_reading, load_record, named, named_features, outcomes_of, padded, rankings_of, read_features, read_rankings, write_features, write_rankings, write_submission
+from pli.studies.predictions import SERVERS, Form, Rankings, check_submission, form_for_reading, load_ranking_file, named_features, names_in_lists, pad_rows, rank_members, rankings_of, ranks_from_features, ranks_in_lists, read_features, read_rankings, write_features, write_rankings, write_submission
 
 QUERIES, PICTURES = 12, 70
 
 
 def drawn_features(benchmark, width=24, seed=0):
     "Random unit features for every picture and query."
-    luck = generator(seed, "features of", benchmark.name)
+    luck = rng_for(seed, "features of", benchmark.name)
     return Features(unit(torch.randn(len(benchmark.pictures), width, generator=luck)), unit(torch.randn(len(benchmark), width, generator=luck)))
 
 
 @pytest.fixture
 def cirr():
     "Twelve queries over seventy pictures, six look-alikes each, the reference left out."
-    drawn = torch.rand(QUERIES, PICTURES, generator=generator("cirr")).argsort(1)[:, :6]
-    rules = Rules(("recall@1", "recall@5", "recall@10", "recall@50", "subset recall@1", "subset recall@2", "subset recall@3", "mean(recall@5, subset recall@1)"), "recall@1", "recall@5")
+    drawn = torch.rand(QUERIES, PICTURES, generator=rng_for("cirr")).argsort(1)[:, :6]
+    rules = Scoring(("recall@1", "recall@5", "recall@10", "recall@50", "subset recall@1", "subset recall@2", "subset recall@3", "mean(recall@5, subset recall@1)"), "recall@1", "recall@5")
     return Benchmark("cirr", "val", {"reference": "left-out"}, rules, tuple(str(100 + i) for i in range(QUERIES)), (("in red",),) * QUERIES, drawn[:, 0],
                      tuple((a,) for a in drawn[:, 1].tolist()), ("all",) * QUERIES, tuple(f"dev-{i}-0-img0" for i in range(PICTURES)), (torch.arange(PICTURES),),
                      torch.zeros(QUERIES, dtype=torch.int64), subsets=tuple(map(tuple, drawn[:, 1:].tolist())))
@@ -39,8 +41,8 @@ def cirr():
 @pytest.fixture
 def circo():
     "Twelve queries over seventy numbered pictures, up to four right answers each, the reference kept."
-    drawn = torch.rand(QUERIES, PICTURES, generator=generator("circo")).argsort(1)[:, :6].tolist()
-    rules = Rules(("mAP@5", "mAP@10", "mAP@25", "mAP@50", "recall@5", "recall@50"), "mAP@5", "recall@10", main_only=True, aspects_measure="mAP@10")
+    drawn = torch.rand(QUERIES, PICTURES, generator=rng_for("circo")).argsort(1)[:, :6].tolist()
+    rules = Scoring(("mAP@5", "mAP@10", "mAP@25", "mAP@50", "recall@5", "recall@50"), "mAP@5", "recall@10", main_only=True, aspects_measure="mAP@10")
     return Benchmark("circo", "val", {"reference": "kept"}, rules, tuple(map(str, range(QUERIES))), (("in red",),) * QUERIES, torch.tensor([row[0] for row in drawn]),
                      tuple(tuple(row[1:2 + i % 4]) for i, row in enumerate(drawn)), ("all",) * QUERIES, tuple(str(7 + 13 * i) for i in range(PICTURES)), (torch.arange(PICTURES),),
                      torch.zeros(QUERIES, dtype=torch.int64), without_reference=False)
@@ -50,7 +52,7 @@ def circo():
 def galleries():
     "Five queries, each with a small gallery of its own, as in GeneCIS."
     numbers = torch.arange(5)
-    return Benchmark("genecis", "", {}, Rules(("recall@1", "recall@2", "recall@3"), "recall@1", "recall@1", mean_of_kinds=True), tuple(f"focus_object-{i}" for i in range(5)), (("red",),) * 5,
+    return Benchmark("genecis", "", {}, Scoring(("recall@1", "recall@2", "recall@3"), "recall@1", "recall@1", mean_of_categories=True), tuple(f"focus_object-{i}" for i in range(5)), (("red",),) * 5,
                      numbers * 8, tuple((i * 8 + 1,) for i in range(5)), ("focus_object",) * 5, tuple(map(str, range(1000, 1040))),
                      tuple(torch.arange(i * 8 + 1, i * 8 + 4 + i % 3) for i in range(5)), numbers)
 
@@ -71,7 +73,7 @@ def put(path, what):
 
 def plain(benchmark, **entries):
     "A plain record that lists everything that each query ranks."
-    lists = named(rankings_of(drawn_features(benchmark), benchmark, "text", k=len(benchmark.pictures)).lists, benchmark)
+    lists = names_in_lists(rankings_of(drawn_features(benchmark), benchmark, "text", k=len(benchmark.pictures)).lists, benchmark)
     return {"format": "pli-rankings-1", "benchmark": benchmark.name, "split": benchmark.split, "rankings": dict(zip(benchmark.ids, lists))} | entries
 
 
@@ -109,7 +111,7 @@ def test_equal_scores_keep_the_order_of_the_gallery(cirr):
 
 def test_among_leaves_gaps_at_the_end():
     scores, gallery = torch.tensor([[0.1, 0.9, -5.0], [0.3, 0.2, 0.1]]), torch.tensor([4, 7, 9])
-    assert among(torch.tensor([[4, 9, 7], [9, -1, 4]]), gallery, scores).tolist() == [[7, 4, 9], [4, 9, -1]]
+    assert rank_members(torch.tensor([[4, 9, 7], [9, -1, 4]]), gallery, scores).tolist() == [[7, 4, 9], [4, 9, -1]]
 
 
 def test_no_gallery_no_ranking(circo):
@@ -118,8 +120,8 @@ def test_no_gallery_no_ranking(circo):
 
 
 def test_padded_odd_shapes():
-    assert padded([]).shape == (0, 0) and padded([(), ()]).shape == (2, 0)
-    assert padded([(), (3,)]).tolist() == [[-1], [3]]
+    assert pad_rows([]).shape == (0, 0) and pad_rows([(), ()]).shape == (2, 0)
+    assert pad_rows([(), (3,)]).tolist() == [[-1], [3]]
 
 
 # --- files for the servers ----------------------------------------------------------------------------------------------
@@ -236,20 +238,20 @@ def test_servers_want_the_whole_split(cirr, galleries, tmp_path):
 def test_round_trip_in_every_format(cirr, circo, galleries, tmp_path):
     for benchmark in (cirr, circo, galleries):
         features = drawn_features(benchmark)
-        direct, ours = outcomes(features, benchmark, "sum:1"), rankings_of(features, benchmark, "sum:1")
+        direct, ours = rank_queries(features, benchmark, "sum:1"), rankings_of(features, benchmark, "sum:1")
         write_rankings(tmp_path / "plain.json", benchmark, ours)
         ways = [tmp_path / "plain.json"] + ([write_submission(benchmark, ours, tmp_path)] if benchmark.name in SERVERS else [])
         for way in ways:
-            found = outcomes_of(read_rankings(way, benchmark), benchmark)
-            for measure in benchmark.rules.measures: assert torch.equal(values(found, measure), values(direct, measure)), measure
+            found = ranks_in_lists(read_rankings(way, benchmark), benchmark)
+            for measure in benchmark.scoring.measures: assert torch.equal(measure_queries(found, measure), measure_queries(direct, measure)), measure
 
 
 def test_whole_lists_give_whole_outcomes(cirr, circo, tmp_path):
     for benchmark in (cirr, circo):
         features = drawn_features(benchmark)
-        direct = outcomes(features, benchmark, "text")
+        direct = rank_queries(features, benchmark, "text")
         put(tmp_path / "whole.json", plain(benchmark))
-        found = outcomes_of(read_rankings(tmp_path / "whole.json", benchmark), benchmark)
+        found = ranks_in_lists(read_rankings(tmp_path / "whole.json", benchmark), benchmark)
         assert torch.equal(found.places, direct.places) and torch.equal(found.rank, direct.rank)
         assert found.subset is None
 
@@ -263,8 +265,8 @@ def test_places_by_hand(data):
     answers = tuple(tuple(data.draw(st.lists(st.integers(0, pictures - 1), min_size=1, max_size=4, unique=True))) for _ in range(queries))
     main_only = data.draw(st.booleans())
     benchmark = own_queries(["x"] * queries, [pictures] * queries, answers, ["all"] * queries, pictures)
-    benchmark = replace(benchmark, rules=replace(benchmark.rules, main_only=main_only))
-    found = outcomes_of(Rankings(padded(lists)), benchmark)
+    benchmark = replace(benchmark, scoring=replace(benchmark.scoring, main_only=main_only))
+    found = ranks_in_lists(Rankings(pad_rows(lists)), benchmark)
     place = lambda row, picture: lists[row].index(picture) + 1 if picture in lists[row] else ABSENT
     for row, right in enumerate(answers):
         by_hand = sorted(place(row, picture) for picture in right)
@@ -337,22 +339,22 @@ def test_short_lists_are_enough_where_the_gallery_is_short(galleries, tmp_path):
 def test_how_far_lists_must_go(cirr, circo, galleries):
     lengths = lambda benchmark: [form_for_reading(benchmark, part).length for part in ("lists", "subset")]
     assert [lengths(benchmark) for benchmark in (cirr, circo, galleries)] == [[50, 3], [50, 1], [3, 1]]
-    assert form_for_reading(replace(circo, rules=replace(circo.rules, measures=("recall@5",))), "lists").length == 10         # its aspects are measured at 10
+    assert form_for_reading(replace(circo, scoring=replace(circo.scoring, measures=("recall@5",))), "lists").length == 10         # its aspects are measured at 10
 
 
 def test_longer_and_about(cirr, tmp_path):
     record = plain(cirr, about={"by": "us"}, subset={query: [cirr.pictures[i] for i in few] for query, few in zip(cirr.ids, cirr.subsets)})
     found = read_rankings(put(tmp_path / "x.json", record), cirr)
     assert found.lists.shape == (QUERIES, PICTURES - 1) and found.subset.tolist() == [list(row) for row in cirr.subsets]
-    assert (outcomes_of(found, cirr).subset == 1).all()
+    assert (ranks_in_lists(found, cirr).subset == 1).all()
     record["subset"]["104"] = record["subset"]["104"][:2]
     told("query '104': the list has length 2, and measuring at 3 takes 3", put(tmp_path / "x.json", record), cirr)
 
 
 def test_half_a_pair_of_files(cirr, tmp_path):
     main, few = write_submission(cirr, rankings_of(drawn_features(cirr), cirr, "sum:1"), tmp_path)
-    alone = outcomes_of(read_rankings(main, cirr), cirr)
-    assert alone.subset is None and values(alone, "recall@5").shape == (QUERIES,)
+    alone = ranks_in_lists(read_rankings(main, cirr), cirr)
+    assert alone.subset is None and measure_queries(alone, "recall@5").shape == (QUERIES,)
     with pytest.raises(PliError, match="no ranking over the whole gallery beside that of the subsets; give both files"): read_rankings(few, cirr)
     with pytest.raises(PliError, match="recall.json: a second file with the rankings"): read_rankings([main, few, main], cirr)
     assert torch.equal(read_rankings([few, main], cirr).lists, read_rankings((main, few), cirr).lists)
@@ -362,8 +364,8 @@ def test_half_a_pair_of_files(cirr, tmp_path):
 def test_target_outside_the_subset_list(cirr, tmp_path):
     "Three of five look-alikes are listed: an answer that is not among them is absent."
     subset = torch.tensor([row[1:4] for row in cirr.subsets])       # everything but the answer
-    found = outcomes_of(replace(rankings_of(drawn_features(cirr), cirr, "text"), subset=subset), cirr)
-    assert (found.subset == ABSENT).all() and values(found, "subset recall@3").sum() == 0
+    found = ranks_in_lists(replace(rankings_of(drawn_features(cirr), cirr, "text"), subset=subset), cirr)
+    assert (found.subset == ABSENT).all() and measure_queries(found, "subset recall@3").sum() == 0
 
 
 def test_server_formats_that_are_not(cirr, circo, tmp_path):
@@ -386,8 +388,8 @@ def test_server_formats_that_are_not(cirr, circo, tmp_path):
     told("not valid JSON", tmp_path / "x.json", cirr)
     (tmp_path / "x.json").write_bytes(b"\xef\xbb\xbf" + main.read_bytes())             # a byte order mark does no harm
     assert torch.equal(read_rankings(tmp_path / "x.json", cirr).lists, ours.lists)
-    with pytest.raises(PliError, match="larger than 0.001 MB"): load_record(main, 1000)
-    assert load_record(main, main.stat().st_size) == record
+    with pytest.raises(PliError, match="larger than 0.001 MB"): load_ranking_file(main, 1000)
+    assert load_ranking_file(main, main.stat().st_size) == record
 
 
 def test_a_gallery_that_nobody_knows(circo, tmp_path):
@@ -399,8 +401,8 @@ def test_a_gallery_that_nobody_knows(circo, tmp_path):
     (path,) = write_submission(circo, rankings_of(drawn_features(circo), circo, "text"), tmp_path)
     assert check_submission(path, little) == []
     whole, some = read_rankings(path, circo), read_rankings(path, little)
-    assert named(some.lists, little, some.strangers) == named(whole.lists, circo)
-    assert torch.equal(outcomes_of(some, little).places, outcomes_of(whole, circo).places)
+    assert names_in_lists(some.lists, little, some.unknown_pictures) == names_in_lists(whole.lists, circo)
+    assert torch.equal(ranks_in_lists(some, little).places, ranks_in_lists(whole, circo).places)
     assert [record.read_bytes() for record in write_submission(little, some, tmp_path / "again")] == [path.read_bytes()]
     record = json.loads(path.read_text())
     for name in ("cat", "007", "-7", "1.5", " 7", "٣", "1" * 30): told("is no picture of this benchmark", put(tmp_path / "x.json", record | {"0": [name, *record["0"][1:]]}), little)
@@ -409,7 +411,7 @@ def test_a_gallery_that_nobody_knows(circo, tmp_path):
 
 def test_secret_answers(cirr):
     secret = replace(cirr, answers=((),) * QUERIES)
-    with pytest.raises(PliError, match="cirr val: its answers are kept by the test server"): outcomes_of(rankings_of(drawn_features(cirr), secret, "text"), secret)
+    with pytest.raises(PliError, match="cirr val: its answers are kept by the test server"): ranks_in_lists(rankings_of(drawn_features(cirr), secret, "text"), secret)
 
 
 # --- feature files ------------------------------------------------------------------------------------------------------
@@ -417,7 +419,7 @@ def test_secret_answers(cirr):
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_features_come_back(tmp_path, suffix, dtype):
-    features = torch.randn(5, 3, generator=generator("rows")).to(dtype)
+    features = torch.randn(5, 3, generator=rng_for("rows")).to(dtype)
     write_features(tmp_path / f"x{suffix}", ["a", "ü b", "c/d", 4, "五"], features)
     names, back = read_features(tmp_path / f"x{suffix}")
     assert names == ["a", "ü b", "c/d", "4", "五"] and back.dtype == torch.float32
@@ -472,7 +474,7 @@ def test_feature_files_that_are_not(tmp_path):
 def test_half_a_feature_file(tmp_path):
     for suffix in (".npz", ".safetensors"):
         path = tmp_path / f"x{suffix}"
-        write_features(path, map(str, range(300)), torch.randn(300, 20, generator=generator("half")))
+        write_features(path, map(str, range(300)), torch.randn(300, 20, generator=rng_for("half")))
         path.write_bytes(path.read_bytes()[:9000])
         fails("is the file complete", path)
 
@@ -506,11 +508,11 @@ def test_big_endian_and_byte_names(tmp_path):
 def test_features_give_the_same_outcomes(cirr, circo, galleries, tmp_path, suffix):
     for benchmark in (cirr, circo, galleries):
         features, noted = drawn_features(benchmark), []
-        luck = generator("order", benchmark.name)
+        luck = rng_for("order", benchmark.name)
         rows, order = torch.randperm(len(benchmark), generator=luck), torch.randperm(len(benchmark.pictures), generator=luck)
         write_features(tmp_path / f"q{suffix}", [benchmark.ids[i] for i in rows], features.texts[rows] * 1e-30)
         write_features(tmp_path / f"g{suffix}", [benchmark.pictures[i] for i in order], features.pictures[order] * 2.0 ** torch.randint(-100, 100, (len(order), 1), generator=luck))    # every row as long as it likes
-        found, direct = features_outcomes(benchmark, tmp_path / f"q{suffix}", tmp_path / f"g{suffix}", noted.append), outcomes(features, benchmark, "text")
+        found, direct = ranks_from_features(benchmark, tmp_path / f"q{suffix}", tmp_path / f"g{suffix}", noted.append), rank_queries(features, benchmark, "text")
         for part, own in direct.parts().items(): assert torch.equal(found.parts()[part], own), part
         assert len(noted) == (benchmark is galleries)            # GeneCIS's references are searched by nobody
 
@@ -518,7 +520,7 @@ def test_features_give_the_same_outcomes(cirr, circo, galleries, tmp_path, suffi
 def test_ties_count_against_features(cirr, tmp_path):
     write_features(tmp_path / "q.npz", cirr.ids, torch.ones(QUERIES, 3))
     write_features(tmp_path / "g.npz", cirr.pictures, torch.ones(PICTURES, 3))
-    found = features_outcomes(cirr, tmp_path / "q.npz", tmp_path / "g.npz")
+    found = ranks_from_features(cirr, tmp_path / "q.npz", tmp_path / "g.npz")
     assert (found.rank == PICTURES - 1).all() and (found.subset == 5).all()
 
 
@@ -527,14 +529,14 @@ def test_features_and_their_names(cirr, tmp_path):
     write_features(q, (*cirr.ids, "one more"), torch.cat([features.texts, features.texts[:1]]))
     write_features(g, (*cirr.pictures, "x", "y"), torch.cat([features.pictures, features.pictures[:2]]))
     noted = []
-    assert torch.equal(features_outcomes(cirr, q, g, noted.append).rank, outcomes(features, cirr, "text").rank)
+    assert torch.equal(ranks_from_features(cirr, q, g, noted.append).rank, rank_queries(features, cirr, "text").rank)
     assert [re.sub(".*/", "", line) for line in noted] == ["g.safetensors: 2 of 72 rows are none of the 70 pictures that cirr val searches and are left aside",
                                                           "q.npz: 1 of 13 rows are none of the 12 queries of cirr val and are left aside"]
     write_features(g, cirr.pictures[3:], features.pictures[3:])
     with pytest.raises(PliError, match="g.safetensors: 3 of the 70 pictures that cirr val searches have no row: dev-0-0-img0, dev-1-0-img0, dev-2-0-img0; it has 67 rows such as dev-3-0-img0"):
-        features_outcomes(cirr, q, g)
+        ranks_from_features(cirr, q, g)
     write_features(g, cirr.pictures, features.pictures[:, :5])
-    with pytest.raises(PliError, match="q.npz has features of width 24, .*g.safetensors of width 5"): features_outcomes(cirr, q, g)
+    with pytest.raises(PliError, match="q.npz has features of width 24, .*g.safetensors of width 5"): ranks_from_features(cirr, q, g)
 
 
 def test_feature_files_make_submissions(cirr, tmp_path):
@@ -550,21 +552,21 @@ def test_feature_files_make_submissions(cirr, tmp_path):
 MAKERS = {"fashioniq": make_fashioniq, "cirr": make_cirr, "circo": make_circo, "genecis": make_genecis}
 
 
-@pytest.mark.parametrize("protocol", ["usual", "masked-tuning"])
+@pytest.mark.parametrize("protocol", ["default", "masked-tuning"])
 @pytest.mark.parametrize("name", MAKERS)
 def test_round_trip_in_every_layout(tmp_path, name, protocol):
     root = MAKERS[name](tmp_path / "data", pictures=False)
     benchmark = read_benchmark(name, add_pairs(root) if name == "fashioniq" else root, protocol=protocol)
     features = drawn_features(benchmark)
-    direct, ours = outcomes(features, benchmark, "sum:0.5"), rankings_of(features, benchmark, "sum:0.5")
+    direct, ours = rank_queries(features, benchmark, "sum:0.5"), rankings_of(features, benchmark, "sum:0.5")
     write_rankings(tmp_path / "plain.json", benchmark, ours)
     ways = [tmp_path / "plain.json"] + ([write_submission(benchmark, ours, tmp_path)] if name in SERVERS else [])
     for way in ways:
-        found = outcomes_of(read_rankings(way, benchmark), benchmark)
-        for measure in benchmark.rules.measures: assert torch.equal(values(found, measure), values(direct, measure)), measure
+        found = ranks_in_lists(read_rankings(way, benchmark), benchmark)
+        for measure in benchmark.scoring.measures: assert torch.equal(measure_queries(found, measure), measure_queries(direct, measure)), measure
     write_features(tmp_path / "q.npz", benchmark.ids, features.texts)
     write_features(tmp_path / "g.npz", benchmark.pictures, features.pictures)
-    assert torch.equal(features_outcomes(benchmark, tmp_path / "q.npz", tmp_path / "g.npz", list().append).places, outcomes(features, benchmark, "text").places)
+    assert torch.equal(ranks_from_features(benchmark, tmp_path / "q.npz", tmp_path / "g.npz", list().append).places, rank_queries(features, benchmark, "text").places)
 
 
 def test_circo_without_its_list(tmp_path):
@@ -574,11 +576,11 @@ def test_circo_without_its_list(tmp_path):
     features, noted = drawn_features(whole), []
     write_features(tmp_path / "q.npz", whole.ids, features.texts)
     write_features(tmp_path / "g.npz", whole.pictures, features.pictures)
-    found = features_outcomes(little, tmp_path / "q.npz", tmp_path / "g.npz", noted.append)
-    assert torch.equal(found.places, outcomes(features, whole, "text").places)
+    found = ranks_from_features(little, tmp_path / "q.npz", tmp_path / "g.npz", noted.append)
+    assert torch.equal(found.places, rank_queries(features, whole, "text").places)
     assert "the gallery is taken from" in noted[0] and "60 pictures" in noted[0]
     path = write_submission(whole, rankings_of(features, whole, "text"), tmp_path)
-    assert torch.equal(outcomes_of(read_rankings(path, little), little).rank, outcomes_of(read_rankings(path, whole), whole).rank)
+    assert torch.equal(ranks_in_lists(read_rankings(path, little), little).rank, ranks_in_lists(read_rankings(path, whole), whole).rank)
 
 
 # --- the official files -------------------------------------------------------------------------------------------------
@@ -614,11 +616,11 @@ def test_official_round_trip(shared, tmp_path, name, split):
     benchmark = read_benchmark(name, shared / "annotations" / name, split)
     if not benchmark.complete: benchmark = with_gallery(benchmark, list(dict.fromkeys([*benchmark.pictures, *(str(i) for i in range(1, 20_000))])))
     features = drawn_features(benchmark, 32)
-    direct, ours = outcomes(features, benchmark, "text"), rankings_of(features, benchmark, "text")
+    direct, ours = rank_queries(features, benchmark, "text"), rankings_of(features, benchmark, "text")
     write_rankings(tmp_path / "plain.json", benchmark, ours)
-    found = outcomes_of(read_rankings(tmp_path / "plain.json", benchmark), benchmark)
-    for measure in benchmark.rules.measures:
-        assert torch.equal(values(found, measure), values(direct, measure)), measure
+    found = ranks_in_lists(read_rankings(tmp_path / "plain.json", benchmark), benchmark)
+    for measure in benchmark.scoring.measures:
+        assert torch.equal(measure_queries(found, measure), measure_queries(direct, measure)), measure
 
 
 def test_a_ranking_may_say_its_protocol(tmp_path):
@@ -630,7 +632,7 @@ def test_a_ranking_may_say_its_protocol(tmp_path):
     for protocol in ("usual", 7, {"gallery": "split"}, {}, None, "gallery=none", "loose"):
         (tmp_path / "r.json").write_text(json.dumps(record | {"protocol": protocol}))
         with pytest.raises(PliError, match="r.json: (its rankings were made by another protocol|the entry 'protocol' has to be|protocol )"): read_rankings(tmp_path / "r.json", benchmark)
-    for protocol in ("val", "gallery=val", "usual,gallery=val", {"gallery": "val"}, benchmark.protocol | {"tasks": "all"}):                  # as it is typed, or as it is stored
+    for protocol in ("val", "gallery=val", "usual,gallery=val", "default,gallery=val", {"gallery": "val"}, benchmark.protocol | {"tasks": "all"}):                  # as it is typed, or as it is stored
         (tmp_path / "r.json").write_text(json.dumps(record | {"protocol": protocol}))
         assert read_rankings(tmp_path / "r.json", benchmark).declared
     del record["protocol"]

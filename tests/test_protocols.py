@@ -13,20 +13,24 @@ import slow_evaluators as slow
 import torch
 from slow_evaluators import MEASURES, Query
 
-from pli.benchmarks.shape import Benchmark, read_benchmark, with_gallery
-from pli.evaluation.report import Features, frame_of, interval, outcomes, report, sweep, values
+from pli.benchmarks.circo import with_gallery
+from pli.benchmarks.registry import read_benchmark
+from pli.benchmarks.shape import Benchmark
+from pli.evaluation.ranks import Features, rank_queries, sweep, measure_queries
+from pli.evaluation.choosing import grouping_of, grouped_interval
+from pli.evaluation.report import report
 
 READ = {"fashioniq": slow.fashioniq, "cirr": slow.cirr, "circo": slow.circo, "genecis": slow.genecis}
 # what the protocol's text means, as arguments of the slow reader
 CASES = [
-    ("fashioniq", "usual", {}),
+    ("fashioniq", "default", {}),
     ("fashioniq", "reference=left-out,joining=and,orders=both", {"reference": "left-out", "joining": "and", "orders": "both"}),
     ("fashioniq", "masked-tuning", {"authors": True}),
     ("fashioniq", "gallery=val,reference=left-out", {"gallery": "val", "reference": "left-out"}),
-    ("cirr", "usual", {}),
-    ("circo", "usual", {}),
+    ("cirr", "default", {}),
+    ("circo", "default", {}),
     ("cirr", "masked-tuning", {"authors": True}),
-    ("genecis", "usual", {}),
+    ("genecis", "default", {}),
 ]
 MORE_CASES = [
     ("fashioniq", "clip4cir", {}),
@@ -111,27 +115,27 @@ def read_both(name: str, root: Path, protocol: str, meaning: dict, more: int = 0
     if name == "circo":
         gallery = searched_in_circo(root, more)
         return with_gallery(benchmark, gallery), list(slow.circo(root, gallery, **meaning))
-    if name == "genecis": meaning = meaning | {"tasks": tuple(dict.fromkeys(benchmark.kinds))}
+    if name == "genecis": meaning = meaning | {"tasks": tuple(dict.fromkeys(benchmark.categories))}
     return benchmark, list(READ[name](root, **meaning))
 
 
 def assert_same(benchmark: Benchmark, queries: list[Query], features: tuple[dict, dict], spec: str = "sum:1", weight: float = 1) -> dict[str, dict[str, float]]:
     "Every query, kind, aspect and the summary, measured both ways; returns what the slow evaluator found."
     measures = MEASURES[benchmark.name]
-    assert benchmark.rules.measures == measures
+    assert benchmark.scoring.measures == measures
     assert sorted(benchmark.ids) == sorted(query.id for query in queries) and len(set(benchmark.ids)) == len(benchmark.ids)
     by_id = {query.id: query for query in queries}
-    assert list(benchmark.kinds) == [by_id[name].kind for name in benchmark.ids]
+    assert list(benchmark.categories) == [by_id[name].kind for name in benchmark.ids]
     found = slow.evaluate(queries, *features, weight, measures)
-    ranked, frame = outcomes(as_features(benchmark, *features), benchmark, spec), frame_of(benchmark)
+    ranked, frame = rank_queries(as_features(benchmark, *features), benchmark, spec), grouping_of(benchmark)
     for measure in measures:
         wanted = torch.tensor([found[name][measure] for name in benchmark.ids], dtype=torch.float64)
-        got = values(ranked, measure)
+        got = measure_queries(ranked, measure)
         wrong = ((got - wanted).abs() > 1e-9).nonzero().flatten().tolist()
         assert not wrong, f"{measure}: {len(wrong)} queries differ, first {benchmark.ids[wrong[0]]}: {got[wrong[0]]} instead of {wanted[wrong[0]]}"
-        assert abs(interval(frame, got)[0] - slow.summary(queries, found, measure)) < 1e-9
+        assert abs(grouped_interval(frame, got)[0] - slow.summary(queries, found, measure)) < 1e-9
         for kind, mean in slow.by_kind(queries, found, measure).items():
-            assert abs(got[torch.tensor([each == kind for each in benchmark.kinds])].mean().item() - mean) < 1e-9
+            assert abs(got[torch.tensor([each == kind for each in benchmark.categories])].mean().item() - mean) < 1e-9
         for aspect, mean in slow.by_aspect(queries, found, measure).items():
             assert abs(got[torch.tensor([aspect in each for each in benchmark.aspects])].mean().item() - mean) < 1e-9
     return found
@@ -229,7 +233,7 @@ def official(folder: Path, name: str, protocol: str, draw: Callable) -> tuple:
     return benchmark, queries, draw(queries)
 
 
-OFFICIAL = [(name, protocol, draw) for name, protocol, _ in CASES for draw in (fine, coarse) if protocol == "usual" or draw is coarse]
+OFFICIAL = [(name, protocol, draw) for name, protocol, _ in CASES for draw in (fine, coarse) if protocol == "default" or draw is coarse]
 
 
 @pytest.mark.parametrize("name, protocol, draw", OFFICIAL)
@@ -238,7 +242,7 @@ def test_official_annotations(name, protocol, draw, shared):
     found = assert_same(benchmark, queries, features)
     assert draw is fine or tied(queries[::20], features) > 0.3
     for measure in MEASURES[name]: assert 0.02 < slow.summary(queries, found, measure) < 0.98, measure     # neither a floor nor a ceiling: a slip would show
-    if draw is coarse and protocol == "usual": assert_reported(benchmark, queries, features, found)
+    if draw is coarse and protocol == "default": assert_reported(benchmark, queries, features, found)
 
 
 def assert_reported(benchmark: Benchmark, queries: list[Query], features: tuple[dict, dict], found: dict[str, dict[str, float]]) -> None:
@@ -257,7 +261,7 @@ def assert_reported(benchmark: Benchmark, queries: list[Query], features: tuple[
 
 @pytest.mark.parametrize("name", ["cirr", "genecis"])
 def test_official_annotations_with_few_levels(name, shared):
-    benchmark, queries, features = official(shared / "annotations", name, "usual", partial(coarse, width=16))
+    benchmark, queries, features = official(shared / "annotations", name, "default", partial(coarse, width=16))
     assert_same(benchmark, queries, features)
     assert tied(queries[::20], features) > 0.5
 
@@ -284,11 +288,11 @@ def worst(query: Query, measure: str) -> float:
 def check_known(benchmark: Benchmark, queries: list[Query]) -> None:
     "100 for the perfect ranking and the least for the worst one, in every measure of every query."
     for sign, known in ((1, lambda query, measure: 1.0), (-1, worst)):
-        ranked = outcomes(as_features(benchmark, *aimed(queries, sign)), benchmark, "text")
+        ranked = rank_queries(as_features(benchmark, *aimed(queries, sign)), benchmark, "text")
         by_id = {query.id: query for query in queries}
         for measure in MEASURES[benchmark.name]:
             wanted = torch.tensor([known(by_id[name], measure) for name in benchmark.ids], dtype=torch.float64)
-            assert torch.equal(values(ranked, measure), wanted), (measure, sign)
+            assert torch.equal(measure_queries(ranked, measure), wanted), (measure, sign)
 
 
 @pytest.mark.parametrize("name, protocol, meaning", CASES + MORE_CASES)
@@ -296,7 +300,7 @@ def test_perfect_and_worst_on_made_up_annotations(name, protocol, meaning, tmp_p
     check_known(*read_both(name, made(name, tmp_path), protocol, meaning, more=40))
 
 
-@pytest.mark.parametrize("name, protocol, meaning", [case for case in CASES if case[1] in ("usual", "gallery=val,reference=left-out")])
+@pytest.mark.parametrize("name, protocol, meaning", [case for case in CASES if case[1] in ("default", "gallery=val,reference=left-out")])
 def test_perfect_and_worst_on_official_annotations(name, protocol, meaning, shared):
     check_known(*read_both(name, shared / "annotations" / name, protocol, meaning, more=500))
 
@@ -311,7 +315,7 @@ def check_equal_pictures(benchmark: Benchmark, queries: list[Query]) -> None:
         for spec, ranked in sweep(features, benchmark, ("image", "text", "sum:0.25", "product:1")).items():
             for measure in MEASURES[benchmark.name]:
                 least = torch.tensor([worst(by_id[name], measure) for name in benchmark.ids], dtype=torch.float64)
-                assert torch.equal(values(ranked, measure), least), (width, spec, measure)
+                assert torch.equal(measure_queries(ranked, measure), least), (width, spec, measure)
 
 
 @pytest.mark.parametrize("name, protocol, meaning", CASES)
@@ -320,7 +324,7 @@ def test_equal_pictures_find_nothing(name, protocol, meaning, tmp_path):
 
 
 def test_equal_pictures_find_nothing_in_official_annotations(shared):
-    benchmark, queries = read_both("genecis", shared / "annotations" / "genecis", "usual", {})
+    benchmark, queries = read_both("genecis", shared / "annotations" / "genecis", "default", {})
     check_equal_pictures(benchmark.pick(list(range(0, len(benchmark), 10))), queries)
 
 
@@ -347,18 +351,18 @@ def test_chance_of_precision_by_counting(pictures, right, k):
     assert sum(every) / len(every) == pytest.approx(chance_precision(pictures, right, k))
 
 
-@pytest.mark.parametrize("name, protocol, meaning, seeds", [(*case, {"fashioniq": 3, "cirr": 5, "circo": 25, "genecis": 2}[case[0]]) for case in CASES if case[1] in ("usual", "gallery=val,reference=left-out")])
+@pytest.mark.parametrize("name, protocol, meaning, seeds", [(*case, {"fashioniq": 3, "cirr": 5, "circo": 25, "genecis": 2}[case[0]]) for case in CASES if case[1] in ("default", "gallery=val,reference=left-out")])
 def test_chance_on_official_annotations(name, protocol, meaning, seeds, shared):
     benchmark, queries = read_both(name, shared / "annotations" / name, protocol, meaning)
     by_id = {query.id: query for query in queries}
     drawn = []
     for seed in range(seeds):
         pictures = Drawn(lambda random: random.standard_normal(32), seed)
-        drawn.append(outcomes(as_features(benchmark, pictures, Drawn(lambda random: random.standard_normal(32), seed + 1000)), benchmark, "text"))
-    kinds = {kind: torch.tensor([each == kind for each in benchmark.kinds]) for kind in dict.fromkeys(benchmark.kinds)}
+        drawn.append(rank_queries(as_features(benchmark, pictures, Drawn(lambda random: random.standard_normal(32), seed + 1000)), benchmark, "text"))
+    kinds = {kind: torch.tensor([each == kind for each in benchmark.categories]) for kind in dict.fromkeys(benchmark.categories)}
     for measure in MEASURES[name]:
         wanted = torch.tensor([chance(by_id[each], measure) for each in benchmark.ids], dtype=torch.float64)
-        found = torch.stack([values(one, measure) for one in drawn])
+        found = torch.stack([measure_queries(one, measure) for one in drawn])
         errors = {}
         for kind, rows in kinds.items():
             errors[kind] = found[:, rows].std().item() / sqrt(found[:, rows].numel())
@@ -373,19 +377,19 @@ def test_counts_of_masked_tuning_on_official_annotations(shared):
     folder = shared / "annotations"
     fashioniq = read_benchmark("fashioniq", folder / "fashioniq", protocol="masked-tuning")
     sizes = [len(gallery) for gallery in fashioniq.galleries]
-    assert sizes == [2454, 2962, 2808] and [fashioniq.kinds.count(kind) for kind in ("dress", "shirt", "toptee")] == [2 * 1869, 2 * 1944, 2 * 1877] and fashioniq.without_reference
+    assert sizes == [2454, 2962, 2808] and [fashioniq.categories.count(kind) for kind in ("dress", "shirt", "toptee")] == [2 * 1869, 2 * 1944, 2 * 1877] and fashioniq.without_reference
     usual = read_benchmark("fashioniq", folder / "fashioniq")
-    asked = lambda benchmark, rows: [(benchmark.kinds[i], benchmark.pictures[benchmark.references[i]], benchmark.pictures[benchmark.answers[i][0]]) for i in rows]
+    asked = lambda benchmark, rows: [(benchmark.categories[i], benchmark.pictures[benchmark.references[i]], benchmark.pictures[benchmark.answers[i][0]]) for i in rows]
     whole = iter(asked(usual, range(len(usual))))
     assert all(pair in whole for pair in asked(fashioniq, range(0, len(fashioniq), 2)))              # in the order of the JSON
-    plain, spelled = (read_benchmark("cirr", folder / "cirr", protocol=protocol) for protocol in ("usual", "masked-tuning"))
+    plain, spelled = (read_benchmark("cirr", folder / "cirr", protocol=protocol) for protocol in ("default", "masked-tuning"))
     assert sum(one != other for one, other in zip(plain.texts, spelled.texts)) == 2563 and len(plain) == len(spelled) == 4181 and plain.ids == spelled.ids
     first = read_benchmark("cirr", folder / "cirr", protocol="masked-tuning,queries=first-2297")
     assert first.ids == spelled.ids[:2297] and first.texts == spelled.texts[:2297] and len(first.galleries[0]) == 2297
     assert [read_benchmark("circo", folder / "circo", split, "masked-tuning").without_reference for split in ("val", "test")] == [False, True]
     assert [len(usual), len(plain), *(len(read_benchmark("circo", folder / "circo", split)) for split in ("val", "test"))] == [2017 + 2038 + 1961, 4181, 220, 800]
     genecis = read_benchmark("genecis", folder / "genecis", protocol="masked-tuning")
-    sizes = [len(genecis.galleries[i]) for i in genecis.searches.tolist()]
+    sizes = [len(genecis.galleries[i]) for i in genecis.gallery_of.tolist()]
     assert sizes.count(14) == 1 and genecis.ids[sizes.index(14)] == "change_object-19" and set(sizes) == {14, 15} and len(genecis) == 3920
 
 
@@ -416,5 +420,5 @@ def test_genecis_adds_raw_features(shared, as_they_came):
     found = slow.evaluate(queries, pictures, words, 1, MEASURES["genecis"], raw=True)
     table = sweep(raw_features(benchmark, pictures, words, as_they_came), benchmark, ["raw-sum:1", "sum:1"])
     for measure in MEASURES["genecis"]:
-        assert torch.equal(values(table["raw-sum:1"], measure), torch.tensor([found[name][measure] for name in benchmark.ids], dtype=torch.float64)), measure
+        assert torch.equal(measure_queries(table["raw-sum:1"], measure), torch.tensor([found[name][measure] for name in benchmark.ids], dtype=torch.float64)), measure
     assert not torch.equal(table["raw-sum:1"].rank, table["sum:1"].rank)

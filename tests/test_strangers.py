@@ -8,9 +8,9 @@ import pytest
 from layouts import add_pairs, make_circo, make_cirr, make_fashioniq, picture, write
 from test_cli import TINY
 
-from pli.benchmarks.shape import read_benchmark
+from pli.benchmarks.registry import read_benchmark
 from pli.cli.main import main
-from pli.evaluation.report import as_markdown, code_span, in_markdown
+from pli.evaluation.writers import format_markdown, code_span, escape_markdown
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e`</td>|<script>alert(1)</script>&\nsecond line"
 RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]")           # tabs and line ends apart
@@ -72,9 +72,9 @@ def own(tmp_path_factory) -> Path:
 
 
 def test_markup():
-    assert in_markdown("a <b> & `c` | d") == "a &lt;b&gt; &amp; &#96;c&#96; \\| d" and in_markdown("x\ny\x1b") == "x\\ny\\x1b"
-    assert in_markdown("![t](http://x) [a][b] [c]: d") == "![t&#93;(http://x) [a&#93;[b] [c&#93;: d" and in_markdown("2.9 [2.3, 3.5] (3)") == "2.9 [2.3, 3.5] (3)"
-    assert as_markdown(["`a`"], [["<"]], code=True).split("\n")[::2] == ["| `a` |", "| &lt; |"] and as_markdown(["`a`"], []).startswith("| &#96;a&#96; |")
+    assert escape_markdown("a <b> & `c` | d") == "a &lt;b&gt; &amp; &#96;c&#96; \\| d" and escape_markdown("x\ny\x1b") == "x\\ny\\x1b"
+    assert escape_markdown("![t](http://x) [a][b] [c]: d") == "![t&#93;(http://x) [a&#93;[b] [c&#93;: d" and escape_markdown("2.9 [2.3, 3.5] (3)") == "2.9 [2.3, 3.5] (3)"
+    assert format_markdown(["`a`"], [["<"]], code=True).split("\n")[::2] == ["| `a` |", "| &lt; |"] and format_markdown(["`a`"], []).startswith("| &#96;a&#96; |")
     assert code_span("pli score") == "`pli score`" and code_span("a`b") == "a&#96;b"
 
 

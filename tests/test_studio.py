@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pli.backbones.openclip import load_backbone
+from pli.backbones.loading import load_backbone
 from pli.world import save_world
 
 pytest.importorskip("voila", reason="the page needs the extra pli[studio]")

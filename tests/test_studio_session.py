@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pli.backbones.openclip import load_backbone
-from pli.benchmarks.shape import read_queries
+from pli.backbones.loading import load_backbone
+from pli.benchmarks.own import read_queries
 from pli.cli.main import main
 from pli.core import PliError
 from pli.studio.session import HIDING, PAUSE, Query, cells_of, change_query, gallery_cells, gallery_of, hidden_picture, large, open_session, read_marks

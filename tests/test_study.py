@@ -16,13 +16,22 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from pli.benchmarks.shape import own_queries
-from pli.cli.main import main, make_parser, tune_settings
+from pli.cli.main import main, make_parser
+from pli.cli.tune import tune_settings
 from pli.core import PliError
-from pli.evaluation.report import Features, cross_chosen, every_composer, halves, of_ranks, sweep
-from pli.backbones.openclip import load_backbone
-from pli.studies.findings import alone, best, command_of, compared_with, draw, gain, hours_of, how_it_learned, is_sure, level, levels_table, made_of, plain_gain, plain_table, precision_line, read_results, solved, table, write_study
+from pli.evaluation.ranks import Features, all_composers, as_query_ranks, sweep
+from pli.evaluation.choosing import cross_fitted, fold_of
+from pli.backbones.loading import load_backbone
+from pli.studies.findings import baselines_of, cross_fitted_ranks, compared_with, difference, how_it_learned, recall_of, read_results, solved_share
+from pli.studies.page import command_for_arm, draw_figure, hours_of, provenance_lines, write_study
+from pli.evaluation.significance import significant
+from pli.studies.tables import recall_table, plain_difference, plain_table, precision_line, arms_table
 from pli.metrics import paired_bootstrap, recall_at
-from pli.studies.run import COMPOSERS, Arm, Clock, Job, Place, Stops, check_same, claim, code_digest, fewer, first_ranks, gather, held, holder, jobs_of, listed, model_of, packed, pairs_aside, precisions, read_plan, read_result, run, slug, unpacked
+from pli.studies.plan import STUDY_COMPOSERS, Arm, read_plan, slug
+from pli.studies.run import Clock, jobs_of, listed, run
+from pli.studies.results import Job, Place, Stops, check_same, model_of, precisions, read_result
+from pli.studies.data import code_digest, fewer, first_ranks, load_study_data, packed, pairs_aside, unpacked
+from pli.core import claim_lock, is_locked, lock_holder
 from pli.settings import TuneSettings
 from pli.training.average import average
 from pli.world import save_world
@@ -117,7 +126,7 @@ def test_ranks_come_back(numbers):
 
 def test_ranks_are_small():
     some = torch.randint(1, 5_500, (2_550,), generator=torch.Generator().manual_seed(0))
-    assert len(packed(some)) * len(COMPOSERS) < 100_000 and len(COMPOSERS) <= 14
+    assert len(packed(some)) * len(STUDY_COMPOSERS) < 100_000 and len(STUDY_COMPOSERS) <= 14
 
 
 @pytest.mark.parametrize("spoil, says", [
@@ -134,7 +143,7 @@ def test_a_plan_says_what_it_means(tmp_path):
     assert plan.names() == ["start", "control", "mix it", "mix it @ 2", "half"] and plan.composers == ("image", "text", "sum:1", "sum:2", "product:1")
     assert plan.arms["mix it"].settings == TuneSettings(hide="mix:0.5", steps=4, batch_size=16, learning_rate=1e-3, warmup=1, checkpoint_every=1)
     assert plan.arms["half"].shares == (0.5, 0.5)
-    assert read_plan(written(tmp_path, re.sub(r"composers.*\n", "", TINY))).composers == COMPOSERS
+    assert read_plan(written(tmp_path, re.sub(r"composers.*\n", "", TINY))).composers == STUDY_COMPOSERS
 
 
 @pytest.mark.parametrize("old, new, says", [
@@ -218,12 +227,12 @@ FILES = TINY.replace('start = "pli-tiny-48"', 'start = "pli-tiny-48"\npairs = "w
                                       ('"pli-tiny-48"', '"../model"'), ('"pli-tiny-48"', '"/etc"'), ('"pli-tiny-48"', '"local-dir:/etc"')])
 def test_a_plan_cannot_lead_out_of_its_folder(tmp_path, old, new):
     plan = read_plan(written(tmp_path / "data", FILES.replace(old, new, 1)))
-    with pytest.raises(PliError, match="leads out of the folder|is neither a folder below"): gather(plan, tmp_path / "data", torch.device("cpu"), quiet)
+    with pytest.raises(PliError, match="leads out of the folder|is neither a folder below"): load_study_data(plan, tmp_path / "data", torch.device("cpu"), quiet)
 
 
 def test_files_are_read_and_held_out_by_picture(tmp_path):
     save_world(tmp_path / "world", pairs=120, queries=20, gallery_size=100)
-    material = gather(read_plan(written(tmp_path, FILES)), tmp_path, torch.device("cpu"), quiet)
+    material = load_study_data(read_plan(written(tmp_path, FILES)), tmp_path, torch.device("cpu"), quiet)
     names = lambda part: {material.names[row] for row in part}
     assert len(material.held_out) >= 20 and names(material.held_out).isdisjoint(names(material.learn)) and len(material.learn) + len(material.held_out) == 120
     part = material.pairs(30)
@@ -231,9 +240,9 @@ def test_files_are_read_and_held_out_by_picture(tmp_path):
     assert torch.equal(part[3][1], material.data[part.rows[3]][1]) and part[3][0] == 3 and part[3][2] == part.captions[3]
     assert torch.equal(part[3][1], part[3][1]) and part.rows[3] in material.kept
     missing = FILES.replace("world/pairs.csv", "world/none.csv")
-    with pytest.raises(PliError, match="none.csv"): gather(read_plan(written(tmp_path, missing)), tmp_path, torch.device("cpu"), quiet)
+    with pytest.raises(PliError, match="none.csv"): load_study_data(read_plan(written(tmp_path, missing)), tmp_path, torch.device("cpu"), quiet)
     large = FILES.replace("batch_size = 16", "batch_size = 101")
-    with pytest.raises(PliError, match="arm 'control': 100 pairs do not fill one batch of 101"): gather(read_plan(written(tmp_path, large)), tmp_path, torch.device("cpu"), quiet)
+    with pytest.raises(PliError, match="arm 'control': 100 pairs do not fill one batch of 101"): load_study_data(read_plan(written(tmp_path, large)), tmp_path, torch.device("cpu"), quiet)
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.integers(1, 40))
@@ -259,7 +268,7 @@ def test_first_ranks_are_those_of_a_sweep():
     references = torch.randint(0, 40, (25,), generator=random)
     answers = [tuple(i for i in ((r + 1) % 30, (r + 7) % 30) if i != r) for r in references.tolist()]
     benchmark = own_queries([f"words {i}" for i in range(25)], references, answers, ["a"] * 25, 30)
-    found, full = first_ranks(features, benchmark, every_composer()), sweep(features, benchmark)
+    found, full = first_ranks(features, benchmark, all_composers()), sweep(features, benchmark)
     assert found.keys() == full.keys() and all(torch.equal(found[spec], full[spec].rank) for spec in full)
 
 
@@ -339,7 +348,7 @@ def test_two_processes_share_the_work(whole, tmp_path):
     assert {(record["fingerprint"], record["seed"]) for record in every.values()} == {(every[f"start-{seed}.json"]["fingerprint"], seed) for seed in (0, 1)}     # a start for each seed
     assert every["start-0.json"]["fingerprint"] != every["start-1.json"]["fingerprint"]
     study = read_results(tmp_path / "out")
-    assert study.seeds("start") == [0, 1] and not study.missing and study.common == frozenset() and gain(study, "start")["by seed"].keys() == {0, 1}
+    assert study.seeds("start") == [0, 1] and not study.missing and study.common == frozenset() and difference(study, "start")["by seed"].keys() == {0, 1}
     write_study(tmp_path / "out", read_plan(plan))
     assert "A seed changes the start, batches and masks;" in (tmp_path / "out" / "report.md").read_text()
     changed(tmp_path / "out" / "half-1.json", fingerprint=every["start-0.json"]["fingerprint"])
@@ -348,32 +357,32 @@ def test_two_processes_share_the_work(whole, tmp_path):
 
 def test_a_lock_ends_with_its_process(tmp_path):
     lock = tmp_path / "arm.lock"
-    code = f"import sys, time; sys.path.insert(0, '.'); from pathlib import Path; from pli.studies.run import claim\nwith claim(Path({str(lock)!r})) as ours: print(ours, flush=True); time.sleep(60)"
+    code = f"import sys, time; sys.path.insert(0, '.'); from pathlib import Path; from pli.core import claim_lock\nwith claim_lock(Path({str(lock)!r})) as ours: print(ours, flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
-    assert other.stdout.readline() == "True\n" and holder(lock) == f"process {other.pid}"
-    with claim(lock) as ours: assert not ours
-    assert held(lock)
+    assert other.stdout.readline() == "True\n" and lock_holder(lock) == f"process {other.pid}"
+    with claim_lock(lock) as ours: assert not ours
+    assert is_locked(lock)
     os.kill(other.pid, signal.SIGKILL)
     other.wait()
-    assert lock.exists() and not held(lock)            # left behind, nobody holds it
-    with claim(lock) as ours: assert ours and holder(lock) == f"process {os.getpid()}"
-    assert not lock.exists() and holder(lock) == "another process"
+    assert lock.exists() and not is_locked(lock)            # left behind, nobody holds it
+    with claim_lock(lock) as ours: assert ours and lock_holder(lock) == f"process {os.getpid()}"
+    assert not lock.exists() and lock_holder(lock) == "another process"
 
 
 def test_without_posix_locks_one_process_works(tmp_path, monkeypatch):
     import pli.core
     monkeypatch.setattr(pli.core, "fcntl", None)
     lock = tmp_path / "arm.lock"
-    with claim(lock) as ours:
-        assert ours and held(lock)
-        with pytest.raises(PliError, match="need a POSIX system"), claim(lock): pass
-    assert not lock.exists() and not held(lock)
+    with claim_lock(lock) as ours:
+        assert ours and is_locked(lock)
+        with pytest.raises(PliError, match="need a POSIX system"), claim_lock(lock): pass
+    assert not lock.exists() and not is_locked(lock)
 
 
 def test_all_that_is_held_out_is_measured(tmp_path):
     plan = read_plan(written(tmp_path, TINY.replace("held_out = 20", "held_out = 1100").replace("count = 120", "count = 1300")))
-    material = gather(plan, tmp_path, torch.device("cpu"), quiet)
-    assert len(material.held_out) >= 1100 and material.most == 1100 and gather(read_plan(written(tmp_path)), tmp_path, torch.device("cpu"), quiet).most == 1000
+    material = load_study_data(plan, tmp_path, torch.device("cpu"), quiet)
+    assert len(material.held_out) >= 1100 and material.most == 1100 and load_study_data(read_plan(written(tmp_path)), tmp_path, torch.device("cpu"), quiet).most == 1000
 
 
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
@@ -485,12 +494,12 @@ def test_a_row_in_another_precision_than_its_control_says_so(copied):
     out = copied / "out"
     for seed in (0, 1): changed(out / f"control-{seed}.json", precision="bf16")
     study = read_results(out, read_plan(copied / "plan.toml"))
-    heading, rows = table(study, "all")
+    heading, rows = arms_table(study, "all")
     row = next(row for row in rows if row[0] == "mix it")
     assert row[4].endswith(" (fp32; control in bf16)") and precision_line(study) == "Computed in fp32; in bf16: control, with 1 thread"
     changed(out / "mix-it-0.json", precision="bf16")                               # one of two seeds is enough
     study = read_results(out, read_plan(copied / "plan.toml"))
-    assert next(row for row in table(study, "all")[1] if row[0] == "mix it")[4].endswith(" (fp32; control in bf16)")
+    assert next(row for row in arms_table(study, "all")[1] if row[0] == "mix it")[4].endswith(" (fp32; control in bf16)")
     write_study(out, read_plan(copied / "plan.toml"))
     assert "*Computed in fp32; in bf16: control; in bf16+fp32: mix it, with 1 thread.*" in (out / "report.md").read_text()
 
@@ -552,9 +561,9 @@ def with_runs(copied, whole) -> Path:
 
 
 def test_a_run_whose_model_is_there_is_measured_and_not_trained(with_runs, monkeypatch):
-    import pli.studies.run
+    import pli.studies.results
     def never(*args): raise AssertionError("trained")
-    monkeypatch.setattr(pli.studies.run, "tune", never)
+    monkeypatch.setattr(pli.studies.results, "tune", never)
     plan, before, said = read_plan(with_runs / "plan.toml"), stored(with_runs / "out"), []
     for name in ("control-1", "mix-it-0"): (with_runs / "out" / f"{name}.json").unlink()
     assert run(plan, place(with_runs), say=said.append) == (9, 9) and sum("is trained already" in line for line in said) == 2
@@ -600,7 +609,7 @@ def test_an_average_over_seeds(with_runs):
     plan = read_plan(written(with_runs, text))
     assert [job.folder for job in jobs_of(plan)][-3:] == ["half-1", "soup", "cold-soup"] and [job.folder for job in jobs_of(plan, ["soup"], [1])] == ["mix-it-1", "soup"]
     assert run(plan, place(with_runs), say=quiet) == (11, 11) and listed(plan, place(with_runs))[-1] == "there    cold soup"
-    material = gather(plan, with_runs, torch.device("cpu"), quiet)
+    material = load_study_data(plan, with_runs, torch.device("cpu"), quiet)
     models = [load_backbone(with_runs / "runs" / f"mix-it-{seed}" / "last") for seed in (0, 1)]
     for name, wanted in {"soup": average(models), "cold soup": average([material.start(None), *models], [0.25, 0.375, 0.375])}.items():
         found = model_of(plan, Job(plan.arms[name]), material, with_runs / "runs", torch.device("cpu"))
@@ -609,9 +618,9 @@ def test_an_average_over_seeds(with_runs):
     assert record["seeds"] == [0, 1] and record["members"].keys() == {"mix it"} and record["ranks"] not in [json.loads((with_runs / "out" / f"mix-it-{seed}.json").read_text())["ranks"] for seed in (0, 1)]
     for study in (read_results(with_runs / "out"), read_results(with_runs / "out", plan)):
         assert study.common == {"start", "soup", "cold soup"} and not study.missing
-        assert gain(study, "soup")["by seed"].keys() == {0, 1} == gain(study, "mix it", "soup")["by seed"].keys() and gain(study, "soup", "start")["by seed"].keys() == {0}
-        one = solved(study, "soup", "all").mean() - solved(study, "control", "all").mean()
-        assert gain(study, "soup")["difference"][0] == pytest.approx(100 * one.item(), abs=0.01)
+        assert difference(study, "soup")["by seed"].keys() == {0, 1} == difference(study, "mix it", "soup")["by seed"].keys() and difference(study, "soup", "start")["by seed"].keys() == {0}
+        one = solved_share(study, "soup", "all").mean() - solved_share(study, "control", "all").mean()
+        assert difference(study, "soup")["difference"][0] == pytest.approx(100 * one.item(), abs=0.01)
     write_study(with_runs / "out", plan)
     with pytest.raises(PliError, match=r"soup.json: was made with seeds \[0, 1\], the plan says \[0\]"): run(read_plan(written(with_runs, text.replace("seeds = [0, 1]", "seeds = [0]"))), place(with_runs), say=quiet)
 
@@ -623,7 +632,7 @@ def test_plain_recall_is_compared_by_its_ranks(copied):
     record = study.results["mix it"][0]
     assert 100 * recall_at(unpacked(record["plain ranks"]["text to picture"]["ranks"], record["plain ranks"]["text to picture"]["count"]), 10).double().mean().item() == pytest.approx(record["plain recall"]["text to picture"]["recall@10"], abs=1e-3)
     changed(copied / "out" / "mix-it-0.json", **{"plain ranks": None})              # as results were stored before
-    one = plain_gain(read_results(copied / "out"), "mix it", "text to picture")     # what the other seed says
+    one = plain_difference(read_results(copied / "out"), "mix it", "text to picture")     # what the other seed says
     hits = [recall_at(unpacked(study.results[arm][1]["plain ranks"]["text to picture"]["ranks"], study.results[arm][1]["plain ranks"]["text to picture"]["count"]), 10).double().mean().item() for arm in ("mix it", "control")]
     assert one[0] == pytest.approx(100 * (hits[0] - hits[1]), abs=1e-3)
     changed(copied / "out" / "mix-it-1.json", **{"plain ranks": None})
@@ -635,27 +644,27 @@ def test_plain_recall_is_compared_by_its_ranks(copied):
 
 def test_results_know_the_code_that_made_them(copied):
     record = stored(copied / "out")["control-0.json"]
-    assert record["code"] == code_digest() and "1 version of the code" in made_of(read_results(copied / "out"))
+    assert record["code"] == code_digest() and "1 version of the code" in provenance_lines(read_results(copied / "out"))
     changed(copied / "out" / "control-0.json", code="0123")
     changed(copied / "out" / "control-1.json", code=None)
-    assert "2 versions of the code; some results do not say which" in made_of(read_results(copied / "out"))
+    assert "2 versions of the code; some results do not say which" in provenance_lines(read_results(copied / "out"))
 
 
-def test_a_map_is_sure_only_where_seeds_agree(whole, monkeypatch):
-    import pli.studies.findings
+def test_a_map_calls_significant_only_where_seeds_agree(whole, monkeypatch):
+    import pli.studies.page
     seen = {}
-    monkeypatch.setattr(pli.studies.findings.viz, "gain_map", lambda *args, **more: seen.update(more))
+    monkeypatch.setattr(pli.studies.page, "gain_map", lambda *args, **more: seen.update(more))
     study = read_results(whole / "out")
-    draw(study, {"kind": "heatmap", "arms": ["mix it", "half"], "kinds": ["all", "colour"]})
-    assert seen["sure"] == [[gain(study, arm, "control", kind)["sure"] for kind in ("all", "colour")] for arm in ("mix it", "half")]
+    draw_figure(study, {"kind": "heatmap", "arms": ["mix it", "half"], "kinds": ["all", "colour"]})
+    assert seen["significant"] == [[difference(study, arm, "control", kind)["sure"] for kind in ("all", "colour")] for arm in ("mix it", "half")]
 
 
 def test_pictures_are_not_kept_by_every_worker(whole, monkeypatch):
     import pli.studies.run
     for workers in (0, 2):
-        material = gather(read_plan(whole / "plan.toml"), whole, torch.device("cpu"), quiet)
+        material = load_study_data(read_plan(whole / "plan.toml"), whole, torch.device("cpu"), quiet)
         material.kept = {}
-        monkeypatch.setattr(pli.studies.run, "gather", lambda *args: material)
+        monkeypatch.setattr(pli.studies.run, "load_study_data", lambda *args: material)
         run(read_plan(whole / "plan.toml"), replace(place(whole), workers=workers), say=quiet)
         assert (material.kept is None) == bool(workers)
 
@@ -671,30 +680,30 @@ def test_kinds_of_a_figure_are_checked_before_anything_runs(tmp_path):
 def test_numbers_are_those_of_the_evaluation(whole):
     "Composers chosen by halves, recall, differences: the same as from a benchmark at hand."
     plan = read_plan(whole / "plan.toml")
-    study, material = read_results(whole / "out"), gather(plan, whole, torch.device("cpu"), quiet)
-    assert torch.equal(study.first, halves(material.benchmark)) and study.arms == tuple(plan.names()) and not study.missing and study.seeds("control") == [0, 1] and study.seeds("start") == [0]
+    study, material = read_results(whole / "out"), load_study_data(plan, whole, torch.device("cpu"), quiet)
+    assert torch.equal(study.first, fold_of(material.benchmark)) and study.arms == tuple(plan.names()) and not study.missing and study.seeds("control") == [0, 1] and study.seeds("start") == [0]
     for kind in (None, "colour"):
-        found, specs = cross_chosen({spec: of_ranks(ranks) for spec, ranks in study.ranks("mix it", 1).items()}, material.benchmark, kind)
-        assert torch.equal(best(study, "mix it", 1, kind or "all")[0], found.rank) and best(study, "mix it", 1, kind or "all")[1] == specs
+        found, specs = cross_fitted({spec: as_query_ranks(ranks) for spec, ranks in study.ranks("mix it", 1).items()}, material.benchmark, kind)
+        assert torch.equal(cross_fitted_ranks(study, "mix it", 1, kind or "all")[0], found.rank) and cross_fitted_ranks(study, "mix it", 1, kind or "all")[1] == specs
     rows = study.kinds["colour"]
-    shares = {arm: torch.stack([recall_at(best(study, arm, seed, "colour")[0], 10)[rows] for seed in (0, 1)]).double().mean(0) for arm in ("mix it", "control")}
+    shares = {arm: torch.stack([recall_at(cross_fitted_ranks(study, arm, seed, "colour")[0], 10)[rows] for seed in (0, 1)]).double().mean(0) for arm in ("mix it", "control")}
     wanted = paired_bootstrap(shares["mix it"], shares["control"])
-    assert gain(study, "mix it", kind="colour")["difference"] == [round(100 * value, 2) for value in wanted] and gain(study, "mix it", kind="colour")["seeds"] == 2
-    assert level(study, "mix it", "colour")["mean"][0] == pytest.approx(100 * shares["mix it"].mean().item(), abs=0.01)
-    assert gain(study, "mix it", against="mix it")["difference"] == [0, 0, 0]
-    assert solved(study, "start", "all", family="text").mean().item() * 100 == pytest.approx(alone(study, "start", "all")["text only"], abs=0.01)
+    assert difference(study, "mix it", kind="colour")["difference"] == [round(100 * value, 2) for value in wanted] and difference(study, "mix it", kind="colour")["seeds"] == 2
+    assert recall_of(study, "mix it", "colour")["mean"][0] == pytest.approx(100 * shares["mix it"].mean().item(), abs=0.01)
+    assert difference(study, "mix it", against="mix it")["difference"] == [0, 0, 0]
+    assert solved_share(study, "start", "all", family="text").mean().item() * 100 == pytest.approx(baselines_of(study, "start", "all")["text only"], abs=0.01)
 
 
 def test_what_is_missing_is_left_out_and_said(copied):
     (copied / "out" / "mix-it-1.json").unlink()
     for seed in (0, 1): (copied / "out" / f"half-{seed}.json").unlink()
     study = read_results(copied / "out")
-    assert study.missing == ("mix it, seed 1", "half, seed 0", "half, seed 1") and "half" not in study.arms and gain(study, "mix it")["seeds"] == 1
+    assert study.missing == ("mix it, seed 1", "half, seed 0", "half, seed 1") and "half" not in study.arms and difference(study, "mix it")["seeds"] == 1
     write_study(copied / "out")
     page = (copied / "out" / "report.md").read_text()
     assert "Not there yet" in page and "half, seed 1" in page and "| half |" not in page
-    with pytest.raises(PliError, match="no results of arm 'half'"): gain(study, "half")
-    with pytest.raises(PliError, match="no queries of kind 'taste'"): gain(study, "mix it", kind="taste")
+    with pytest.raises(PliError, match="no results of arm 'half'"): difference(study, "half")
+    with pytest.raises(PliError, match="no queries of kind 'taste'"): difference(study, "mix it", kind="taste")
 
 
 def test_a_report_without_the_control_and_of_nothing(copied):
@@ -711,10 +720,10 @@ def test_arms_without_a_common_seed_are_not_compared(copied):
     (copied / "out" / "mix-it-1.json").unlink()
     (copied / "out" / "control-0.json").unlink()
     study = read_results(copied / "out")
-    with pytest.raises(PliError, match=r"have no seed in common: \[0\] and \[1\]"): gain(study, "mix it")
-    rows = {row[0]: row for row in table(study)[1]}
+    with pytest.raises(PliError, match=r"have no seed in common: \[0\] and \[1\]"): difference(study, "mix it")
+    rows = {row[0]: row for row in arms_table(study)[1]}
     assert rows["mix it"][1] == "1 (0 shared)" and rows["mix it"][4:7] == ["-"] * 3 and rows["half"][1] == "2 (1 shared)" and rows["control"][1] == "1"
-    assert gain(study, "half")["by seed"].keys() == {1} and gain(study, "start")["by seed"].keys() == {1}       # the start is there for all seeds
+    assert difference(study, "half")["by seed"].keys() == {1} and difference(study, "start")["by seed"].keys() == {1}       # the start is there for all seeds
     write_study(copied / "out")
 
 
@@ -725,10 +734,10 @@ def test_only_what_learned_alike_is_compared(copied):
         changed(copied / "out" / f"control-{seed}.json", settings=record["settings"] | {"learning_rate": 2e-3})
     study = read_results(copied / "out")
     assert [compared_with(study, arm) for arm in study.arms] == ["control", None, None, None, None]      # the start has learned nothing, all others at another rate
-    with pytest.raises(PliError, match="'half' has nothing to be compared with"): gain(study, "half")
+    with pytest.raises(PliError, match="'half' has nothing to be compared with"): difference(study, "half")
     study.controls["mix it"] = "half"
-    assert compared_with(study, "mix it") == "half" and compared_with(study, "mix it @ 2") is None and gain(study, "mix it")["against"] == "half"
-    assert {row[0]: row[4] for row in table(study)[1]}["half"] == "-" and "over half" in {row[0]: row[4] for row in table(study)[1]}["mix it"]
+    assert compared_with(study, "mix it") == "half" and compared_with(study, "mix it @ 2") is None and difference(study, "mix it")["against"] == "half"
+    assert {row[0]: row[4] for row in arms_table(study)[1]}["half"] == "-" and "over half" in {row[0]: row[4] for row in arms_table(study)[1]}["mix it"]
     write_study(copied / "out")
     assert "**No gain is given** for" in (copied / "out" / "report.md").read_text() and ": mix it; mix it @ 2; half." in (copied / "out" / "report.md").read_text()
     assert read_plan(plan).controls() == {"mix it": "half"}
@@ -747,13 +756,13 @@ def test_an_arm_on_the_way_is_compared_with_the_control_at_that_step(whole):
 
 
 @pytest.mark.parametrize("difference, by_seed, wanted", [([2, 1, 3], [1, 3], True), ([2, 1, 3], [4, -0.1], False), ([2, 1, 3], [2, 0], False), ([2, 0, 3], [2, 2], False), ([-2, -3, -1], [-1, -3], True), ([-2, -3, -1], [-1, 1], False), ([-2, -3, -1], [-1], False)])
-def test_a_difference_is_sure_when_interval_and_seeds_agree(difference, by_seed, wanted): assert is_sure(difference, by_seed) is wanted
+def test_a_difference_is_significant_when_interval_and_seeds_agree(difference, by_seed, wanted): assert significant(difference, by_seed) is wanted
 
 
 def test_a_figure_that_cannot_be_drawn_leaves_the_tables(copied, monkeypatch):
-    import pli.studies.findings
+    import pli.studies.page
     def fail(*args): raise PliError("no ink")
-    monkeypatch.setattr(pli.studies.findings, "draw", fail)
+    monkeypatch.setattr(pli.studies.page, "draw_figure", fail)
     with pytest.raises(PliError, match=r"report.md: written, but 1 of 1 figures cannot be drawn: figure 1: no ink"): write_study(copied / "out")
     assert "| mix it |" in (copied / "out" / "report.md").read_text() and (copied / "out" / "report.json").exists()
 
@@ -788,7 +797,7 @@ against = "start"
 def test_the_command_reports_from_files_alone(copied):
     "No model, no picture, no pairs: the data folder does not exist."
     plan = written(copied, TINY + FIGURES)
-    code = "import sys; from pli.cli.main import main; import pli.studies.run as s; s.gather = s.load_backbone = s.tune = None; sys.exit(main())"
+    code = "import sys; from pli.cli.main import main; import pli.studies.run as a, pli.studies.results as b, pli.studies.plan as c; a.load_study_data = a.tune = b.tune = b.load_backbone = c.load_backbone = None; sys.exit(main())"
     done = subprocess.run([sys.executable, "-c", code, "study", *words(plan, copied, "--report", "--data", str(copied / "nowhere"))], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     names = [Path(line).name for line in done.stdout.split()]
@@ -804,7 +813,7 @@ def test_the_command_reports_from_files_alone(copied):
 
 def test_tables_have_a_row_for_each_arm(whole):
     study = read_results(whole / "out")
-    heading, rows = table(study, "colour")
+    heading, rows = arms_table(study, "colour")
     assert [row[0] for row in rows] == ["start", "control", "mix it", "mix it @ 2", "half"] and all(len(row) == len(heading) for row in rows) and rows[1][4:7] == ["", "", ""] and re.fullmatch(r"[+-][\d.]+ / [+-][\d.]+", rows[2][5])
     heading, rows = plain_table(study)
     assert all(len(row) == len(heading) for row in rows) and rows[0][1] != "-"
@@ -814,11 +823,11 @@ def test_tables_have_a_row_for_each_arm(whole):
 
 def test_levels_stand_side_by_side(whole):
     study = read_results(whole / "out")
-    heading, rows = levels_table(study, [("colour", "recall@1"), ("all", "recall@10")], ["half", "control"])
+    heading, rows = recall_table(study, [("colour", "recall@1"), ("all", "recall@10")], ["half", "control"])
     assert heading == ["recall, percent", "colour R@1", "all R@10"] and [row[0] for row in rows] == ["half", "control"]
-    mean, low, high = level(study, "half", "colour", "recall@1")["mean"]
+    mean, low, high = recall_of(study, "half", "colour", "recall@1")["mean"]
     assert rows[0][1] == f"{mean:.1f} [{low:.1f}, {high:.1f}]"
-    assert [row[0] for row in levels_table(study, [("all", "recall@10")])[1]] == list(study.arms)
+    assert [row[0] for row in recall_table(study, [("all", "recall@10")])[1]] == list(study.arms)
 
 
 def test_hours_count_every_run_once(copied):
@@ -836,28 +845,28 @@ def test_an_arm_can_be_made_without_its_plan():
     folder = ROOT / "results" / "study" / "shop-longer"
     study = read_results(folder)
     for arm, seed in [("control", 0), ("random 0.75", 2), ("mixture", 1)]:
-        typed = shlex.split(command_of(study, arm, seed))
+        typed = shlex.split(command_for_arm(study, arm, seed))
         args = make_parser().parse_args(typed[1:])
         assert tune_settings(args) == replace(TuneSettings(**study.results[arm][seed]["settings"]), seed=seed, checkpoint_every=100) and (args.pairs, args.model, args.out) == ("shop/pairs.csv", "shop/base", f"{slug(arm)}-{seed}")
-    args = make_parser().parse_args(shlex.split(command_of(study, "mixture, a third of the start"))[1:])
+    args = make_parser().parse_args(shlex.split(command_for_arm(study, "mixture, a third of the start"))[1:])
     assert args.models == ["shop/base", "mixture-0/last"] and args.shares == [0.34, 0.66]
-    args = make_parser().parse_args(shlex.split(command_of(study, "mixture, soup of all seeds"))[1:])
+    args = make_parser().parse_args(shlex.split(command_for_arm(study, "mixture, soup of all seeds"))[1:])
     assert args.models == [f"mixture-{seed}/last" for seed in range(3)] and args.shares is None
-    assert command_of(study, "start") is None and command_of(study, "control @ 100") is None
+    assert command_for_arm(study, "start") is None and command_for_arm(study, "control @ 100") is None
 
 
 def test_a_drawn_world_has_no_command_of_its_own():
     study = read_results(ROOT / "results" / "study" / "quick")
-    assert not any(command_of(study, arm) for arm in study.arms)
+    assert not any(command_for_arm(study, arm) for arm in study.arms)
 
 
-def test_bars_are_sure_only_where_seeds_agree(whole, monkeypatch):
-    import pli.studies.findings
+def test_bars_are_significant_only_where_seeds_agree(whole, monkeypatch):
+    import pli.studies.page
     seen = []
-    monkeypatch.setattr(pli.studies.findings.viz, "gain_bars", lambda *args, **more: seen.append(more["sure"]))
+    monkeypatch.setattr(pli.studies.page, "gain_bars", lambda *args, **more: seen.append(more["significant"]))
     study = read_results(whole / "out")
-    for show in ("gain", "recall"): draw(study, {"kind": "bars", "arms": ["mix it", "half"], "kinds": ["colour"], "show": show})
-    assert seen == [{"colour": [gain(study, arm, "control", "colour")["sure"] for arm in ("mix it", "half")]}, None]
+    for show in ("gain", "recall"): draw_figure(study, {"kind": "bars", "arms": ["mix it", "half"], "kinds": ["colour"], "show": show})
+    assert seen == [{"colour": [difference(study, arm, "control", "colour")["sure"] for arm in ("mix it", "half")]}, None]
 
 
 def test_the_command_lists_and_refuses(whole, tmp_path, capsys):

@@ -27,10 +27,12 @@ import pli
 from pli import core
 from pli.training import loop as tuning
 from pli.training import step
-from pli.backbones.openclip import load_backbone
-from pli.core import PliError, generator, unit
-from pli.data.pairs import Pairs, PairSet, TensorPairs, collate
-from pli.hiding.views import View, parse_hide
+from pli.backbones.loading import load_backbone
+from pli.core import PliError, rng_for, unit
+from pli.data.pairs import Pairs
+from pli.data.batches import PairSet, TensorPairs, collate
+from pli.hiding.views import View
+from pli.hiding.language import parse_hide
 from pli.backbones.shortcuts import class_token_alone, words_alone
 from pli.methods.method import Method, TrainingBatch, same_picture
 from pli.methods.registry import METHODS
@@ -109,8 +111,8 @@ from pli import core
 from pli.training import loop as tuning
 from pli.settings import TuneSettings
 from pli.training.average import average
-from pli.backbones.openclip import load_backbone
-from pli.data.pairs import TensorPairs
+from pli.backbones.loading import load_backbone
+from pli.data.batches import TensorPairs
 
 configs, folder, mode = sys.argv[1:]
 open_clip.add_model_config(configs)
@@ -426,7 +428,7 @@ def choose(dots):
 
 def features(backbone, settings, batch=6):
     pixels, captions = PAIRS.pixels[:batch].float() / 255, PAIRS.captions[:batch]
-    view = parse_hide(settings.hide)(View(pixels, backbone.grid), generator(settings.seed, "hide", 4))
+    view = parse_hide(settings.hide)(View(pixels, backbone.grid), rng_for(settings.seed, "hide", 4))
     with torch.no_grad(): parts = backbone.encode_image(view.pixels, view.hidden), backbone.encode_text(captions), backbone.encode_image(pixels)
     return pixels, captions, [part.double() for part in parts]
 
@@ -436,9 +438,9 @@ def test_paper_objective_is_its_formula(fresh, hide):
     "(masked + text) . target, lengths kept, temperature one, query to target."
     backbone, settings = fresh(), dataclasses.replace(SHORT, hide=hide, weight=7.0)
     pixels, captions, (masked, text, whole) = features(backbone, settings)
-    got = loss_of("paper", backbone, pixels, captions, settings, generator(settings.seed, "hide", 4)).item()
+    got = loss_of("paper", backbone, pixels, captions, settings, rng_for(settings.seed, "hide", 4)).item()
     assert got == pytest.approx(choose(((masked + text) @ whole.T).tolist()), rel=1e-4)
-    assert loss_of("paper", backbone, pixels, captions, dataclasses.replace(settings, symmetric=False), generator(settings.seed, "hide", 4)).item() == got
+    assert loss_of("paper", backbone, pixels, captions, dataclasses.replace(settings, symmetric=False), rng_for(settings.seed, "hide", 4)).item() == got
 
 
 def released_step(weights, heads, pixels, text, noise, ratio):
@@ -477,15 +479,15 @@ def test_the_papers_loss_is_the_released_step(tmp_path, side, ratio):
     backbone = load_backbone("tunetest-quick", seed=1)
     backbone.model.eval()
     assert type(backbone.model.visual.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU" and backbone.patches == side * side
-    pixels, captions = torch.rand(6, 3, 4 * side, 4 * side, generator=generator(side)), [f"a thing of kind {i}" for i in range(6)]
+    pixels, captions = torch.rand(6, 3, 4 * side, 4 * side, generator=rng_for(side)), [f"a thing of kind {i}" for i in range(6)]
     settings = dataclasses.replace(SHORT, objective="paper", hide=f"random:{ratio}")
-    view = parse_hide(settings.hide)(View(pixels, backbone.grid), generator(3))
-    loss = loss_of("paper", backbone, pixels, captions, settings, generator(3))
+    view = parse_hide(settings.hide)(View(pixels, backbone.grid), rng_for(3))
+    loss = loss_of("paper", backbone, pixels, captions, settings, rng_for(3))
     loss.backward()
     weights = {name: value.detach().clone().requires_grad_() for name, value in backbone.model.state_dict().items()}
     mean, std = (torch.tensor(backbone.config["preprocess_cfg"][key])[:, None, None] for key in ("mean", "std"))
     text = backbone.encode_text(captions)
-    keep, masked, wanted = released_step(weights, 4, (pixels - mean) / std, text.detach(), torch.rand(6, side * side, generator=generator(3)), ratio)
+    keep, masked, wanted = released_step(weights, 4, (pixels - mean) / std, text.detach(), torch.rand(6, side * side, generator=rng_for(3)), ratio)
     assert torch.equal(~view.hidden, torch.zeros_like(view.hidden).scatter(1, keep, True))          # the same patches, row by row
     torch.testing.assert_close(backbone.encode_image(view.pixels, view.hidden), masked, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=1e-6)
@@ -503,7 +505,7 @@ def test_masked_objective_is_its_formula(fresh, weight, clip_weight, symmetric):
     plain = backbone.scale.item() * (unit(whole) @ unit(text).T)
     wanted = (choose(dots.tolist()) + choose(dots.T.tolist())) / 2 if symmetric else choose(dots.tolist())
     wanted += clip_weight * (choose(plain.tolist()) + choose(plain.T.tolist())) / 2
-    assert loss_of("masked", backbone, pixels, captions, settings, generator(settings.seed, "hide", 4)).item() == pytest.approx(wanted, rel=1e-4)
+    assert loss_of("masked", backbone, pixels, captions, settings, rng_for(settings.seed, "hide", 4)).item() == pytest.approx(wanted, rel=1e-4)
 
 
 def test_clip_objective_is_its_formula_and_hides_nothing(fresh):
@@ -512,15 +514,15 @@ def test_clip_objective_is_its_formula_and_hides_nothing(fresh):
     dots = backbone.scale.item() * (unit(whole) @ unit(text).T)
     wanted = (choose(dots.tolist()) + choose(dots.T.tolist())) / 2
     for hide in ("random:0.5", "mix:0.5"):
-        assert loss_of("clip", backbone, pixels, captions, dataclasses.replace(settings, hide=hide), generator(0)).item() == pytest.approx(wanted, rel=1e-4)
+        assert loss_of("clip", backbone, pixels, captions, dataclasses.replace(settings, hide=hide), rng_for(0)).item() == pytest.approx(wanted, rel=1e-4)
 
 
 def gradients(backbone, alone, hidden):
-    pixels = torch.rand(5, 3, *backbone.size, generator=generator(1))
+    pixels = torch.rand(5, 3, *backbone.size, generator=rng_for(1))
     backbone.eval().requires_grad_(True).zero_grad(set_to_none=True)
     with class_token_alone(backbone.model) if alone else contextlib.nullcontext():
         found = backbone.encode_image(pixels, hidden)
-        (found * torch.randn(found.shape, generator=generator(2))).sum().backward()
+        (found * torch.randn(found.shape, generator=rng_for(2))).sum().backward()
     return found.detach(), {name: weight.grad for name, weight in backbone.model.named_parameters() if weight.grad is not None}
 
 
@@ -546,7 +548,7 @@ def test_other_towers_are_left_as_they_are(tmp_path, change):
     (tmp_path / "tunetest-other.json").write_text(json.dumps(CONFIGS["resnet"] if change is None else model_config(**change)))
     open_clip.add_model_config(tmp_path)
     backbone = load_backbone("tunetest-other", seed=2)
-    pixels = torch.rand(3, 3, 32, 32, generator=generator(1))
+    pixels = torch.rand(3, 3, 32, 32, generator=rng_for(1))
     with torch.no_grad():
         plain = backbone.encode_image(pixels)
         with class_token_alone(backbone.model): assert torch.equal(backbone.encode_image(pixels), plain)
@@ -565,7 +567,7 @@ def test_words_alone_give_the_same_features_and_gradients(tmp_path, change, text
         backbone.eval().requires_grad_(True).zero_grad(set_to_none=True)
         with words_alone(backbone.model) if alone else contextlib.nullcontext():
             found = backbone.encode_text(texts)
-            (found * torch.randn(found.shape, generator=generator(2))).sum().backward()
+            (found * torch.randn(found.shape, generator=rng_for(2))).sum().backward()
         return found.detach(), {name: weight.grad for name, weight in backbone.model.named_parameters() if weight.grad is not None}
     (plain, wanted), (alone, found) = both(False), both(True)
     assert widths == [10, 10 if "no_causal_mask" in change else 1] and "encode_text" not in vars(backbone.model)      # where words see what follows, nothing is left out
@@ -951,7 +953,7 @@ def features_of(backbone, view): return backbone.encode_image(view.pixels, view.
 def seen(backbone, hide, rows=8, seed=5):
     "Pixels, words and view of a batch, as an objective sees them."
     pixels, captions = PAIRS.pixels[:rows].float() / 255, PAIRS.captions[:rows]
-    return pixels, captions, parse_hide(hide)(View(pixels, backbone.grid, captions=tuple(captions)), generator(seed))
+    return pixels, captions, parse_hide(hide)(View(pixels, backbone.grid, captions=tuple(captions)), rng_for(seed))
 
 
 @pytest.mark.parametrize("which", ["own", "all"])
@@ -960,7 +962,7 @@ def test_the_corrupted_picture_is_a_wrong_answer(fresh, which, hide):
     backbone = fresh()
     pixels, captions, view = seen(backbone, hide)
     settings = dataclasses.replace(SHORT, hide=hide, avoid=which)
-    got = loss_of("masked", backbone, pixels, captions, settings, generator(5))
+    got = loss_of("masked", backbone, pixels, captions, settings, rng_for(5))
     query = unit(unit(backbone.encode_text(captions)) + unit(backbone.encode_image(view.pixels, view.hidden)))
     whole, bare = unit(backbone.encode_image(pixels)), unit(backbone.encode_image(view.pixels))
     rows, changed = backbone.scale * query @ whole.T, [not torch.equal(one, other) for one, other in zip(view.pixels, pixels)]
@@ -969,7 +971,7 @@ def test_the_corrupted_picture_is_a_wrong_answer(fresh, which, hide):
     forward = torch.cat([rows, further.masked_fill(~wrong, -math.inf)], 1).logsumexp(1) - rows.diag()
     back = rows.T.logsumexp(1) - rows.diag()
     assert got.item() == pytest.approx(((forward + back) / 2).mean().item(), rel=1e-4)
-    plain = loss_of("masked", backbone, pixels, captions, dataclasses.replace(settings, avoid="none"), generator(5))
+    plain = loss_of("masked", backbone, pixels, captions, dataclasses.replace(settings, avoid="none"), rng_for(5))
     assert (got > plain) if any(changed) else torch.equal(got, plain)
     if hide.startswith("recolour:0.5"): assert 0 < sum(changed) < 8
 
@@ -982,7 +984,7 @@ def test_the_controls_are_their_formulas(fresh, hide):
     for name, target in (("flip", words), ("picture", unit(backbone.encode_image(pixels)))):
         logits = backbone.scale * masked @ target.T
         wanted = (logits.logsumexp(1) + logits.logsumexp(0) - 2 * logits.diag()).mean() / 2
-        got = loss_of(name, backbone, pixels, captions, dataclasses.replace(SHORT, hide=hide, objective=name), generator(5))
+        got = loss_of(name, backbone, pixels, captions, dataclasses.replace(SHORT, hide=hide, objective=name), rng_for(5))
         assert got.item() == pytest.approx(wanted.item(), rel=1e-4)
 
 
@@ -990,7 +992,7 @@ def test_the_controls_are_their_formulas(fresh, hide):
 def test_words_that_are_hidden_are_not_heard(fresh, objective):
     backbone = fresh()
     pixels, captions = PAIRS.pixels[:6].float() / 255, [f"a red thing number {i}" for i in range(6)]
-    ask = lambda hide, captions: loss_of(objective, backbone, pixels, captions, dataclasses.replace(SHORT, hide=hide, objective=objective), generator(0))
+    ask = lambda hide, captions: loss_of(objective, backbone, pixels, captions, dataclasses.replace(SHORT, hide=hide, objective=objective), rng_for(0))
     thin = ask("without:colour", captions)
     assert torch.equal(thin, ask("none", [caption.replace("red ", "") for caption in captions])) and not torch.equal(thin, ask("none", captions))
 
@@ -998,8 +1000,8 @@ def test_words_that_are_hidden_are_not_heard(fresh, objective):
 def test_the_added_clip_loss_hears_the_words_of_the_query(fresh):
     backbone = fresh()
     pixels, captions = PAIRS.pixels[:6].float() / 255, [f"a red thing number {i}" for i in range(6)]
-    ask = lambda weight: loss_of("masked", backbone, pixels, captions, dataclasses.replace(SHORT, hide="without:colour", clip_weight=weight), generator(0))
-    clip = loss_of("clip", backbone, pixels, [caption.replace("red ", "") for caption in captions], SHORT, generator(0))
+    ask = lambda weight: loss_of("masked", backbone, pixels, captions, dataclasses.replace(SHORT, hide="without:colour", clip_weight=weight), rng_for(0))
+    clip = loss_of("clip", backbone, pixels, [caption.replace("red ", "") for caption in captions], SHORT, rng_for(0))
     assert (ask(0.5) - ask(0.0)).item() == pytest.approx(clip.item() / 2, rel=1e-3)
 
 
@@ -1033,7 +1035,7 @@ def test_objectives_know_how_far_the_run_is(fresh, monkeypatch):
 def test_a_schedule_of_hiding_begins_with_its_first_way_and_ends_with_its_last(fresh):
     backbone = fresh()
     pixels, captions = PAIRS.pixels[:8].float() / 255, PAIRS.captions[:8]
-    ask = lambda hide, progress: loss_of("picture", backbone, pixels, captions, dataclasses.replace(SHORT, hide=hide), generator(0), progress).item()
+    ask = lambda hide, progress: loss_of("picture", backbone, pixels, captions, dataclasses.replace(SHORT, hide=hide), rng_for(0), progress).item()
     assert ask("none>grey", 0.0) == pytest.approx(ask("none", 0.0), rel=1e-5) and ask("none>grey", 1.0) == pytest.approx(ask("grey", 0.0), rel=1e-5)
     assert ask("none", 0.0) != pytest.approx(ask("grey", 0.0), rel=1e-4)
 
@@ -1199,7 +1201,7 @@ def loss_of_twice(backbone, **changes):
 def test_the_same_picture_is_no_wrong_answer_in_any_objective(fresh, objective, hide, clip_weight, symmetric):
     backbone, settings = fresh(), dataclasses.replace(SHORT, objective=objective, hide=hide)
     with torch.no_grad():
-        view = TrainingBatch(TWICE.pixels.float() / 255, TWICE.captions, generator(0, "hide", 0), 0.0).hidden(backbone, settings.hide)
+        view = TrainingBatch(TWICE.pixels.float() / 255, TWICE.captions, rng_for(0, "hide", 0), 0.0).hidden(backbone, settings.hide)
         masked, text, whole = backbone.encode_image(view.pixels, view.hidden).double(), backbone.encode_text(TWICE.captions).double(), backbone.encode_image(TWICE.pixels).double()
     query, target = {"masked": (unit(text) + unit(masked), whole), "clip": (whole, text), "flip": (masked, text), "picture": (masked, whole)}[objective]
     def loss(query, target, symmetric):
@@ -1273,9 +1275,9 @@ from pli import core
 from pli.training import loop as tuning
 from pli.settings import TuneSettings
 from pli.training.average import average
-from pli.backbones.openclip import load_backbone
+from pli.backbones.loading import load_backbone
 from pli.core import PliError
-from pli.data.pairs import TensorPairs
+from pli.data.batches import TensorPairs
 
 configs, folder, fill, what = sys.argv[1:]
 open_clip.add_model_config(configs)

@@ -9,12 +9,17 @@ import torch
 from hypothesis import given, settings, strategies as st
 from matplotlib.path import Path as Outline
 
-from pli.core import PliError, generator
-from pli.hiding.views import HIDERS
-from pli.viz.figures import UNSURE, Retrieval, gain_bars, gain_lines, gain_map, hidden_squares, interval_bars, loss_curves, mask_figure, mean_around, moved_apart, rank_change, retrieval_figure, save_figure, see, shares_moved, signed, tint, to_image, to_png, weight_curves, width_of, words_left
+from pli.core import PliError, rng_for
+from pli.evaluation.significance import NOT_SIGNIFICANT, SIGNIFICANCE_OF_QUERIES, SIGNIFICANT
+from pli.hiding.language import CORRUPTIONS
+from pli.viz.gains import MUTED, gain_bars, gain_lines, gain_map, move_apart, format_signed, tint, width_of
+from pli.viz.rankings import Retrieval, rank_change, retrieval_figure, shares_moved
+from pli.viz.masks import hidden_squares, mask_figure, masked_view, words_left
+from pli.viz.curves import interval_bars, loss_curves, mean_around, weight_curves
+from pli.viz.style import save_figure, to_image, to_png
 
 
-def noise(*shape): return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator(0, "noise", *shape))
+def noise(*shape): return torch.randint(0, 256, shape, dtype=torch.uint8, generator=rng_for(0, "noise", *shape))
 
 
 def squares(axis): return sum(int((patch.get_path().codes == Outline.MOVETO).sum()) for patch in axis.patches if patch.get_gid() == "hidden")
@@ -85,7 +90,7 @@ def test_fewer_colours_make_smaller_files():
 
 
 def test_no_display_and_no_pyplot(tmp_path):
-    code = "import sys, torch; from pli.viz.figures import mask_figure, save_figure; save_figure(mask_figure(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), ['random'], (2, 2)), 'a.png'); assert 'matplotlib.pyplot' not in sys.modules"
+    code = "import sys, torch; from pli.viz.masks import mask_figure; from pli.viz.style import save_figure; save_figure(mask_figure(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), ['random'], (2, 2)), 'a.png'); assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env={"PATH": "", "HOME": str(tmp_path), "PYTHONPATH": ":".join(filter(None, sys.path))})
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
@@ -105,12 +110,12 @@ def test_squares_lie_on_the_hidden_patches(rows, columns, seed, data):
 @pytest.mark.parametrize("shape, grid", [((2, 3, 24, 24), (4, 4)), ((3, 3, 24, 36), (2, 3)), ((1, 3, 30, 20), (3, 2))])
 def test_a_figure_shows_the_view_and_nothing_else(shape, grid):
     pixels, captions = noise(*shape), ["a red shirt for men", "a blue dress", "socks in red"][: shape[0]]
-    hides = [name for name in HIDERS if name not in ("mix", "swap", "only", "without") or shape[0] > 1 and name in ("mix", "swap")]
+    hides = [name for name in CORRUPTIONS if name not in ("mix", "swap", "only", "without") or shape[0] > 1 and name in ("mix", "swap")]
     hides += ["only:colour", "without:colour", "recolour:1+random:0.5", "random:0.25|recolour:1", "grid>random:0.75"]
     figure = mask_figure(pixels, hides, grid, seed=3, captions=captions)
     assert len(figure.axes) == shape[0] * (1 + len(hides))
     for column, hide in enumerate(["none", *hides]):
-        view = see(pixels, hide, grid, seed=3, captions=captions)
+        view = masked_view(pixels, hide, grid, seed=3, captions=captions)
         for row in range(shape[0]):
             axis = figure.axes[row * (1 + len(hides)) + column]
             assert (np.asarray(axis.images[0].get_array()) == to_image(view.pixels[row])).all()
@@ -132,14 +137,14 @@ def test_words_are_shown_where_some_are_hidden_and_only_there():
     assert "\N{LEFT DOUBLE QUOTATION MARK}red\N{RIGHT DOUBLE QUOTATION MARK}" in written(["only:colour"])
     assert sum(text.startswith("\N{LEFT DOUBLE QUOTATION MARK}") for text in written(["only:colour", "random", "without:colour"])) == 2   # the second caption stays as it is
     assert any("left of its caption" in text for text in written(["only:colour"])) and not any("left of its caption" in text for text in written(["random"]))
-    view = see(noise(2, 3, 24, 24), "only:colour", (4, 4), captions=captions)
+    view = masked_view(noise(2, 3, 24, 24), "only:colour", (4, 4), captions=captions)
     assert words_left(view, 1, captions) == words_left(view, 0, None) == "" != words_left(view, 0, captions)
 
 
 @pytest.mark.parametrize("hide, title", [("random:0.5", "random:0.5"), ("recolour:1 + random:0.5", "recolour:1\n+ random:0.5"), ("grid|block>random:0.75+drop", "grid\n| block\n> random:0.75\n+ drop")])
 def test_every_step_of_a_way_has_its_line(hide, title):
-    from pli.viz.figures import title_of
-    assert title_of(hide) == title
+    from pli.viz.masks import hide_title
+    assert hide_title(hide) == title
 
 
 def test_a_printed_grey_is_not_a_hidden_patch():
@@ -182,20 +187,22 @@ def test_the_chosen_weight_is_ringed_and_not_the_luckiest():
 def cells_of(figure): return {(text.get_position()[1] - 0.5, text.get_position()[0] - 0.5): text for text in figure.axes[0].texts if text.get_text()[-1:].isdigit() and text.get_gid() is None and text.get_ha() == "center"}
 
 
-def test_a_map_tells_what_is_sure():
+def test_a_map_tells_what_is_significant():
     values, low, high = np.array([[3.0, 2.0, -1.0], [0.04, np.nan, -2.5]]), np.array([[1.0, -0.5, -2.0], [-1, np.nan, -4.0]]), np.array([[5.0, 4.0, -0.1], [1, np.nan, 0.0]])
     cells = cells_of(gain_map(values, low, high, ["a", "b"], ["x", "y", "z"]))
     assert {place: text.get_text() for place, text in cells.items()} == {(0, 0): "+3.0", (0, 1): "+2.0", (0, 2): "\N{MINUS SIGN}1.0", (1, 0): "0.0", (1, 2): "\N{MINUS SIGN}2.5"}   # the missing one is blank
     assert {place for place, text in cells.items() if text.get_weight() == "bold"} == {(0, 0), (0, 2)}
-    assert {place for place, text in cells.items() if text.get_color() == UNSURE} == {(0, 1), (1, 0), (1, 2)}                # an interval that ends at 0 contains it
+    assert {place for place, text in cells.items() if text.get_color() == MUTED} == {(0, 1), (1, 0), (1, 2)}                # an interval that ends at 0 contains it
 
 
-def test_a_map_is_as_sure_as_the_caller_says():
+def test_the_caller_says_what_is_significant():
     values, low, high = np.array([[3.0, 2.0]]), np.array([[1.0, 1.0]]), np.array([[5.0, 4.0]])
-    figure = gain_map(values, low, high, ["a"], ["x", "y"], sure=[[True, False]])
+    figure = gain_map(values, low, high, ["a"], ["x", "y"], significant=[[True, False]])
     assert {place: text.get_weight() for place, text in cells_of(figure).items()} == {(0, 0): "bold", (0, 1): "normal"}
     words = lambda figure: {text.get_text() for text in figure.axes[1].texts}
-    assert words(figure) == {"sure", "not sure"} and words(gain_map(values, low, high, ["a"], ["x", "y"])) == {"interval without 0", "interval contains 0"}
+    assert words(figure) == words(gain_map(values, low, high, ["a"], ["x", "y"])) == {SIGNIFICANT, NOT_SIGNIFICANT}
+    note = lambda figure: " ".join(" ".join(text.get_text() for text in figure.texts).split())
+    assert SIGNIFICANCE_OF_QUERIES in note(gain_map(values, low, high, ["a"], ["x", "y"])) and SIGNIFICANCE_OF_QUERIES not in note(figure)
 
 
 def test_colours_of_gains():
@@ -235,7 +242,7 @@ def test_names_and_numbers_stay_inside_the_figure(count):
 @settings(max_examples=100, deadline=None)
 def test_moved_names_do_not_overlap_and_stay(wanted):
     places, heights = zip(*wanted)
-    moved = moved_apart(places, heights, 10)
+    moved = move_apart(places, heights, 10)
     order = sorted(range(len(moved)), key=moved.__getitem__)
     assert all(moved[b] - moved[a] >= (heights[a] + heights[b]) / 2 - 1e-9 for a, b in zip(order, order[1:]))
     assert all(heights[i] / 2 - 1e-9 <= moved[i] <= 10 - heights[i] / 2 + 1e-9 for i in order)
@@ -243,8 +250,8 @@ def test_moved_names_do_not_overlap_and_stay(wanted):
 
 
 def test_a_name_moves_no_further_than_it_must():
-    assert moved_apart([3.0, 8.0, 5.0], [1.0, 1.0, 1.0], 10) == [3.0, 8.0, 5.0]
-    assert np.allclose(moved_apart([5.0, 5.0, 9.0], [1.0, 2.0, 1.0], 10), [4.25, 5.75, 9.0])
+    assert move_apart([3.0, 8.0, 5.0], [1.0, 1.0, 1.0], 10) == [3.0, 8.0, 5.0]
+    assert np.allclose(move_apart([5.0, 5.0, 9.0], [1.0, 2.0, 1.0], 10), [4.25, 5.75, 9.0])
 
 
 def test_lines_end_where_their_values_end():
@@ -261,7 +268,7 @@ def test_lying_bars_are_as_long_as_their_values():
     bars = [(patch.get_width(), patch.get_y() + patch.get_height() / 2) for patch in figure.axes[0].patches if patch.get_hatch() is not None and patch.get_height() < 0.9]
     assert [width for width, _ in bars] == [1.0, -2.0, 4.0] and [int(y) for _, y in bars] == [0, 1, 1]
     numbers = [text for text in figure.axes[0].texts if text.get_gid() == "value"]
-    assert [text.get_text() for text in numbers] == ["+1.0", "\N{MINUS SIGN}2.0", "+4.0"] and [text.get_color() == UNSURE for text in numbers] == [False, True, False]
+    assert [text.get_text() for text in numbers] == ["+1.0", "\N{MINUS SIGN}2.0", "+4.0"] and [text.get_color() == MUTED for text in numbers] == [False, True, False]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["x", "y", "control"]
     same = gain_bars(["a"], {"control": ([1.0],) * 3}, "recall", baselines={"control": 0.5})
     assert len(same.legends[0].get_texts()) == 2
@@ -275,7 +282,7 @@ def test_what_is_not_measured_has_no_say_in_the_axes():
 
 def test_texts_are_measured():
     assert width_of("ii", 9) < width_of("WW", 9) < width_of("WW", 18) and width_of("a\nlong line", 9) == width_of("long line", 9) and width_of("", 9) == width_of(" \n", 9) == 0
-    assert signed(0.0, 9) == "0.0" and signed(-0.049, 9) == "0.0" and signed(-0.05001, 9) == "\N{MINUS SIGN}0.1" and signed(0.2, 1) == "+0.20"
+    assert format_signed(0.0, 9) == "0.0" and format_signed(-0.049, 9) == "0.0" and format_signed(-0.05001, 9) == "\N{MINUS SIGN}0.1" and format_signed(0.2, 1) == "+0.20"
 
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=30), st.floats(0.5, 20))
@@ -287,7 +294,7 @@ def test_mean_around_is_the_formula(values, half_life):
 
 
 def test_shares_add_up():
-    before, after = (torch.randint(1, 9, (500,), generator=generator(i)) for i in range(2))
+    before, after = (torch.randint(1, 9, (500,), generator=rng_for(i)) for i in range(2))
     assert abs(sum(shares_moved(before, after)) - 1) < 1e-9
 
 
@@ -311,8 +318,8 @@ def test_shares_add_up():
     (lambda: gain_map([[1.0]], [[None]], [[2.0]], ["a"], ["x"]), "a, x: a gain needs low <= high, all finite, got 1 with nan and 2"),
     (lambda: gain_map([[float("inf")]], [[0.0]], [[2.0]], ["a"], ["x"]), "a, x: a gain needs low <= high, all finite, got inf"),
     (lambda: gain_map([[1.0]], [[0.0]], [[2.0]], ["a"], ["x"], limit=-1), "limit"),
-    (lambda: gain_map([[1.0]], [[-1.0]], [[2.0]], ["a"], ["x"], sure=[[True]]), "sure only where its interval is clear of 0"),
-    (lambda: gain_map([[1.0]], [[0.5]], [[2.0]], ["a"], ["x"], sure=[True]), r"got \(1,\)"),
+    (lambda: gain_map([[1.0]], [[-1.0]], [[2.0]], ["a"], ["x"], significant=[[True]]), "significant only where its interval is clear of 0"),
+    (lambda: gain_map([[1.0]], [[0.5]], [[2.0]], ["a"], ["x"], significant=[True]), r"got \(1,\)"),
     (lambda: gain_lines([], {"a": ([], [], [])}, "x", "y"), "nothing to draw"),
     (lambda: gain_lines([1], {}, "x", "y"), "nothing to draw"),
     (lambda: gain_lines([2, 1], {"a": ([1, 2],) * 3}, "x", "y"), "x has to rise from point to point, got 2, 1"),

@@ -22,9 +22,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pli.backbones.openclip import load_backbone
+from pli.backbones.loading import load_backbone
 from pli.core import PliError
-from pli.backbones.weights import PICTURES, Notice, bytes_needed, check_config, check_kind, check_pictures, in_whole_words, offline_for, out_of_reach, read_weights, similar, weights_names
+from pli.backbones.weights import PREPROCESS_VALUES, Notice, bytes_needed, check_config, check_file_kind, check_preprocess, in_whole_words, offline_for, out_of_reach, read_weights, similar_names, weights_names
 
 SMALL = {"embed_dim": 24, "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
          "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}}
@@ -82,7 +82,7 @@ def test_a_torchscript_file_is_recognised_whatever_its_name(torchscript, tmp_pat
 
 
 def test_the_recipe_for_openais_file_works_as_it_is_printed(small, torchscript):
-    with pytest.raises(PliError) as caught: check_kind(torchscript)
+    with pytest.raises(PliError) as caught: check_file_kind(torchscript)
     command = re.search(r"python (-c \".*\") and then give", str(caught.value))[1]
     subprocess.run([sys.executable, *shlex.split(command)], check=True, cwd=torchscript.parent)
     made = torchscript.with_suffix(".safetensors")
@@ -153,7 +153,7 @@ def test_a_file_that_says_it_is_huge_costs_nothing(small, tmp_path, beginning, w
 def test_an_archive_that_unpacks_to_more_than_there_is(small, tmp_path, monkeypatch):
     path = tmp_path / "weights.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive: archive.writestr("params/x.npy", bytes(2**24))
-    monkeypatch.setattr("pli.backbones.weights.memory_free", lambda: 2**23)
+    monkeypatch.setattr("pli.backbones.weights._memory_free", lambda: 2**23)
     with pytest.raises(PliError, match="need 0.0 GiB of memory"): read_weights(path)
 
 
@@ -277,7 +277,7 @@ def test_code_beside_a_tokenizer_is_never_run(small, tmp_path):
     with pytest.raises(PliError, match="tokenizer_kwargs: trust_remote_code is not allowed"): load_backbone(folder)
     assert not mark.exists()
     folder_with(small, folder, lambda config: hub_words(config))                                    # without the argument the library would ask the user
-    code = f"from pli.backbones.openclip import load_backbone\nload_backbone({str(folder)!r})"
+    code = f"from pli.backbones.loading import load_backbone\nload_backbone({str(folder)!r})"
     done = subprocess.run([sys.executable, "-c", code], input="y\ny\n", capture_output=True, text=True, timeout=120)
     assert "its tokenizer org/words is a program that lies beside it, and that is not run here" in done.stderr
     assert not mark.exists() and "[y/N]" not in done.stdout + done.stderr
@@ -350,12 +350,12 @@ def test_a_tokenizer_on_this_machine_is_not_followed_from_the_hub(name, fine):
 
 
 def test_every_model_of_open_clip_asks_for_what_is_allowed(monkeypatch):
-    monkeypatch.setattr("pli.backbones.weights.memory_free", lambda: 2**45)
+    monkeypatch.setattr("pli.backbones.weights._memory_free", lambda: 2**45)
     names = [name for name in open_clip.list_models() if not name.startswith("pli")]
     assert len(names) > 140
     for name in names: check_config(name, {"model_cfg": open_clip.get_model_config(name)})
     for name, tag in open_clip.list_pretrained():
-        check_pictures(name, {key: value for key, value in open_clip.get_pretrained_cfg(name, tag).items() if key in PICTURES})
+        check_preprocess(name, {key: value for key, value in open_clip.get_pretrained_cfg(name, tag).items() if key in PREPROCESS_VALUES})
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-L-14-336", "RN50", "RN50x16", "coca_ViT-B-32", "ViT-S-16-alt", "pliweights"])
@@ -600,7 +600,7 @@ def test_the_name_that_was_meant_is_the_first_suggestion(name):
 
 
 @pytest.mark.parametrize("name, meant", [("openai/clip-vit-large-patch14", "ViT-L-14"), ("openai/clip-vit-large-patch14-336", "ViT-L-14-336"), ("rn-50", "RN50"), ("resnet50", "RN50"), ("vit-so400m-14-siglip", "ViT-SO400M-14-SigLIP"), ("pli_tiny_48", "pli-tiny-48")])
-def test_other_names(name, meant): assert meant in similar(name, [*open_clip.list_models(), "pli-tiny-48"])
+def test_other_names(name, meant): assert meant in similar_names(name, [*open_clip.list_models(), "pli-tiny-48"])
 
 
 def test_nothing_near_is_not_suggested():

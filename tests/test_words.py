@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import HFTokenizer, SigLipTokenizer
 
-from pli.backbones.openclip import CutTextWarning, cut_texts, load_backbone
-from pli.core import generator
-from pli.data.pairs import TensorPairs
+from pli.backbones.openclip import CutTextWarning, cut_texts
+from pli.backbones.loading import load_backbone
+from pli.core import rng_for
+from pli.data.batches import TensorPairs
 from pli.gallery.encode import encode_texts
 from pli.settings import TuneSettings
 from pli.training.loop import tune
@@ -120,7 +121,7 @@ def test_the_line_is_safe_to_print(tiny):
 
 
 def test_tuning_tells_before_the_first_step(tiny, tmp_path):
-    pixels = torch.randint(0, 256, (12, 3, 48, 48), generator=generator(0, "words"), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (12, 3, 48, 48), generator=rng_for(0, "words"), dtype=torch.uint8)
     data = TensorPairs(pixels, [f"{LONG}{i}" if i % 3 == 0 else f"a shirt {i}" for i in range(12)])
     with pytest.warns(CutTextWarning, match="4 of 12 texts are longer") as caught: tune(tiny, data, TuneSettings(steps=3, batch_size=4, precision="fp32"), tmp_path, say=lambda line: None)
     assert len(caught) == 1 and len(tiny.cut_texts) == 4

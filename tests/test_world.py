@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from pli.core import PliError, generator, read_json
-from pli.world import (ATTRIBUTES, BACKGROUNDS, COLOURS, COLUMN, COMPLETE, KINDS, PHRASES, SPARSE, UNSAID, caption, cover, make_queries, render,
-                       sample, save_world)
+from pli.core import PliError, read_json, rng_for
+from pli.world import ATTRIBUTES, BACKGROUNDS, COLOURS, COLUMN, COMPLETE, PHRASES, QUERY_KINDS
+from pli.world import SPARSE, UNSAID, caption, cover, make_queries, render, sample, save_world
 
 SIZES = torch.tensor([len(values) for values in ATTRIBUTES.values()])
 CHANGES = {"colour": [{"colour"}], "shape": [{"shape"}], "both": [{"colour", "shape"}], "keep": [{"colour"}, {"shape"}]}
@@ -35,14 +35,14 @@ def changed(a, b): return {name for name in ATTRIBUTES if a[COLUMN[name]] != b[C
 @given(count=st.integers(0, 50), seed=st.integers(0, 5))
 @settings(max_examples=25, deadline=None)
 def test_sample_is_inside_the_world_and_repeats(count, seed):
-    rows = sample(count, generator(seed))
+    rows = sample(count, rng_for(seed))
     assert rows.shape == (count, len(ATTRIBUTES)) and rows.dtype == torch.int64
     assert (rows >= 0).all() and (rows < SIZES).all()
-    assert torch.equal(rows, sample(count, generator(seed)))
+    assert torch.equal(rows, sample(count, rng_for(seed)))
 
 
 def test_sample_is_uniform():
-    rows = sample(20_000, generator(0))
+    rows = sample(20_000, rng_for(0))
     for column, size in enumerate(SIZES.tolist()):
         share = rows[:, column].bincount(minlength=size) / len(rows)
         assert (share - 1 / size).abs().max() < 0.02
@@ -53,16 +53,16 @@ def test_sample_holds_out():
     assert len(held) == SIZES.prod()
     left = held[::1000]
     kept_out = held[torch.arange(len(held)) % 1000 != 0]
-    drawn = sample(50, generator(0), without=kept_out)
+    drawn = sample(50, rng_for(0), without=kept_out)
     assert len(drawn) == 50 and {tuple(row) for row in drawn.tolist()} <= {tuple(row) for row in left.tolist()}
-    with pytest.raises(PliError, match="held out"): sample(1, generator(0), without=held)
+    with pytest.raises(PliError, match="held out"): sample(1, rng_for(0), without=held)
 
 
 # pictures
 
 @pytest.mark.parametrize("size", [1, 7, 32, 48, 65])
 def test_picture_depends_on_its_row_only(size):
-    rows = sample(33, generator(size))
+    rows = sample(33, rng_for(size))
     together = render(rows, size)
     assert together.shape == (33, 3, size, size) and together.dtype == torch.uint8
     assert torch.equal(together, torch.cat([render(row[None], size) for row in rows]))
@@ -70,12 +70,12 @@ def test_picture_depends_on_its_row_only(size):
 
 
 def test_chunks_do_not_show():
-    rows = sample(600, generator(3))  # more than one chunk at 48 pixels
+    rows = sample(600, rng_for(3))  # more than one chunk at 48 pixels
     assert torch.equal(render(rows), torch.cat([render(part) for part in rows.split(100)]))
 
 
 def test_no_pictures_is_fine():
-    assert render(sample(0, generator(0))).shape == (0, 3, 48, 48) and caption(sample(0, generator(0)), SPARSE, generator(0)) == []
+    assert render(sample(0, rng_for(0))).shape == (0, 3, 48, 48) and caption(sample(0, rng_for(0)), SPARSE, rng_for(0)) == []
 
 
 def test_a_known_picture_never_changes():
@@ -125,11 +125,11 @@ def test_all_colours_and_grounds_are_seen():
 ])
 def test_rows_from_another_world_are_refused(rows, message):
     with pytest.raises(PliError, match=message): render(rows)
-    with pytest.raises(PliError, match=message): caption(rows, SPARSE, generator(0))
+    with pytest.raises(PliError, match=message): caption(rows, SPARSE, rng_for(0))
 
 
 def test_no_pixels_is_refused():
-    with pytest.raises(PliError, match="size is 0"): render(sample(1, generator(0)), 0)
+    with pytest.raises(PliError, match="size is 0"): render(sample(1, rng_for(0)), 0)
 
 
 # captions
@@ -137,8 +137,8 @@ def test_no_pixels_is_refused():
 @given(said=st.dictionaries(st.sampled_from(list(ATTRIBUTES)), st.sampled_from([0.0, 0.5, 1.0])), seed=st.integers(0, 9))
 @settings(max_examples=60, deadline=None)
 def test_captions_say_what_they_may_and_must(said, seed):
-    rows = sample(5, generator(seed))
-    for row, text in zip(rows, caption(rows, said, generator(seed))):
+    rows = sample(5, rng_for(seed))
+    for row, text in zip(rows, caption(rows, said, rng_for(seed))):
         assert "  " not in text and text == text.strip()
         rest = f" {text} "
         if value(row, "place") in rest and said.get("place", 0) == 0: pytest.fail(text)
@@ -150,54 +150,54 @@ def test_captions_say_what_they_may_and_must(said, seed):
 
 
 def test_complete_captions_tell_all_pictures_apart():
-    rows = sample(3000, generator(0)).unique(dim=0)
-    assert len(set(caption(rows, COMPLETE, generator(0)))) == len(rows)
-    assert len(set(caption(rows, SPARSE, generator(0)))) == 192   # 64 things to say, each in three ways
+    rows = sample(3000, rng_for(0)).unique(dim=0)
+    assert len(set(caption(rows, COMPLETE, rng_for(0)))) == len(rows)
+    assert len(set(caption(rows, SPARSE, rng_for(0)))) == 192   # 64 things to say, each in three ways
 
 
 def test_every_way_of_saying_it_is_as_likely():
-    texts = caption(sample(3000, generator(0)), SPARSE, generator(1))
+    texts = caption(sample(3000, rng_for(0)), SPARSE, rng_for(1))
     drawn, after = sum(text.startswith("drawn as ") for text in texts), sum(" in " in text for text in texts)
     assert all(abs(count / 3000 - 1 / 3) < 0.03 for count in (drawn, after))
 
 
 def test_captions_and_edits_fit_a_context_of_sixteen():
     tokenizer = pytest.importorskip("open_clip").SimpleTokenizer()
-    rows = sample(4000, generator(0))
-    for row, text in zip(rows, caption(rows, COMPLETE, generator(0))):
+    rows = sample(4000, rng_for(0))
+    for row, text in zip(rows, caption(rows, COMPLETE, rng_for(0))):
         most = 16 if value(row, "colour") == "cyan" and text.startswith("drawn as ") else 15   # "cyan" is two tokens, all other words are one
         assert len(tokenizer.encode(text)) + 2 <= most, text
-    assert all(len(tokenizer.encode(text)) < 14 for text in make_queries(200, 1000, generator(0)).texts)
+    assert all(len(tokenizer.encode(text)) < 14 for text in make_queries(200, 1000, rng_for(0)).texts)
 
 
 def test_edits_use_only_words_of_captions():
-    known = {word for text in caption(sample(2000, generator(0)), SPARSE, generator(0)) for word in text.split()}
-    assert {word for text in make_queries(400, 2000, generator(1)).texts for word in text.split()} <= known
+    known = {word for text in caption(sample(2000, rng_for(0)), SPARSE, rng_for(0)) for word in text.split()}
+    assert {word for text in make_queries(400, 2000, rng_for(1)).texts for word in text.split()} <= known
 
 
 def test_how_often_something_is_said():
-    texts = caption(sample(4000, generator(0)), {"background": 0.3}, generator(1))
+    texts = caption(sample(4000, rng_for(0)), {"background": 0.3}, rng_for(1))
     assert abs(sum(text != "a picture" for text in texts) / 4000 - 0.3) < 0.03
 
 
 def test_articles():
     rows = every("shape", "colour")
-    for text in caption(rows, {"shape": 1.0}, generator(0)) + caption(rows, SPARSE, generator(0)):
+    for text in caption(rows, {"shape": 1.0}, rng_for(0)) + caption(rows, SPARSE, rng_for(0)):
         first, second = text.removeprefix("drawn as ").split()[:2]
         assert first == ("an" if second[0] in "aeiou" else "a")
 
 
 @pytest.mark.parametrize("said", [{"weather": 1.0}, {"shape": 1.5}, {"shape": -0.1}, {"shape": float("nan")}])
 def test_captions_refuse_nonsense(said):
-    with pytest.raises(PliError, match="said"): caption(sample(1, generator(0)), said, generator(0))
+    with pytest.raises(PliError, match="said"): caption(sample(1, rng_for(0)), said, rng_for(0))
 
 
 # queries
 
-@given(count=st.integers(1, 60), seed=st.integers(0, 1000), kinds=st.lists(st.sampled_from(list(KINDS)), min_size=1, max_size=5))
+@given(count=st.integers(1, 60), seed=st.integers(0, 1000), kinds=st.lists(st.sampled_from(list(QUERY_KINDS)), min_size=1, max_size=5))
 @settings(max_examples=30, deadline=None)
 def test_every_query_has_all_its_answers_and_only_those(count, seed, kinds):
-    queries = make_queries(count, 400, generator(seed), tuple(kinds))
+    queries = make_queries(count, 400, rng_for(seed), tuple(kinds))
     gallery = queries.attributes
     assert len(queries) == len(queries.texts) == len(queries.references) == len(queries.answers) == len(queries.kinds) == count
     assert gallery.shape == (400, len(ATTRIBUTES)) and queries.references.dtype == torch.int64
@@ -217,38 +217,38 @@ def test_every_query_has_all_its_answers_and_only_those(count, seed, kinds):
 
 
 def test_queries_repeat_with_the_seed():
-    one, two, other = (make_queries(40, 200, generator(seed)) for seed in (1, 1, 2))
+    one, two, other = (make_queries(40, 200, rng_for(seed)) for seed in (1, 1, 2))
     assert one.texts == two.texts and one.answers == two.answers and torch.equal(one.attributes, two.attributes)
     assert torch.equal(one.references, two.references) and not torch.equal(one.attributes, other.attributes)
 
 
 def test_some_queries_have_several_answers():
-    queries = make_queries(300, 20_000, generator(0))
+    queries = make_queries(300, 20_000, rng_for(0))
     assert max(map(len, queries.answers)) > 1
 
 
 def test_place_in_the_gallery_tells_nothing():
-    queries = make_queries(400, 4000, generator(0))
+    queries = make_queries(400, 4000, rng_for(0))
     places = torch.tensor([answers[0] for answers in queries.answers]).float() / 4000
     assert abs(places.mean() - 0.5) < 0.06 and places.min() < 0.05 and places.max() > 0.95
 
 
 def test_gallery_size_limits():
-    with pytest.raises(PliError, match=r"gallery_size is 11, but these queries need \d+ pictures") as caught: make_queries(4, 11, generator(0))
+    with pytest.raises(PliError, match=r"gallery_size is 11, but these queries need \d+ pictures") as caught: make_queries(4, 11, rng_for(0))
     needed = int(str(caught.value).split("need ")[1].split()[0])
-    assert len(make_queries(4, needed, generator(0)).attributes) == needed == 12
-    with pytest.raises(PliError): make_queries(4, needed - 1, generator(0))
+    assert len(make_queries(4, needed, rng_for(0)).attributes) == needed == 12
+    with pytest.raises(PliError): make_queries(4, needed - 1, rng_for(0))
 
 
 @pytest.mark.parametrize("arguments, message", [((0, 10), "count is 0"), ((4, 50, ("taste",)), "taste"), ((4, 50, ()), "choose from")])
 def test_queries_refuse_nonsense(arguments, message):
     count, size, *kinds = arguments
-    with pytest.raises(PliError, match=message): make_queries(count, size, generator(0), *kinds)
+    with pytest.raises(PliError, match=message): make_queries(count, size, rng_for(0), *kinds)
 
 
 def test_phrases_can_be_replaced():
     plain = {("colour",): ("{new}",), ("shape",): ("{new}",), ("colour", "shape"): ("{new}",)}
-    queries = make_queries(40, 200, generator(0), phrases=plain)
+    queries = make_queries(40, 200, rng_for(0), phrases=plain)
     assert queries.texts[0] in ATTRIBUTES["colour"] and set(PHRASES) == set(plain)
 
 
@@ -278,7 +278,7 @@ def test_saved_world_is_complete(tmp_path):
 
 def test_saved_pictures_are_the_queries(tmp_path):
     save_world(tmp_path, **WORLD)
-    drawn = make_queries(12, 60, generator(4, "world", "queries"))
+    drawn = make_queries(12, 60, rng_for(4, "world", "queries"))
     expected = render(drawn.attributes, 16)
     for path, picture in zip(read_json(tmp_path / "gallery.json"), expected):
         assert np.array_equal(np.asarray(Image.open(tmp_path / path)), picture.permute(1, 2, 0).numpy())
@@ -289,8 +289,8 @@ def test_pairs_are_never_in_the_gallery(tmp_path):
     save_world(tmp_path, pairs=600, queries=50, gallery_size=1000)
     pairs, gallery = ({path.read_bytes() for path in (tmp_path / "images").glob(f"{name}_*.png")} for name in ("pair", "gallery"))
     assert pairs and gallery and not pairs & gallery
-    held = {tuple(row) for row in make_queries(50, 1000, generator(0, "world", "queries")).attributes.tolist()}
-    assert any(tuple(row) in held for row in sample(600, generator(0, "world", "pairs")).tolist())  # unless held out, some would be
+    held = {tuple(row) for row in make_queries(50, 1000, rng_for(0, "world", "queries")).attributes.tolist()}
+    assert any(tuple(row) in held for row in sample(600, rng_for(0, "world", "pairs")).tolist())  # unless held out, some would be
 
 
 def test_the_same_settings_give_the_same_files(tmp_path):

@@ -1,4 +1,4 @@
-"A second kind of backbone: two small towers that owe nothing to open_clip. What a package of somebody else's would hold, under the entry point `pli.backbones.openclip`."
+"A second kind of backbone: two small towers that owe nothing to open_clip. What a package of somebody else's would hold, under the entry point `pli.backbones`."
 import json
 import math
 import zlib
@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
-from pli.backbones.openclip import weights_digest
+from pli.backbones.protocol import weights_digest
 
 CONTEXT, WORDS = 12, 509
 

@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 from pli.core import PliError, provenance, write_json
-from pli.evaluation.report import as_text
+from pli.evaluation.writers import format_text
 from pli.studies.findings import Study, read_results
 from pli.gallery.search import DEFAULT_COMPOSER
 from pli.metrics import recall_at
-from pli.studies.run import read_plan
+from pli.studies.plan import read_plan
 
 ROOT = Path(__file__).parent.parent
 DATA = {"photographs": ("shop", "shop-longer"), "emoji": ("emoji",), "drawn": ("world", "world-shares", "world-captions-30", "world-captions-70", "world-captions-100")}   # data -> studies
@@ -84,7 +84,7 @@ def main() -> None:
     each = by_data(studies)
     columns = [(data, state) for data, found in each.items() for state in found]
     rows = [[spec, *(f"{table[state][spec]:.1f}" for state in STATES), *(f"{each[data][state][spec]:.1f}" for data, state in columns)] for spec in sorted(table["tuned"], key=lambda spec: -table["tuned"][spec])]
-    print(as_text(["composer", *STATES, *(f"{data}: {state}" for data, state in columns)], rows))
+    print(format_text(["composer", *STATES, *(f"{data}: {state}" for data, state in columns)], rows))
     found = verdict(table, DEFAULT_COMPOSER)
     for state, told in found.items(): print(f"{state}: {DEFAULT_COMPOSER} reaches {told['reaches']:.1f}, the best, {told['best']}, {told['which reaches']:.1f}")
     write_json(args.out, provenance("python tools/composer_table.py", 0) | rounded({"default": {"composer": DEFAULT_COMPOSER} | found, "mean over data": table, "data": each, "studies": studies}))

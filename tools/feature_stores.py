@@ -19,15 +19,15 @@ from pathlib import Path
 
 import torch
 
-from pli.core import generator, provenance, unit, write_json
-from pli.gallery.encode import ALIKE, SHARD, SHARDS, Shelf
+from pli.core import rng_for, provenance, unit, write_json
+from pli.gallery.encode import BATCH_MULTIPLE, SHARD, SHARDS, FeatureStore
 from pli.gallery.store import PictureTable, Row, read_vectors
 
 PICTURES, WIDTH, KILLS = 123_403, 512, 5
 STORES = ("cache", "gallery")
 
 
-def features(start: int, count: int) -> torch.Tensor: return unit(torch.randn(count, WIDTH, generator=generator(start, "features")))
+def features(start: int, count: int) -> torch.Tensor: return unit(torch.randn(count, WIDTH, generator=rng_for(start, "features")))
 
 
 def key(number: int) -> bytes: return hashlib.sha256(str(number).encode()).digest()
@@ -35,20 +35,20 @@ def key(number: int) -> bytes: return hashlib.sha256(str(number).encode()).diges
 
 def write(store: str, folder: Path, count: int, start: int = 0) -> None:
     "Write features in the portions in which each of the two is written while pictures are encoded."
-    portion = SHARD if store == "cache" else ALIKE
+    portion = SHARD if store == "cache" else BATCH_MULTIPLE
     made = [(at, features(at, min(SHARD, start + count - at))) for at in range(start, start + count, SHARD)] if count <= 10 * SHARD else ((at, features(at, min(SHARD, start + count - at))) for at in range(start, start + count, SHARD))
     table = PictureTable(folder / "gallery.sqlite", create=True) if store == "gallery" else None
     for at, rows in made:
         for first in range(0, len(rows), portion):
             some = rows[first : first + portion]
-            if store == "cache": Shelf(folder, {"what": "measured"}).add([key(at + first + i) for i in range(len(some))], some)
+            if store == "cache": FeatureStore(folder, {"what": "measured"}).add([key(at + first + i) for i in range(len(some))], some)
             else: table.put([Row(b"images/%012d.jpg" % (at + first + i), 100_000, 1, key(at + first + i), 640, 480, feature=each) for i, each in enumerate(some)])
     if table: table.close()
 
 
 def read(store: str, folder: Path) -> int:
     "Read every feature; how many there are."
-    if store == "cache": return len(Shelf(folder, {}).read())
+    if store == "cache": return len(FeatureStore(folder, {}).read())
     with PictureTable(folder / "gallery.sqlite") as table:
         found = read_vectors(table, WIDTH)
         found.features.sum()                                    # touch every page
@@ -80,13 +80,13 @@ def killed(store: str, folder: Path) -> dict:
         time.sleep(dice.uniform(0.2, 1.5))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        if store == "cache": found = {name: value for name, value in Shelf(place, {}).read().items()}
+        if store == "cache": found = {name: value for name, value in FeatureStore(place, {}).read().items()}
         else:
             with PictureTable(place / "gallery.sqlite", create=True) as table: found = {content: torch.frombuffer(bytearray(data), dtype=torch.float32) for content, data in table.connection.execute("SELECT content, feature FROM picture")}
         whole = {key(at + i): row for at in range(0, 4 * SHARD, SHARD) for i, row in enumerate(features(at, SHARD))} if found else {}
         if any(not torch.equal(whole[name], value) for name, value in found.items()): raise SystemExit(f"feature_stores: {store}: a feature is not what was written")
         left.append(len(found))
-    return {"kills": KILLS, "features left, all right": left, "lost at most": SHARD if store == "cache" else ALIKE}
+    return {"kills": KILLS, "features left, all right": left, "lost at most": SHARD if store == "cache" else BATCH_MULTIPLE}
 
 
 def two(store: str, folder: Path) -> dict:
@@ -104,9 +104,9 @@ def measured(store: str, folder: Path) -> dict:
     writing = seconds(lambda: write(store, place, PICTURES))
     reading, again = seconds(lambda: read(store, place)), seconds(lambda: read(store, place))
     if read(store, place) != PICTURES: raise SystemExit(f"feature_stores: {store}: features are missing")
-    adding = seconds(lambda: write(store, place, ALIKE, PICTURES))
+    adding = seconds(lambda: write(store, place, BATCH_MULTIPLE, PICTURES))
     then = seconds(lambda: read(store, place))
-    return {"seconds": {"write all": writing, "read all": reading, "read again": again, f"add {ALIKE}": adding, "then read all": then}, "bytes a picture": round(size(place) / PICTURES)} | {"killed": killed(store, folder / "killed"), "two writers": two(store, folder / "two")}
+    return {"seconds": {"write all": writing, "read all": reading, "read again": again, f"add {BATCH_MULTIPLE}": adding, "then read all": then}, "bytes a picture": round(size(place) / PICTURES)} | {"killed": killed(store, folder / "killed"), "two writers": two(store, folder / "two")}
 
 
 def main() -> None:

@@ -27,13 +27,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pli.backbones.openclip import load_backbone
+from pli.backbones.loading import load_backbone
 from pli.composition import parse_composer
-from pli.core import generator, provenance, unit, write_json
-from pli.gallery.approximate import Copy, candidates
-from pli.gallery.encode import ALIKE, encode_pixels
+from pli.core import rng_for, provenance, unit, write_json
+from pli.gallery.approximate import GalleryCopy, candidates
+from pli.gallery.encode import BATCH_MULTIPLE, encode_pixels
 from pli.gallery.index import NewPictures, list_pictures, update
-from pli.gallery.search import Gallery, Ranker
+from pli.gallery.search import Gallery
+from pli.gallery.ranking import Ranker
 from pli.gallery.store import PictureTable, Row, read_vectors
 
 WIDTH, BEST, QUERIES, WARM = 512, 50, 40, 5
@@ -82,7 +83,7 @@ def measure_index(args, place: Path) -> dict:
     reader = lambda folder: NewPictures(folder, list(list_pictures(folder)), backbone.pixels, place / "none.sqlite")
     PictureTable(place / "none.sqlite", create=True).close()
     pixels = torch.stack([reader(small)[number].pixels for number in range(args.pictures)])
-    encode_pixels(backbone, pixels[:ALIKE])
+    encode_pixels(backbone, pixels[:BATCH_MULTIPLE])
     spent: dict[str, list[float]] = {"bare": []} | {f"update, {workers} workers": [] for workers in args.workers}
     for _ in range(args.repeat):
         spent["bare"].append(timed(lambda: encode_pixels(backbone, pixels)))
@@ -100,7 +101,7 @@ def measure_index(args, place: Path) -> dict:
 
 def made_features(count: int) -> Iterator[torch.Tensor]:
     "Unit vectors with the spectrum, the common direction and the clumps that features of pictures have, some thousand at a time."
-    dice = generator(0, "gallery")
+    dice = rng_for(0, "gallery")
     scales = torch.arange(1, WIDTH + 1) ** -0.6
     turn = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=dice)).Q * scales[:, None]
     common = torch.randn(WIDTH, generator=dice)
@@ -126,7 +127,7 @@ def made_gallery(folder: Path, count: int) -> Path:
 
 def queries_of(ranker: Ranker) -> list[tuple[torch.Tensor, torch.Tensor]]:
     "Pictures of the gallery, and directions that stand for words: as far from all pictures as words are."
-    dice, count = generator(0, "queries"), len(ranker.vectors)
+    dice, count = rng_for(0, "queries"), len(ranker.vectors)
     rows = torch.randint(count, (QUERIES, 2), generator=dice)
     away = unit(torch.randn(WIDTH, generator=dice))
     return [(ranker.vectors.features[a], unit(ranker.vectors.features[b] - ranker.image_mean + 0.8 * away)) for a, b in rows.tolist()]
@@ -179,7 +180,7 @@ def measure_approximate(gallery: Gallery, folder: Path, queries) -> dict:
     "Recall and latency of the copy with an index."
     began = time.perf_counter()
     gallery.publish(folder / "copy")
-    made, copy, mean, record = time.perf_counter() - began, Copy(folder / "copy"), gallery.ranker.image_mean, {}
+    made, copy, mean, record = time.perf_counter() - began, GalleryCopy(folder / "copy"), gallery.ranker.image_mean, {}
     for spec in ("sum:1", "product:1"):
         composer, shares, spent = parse_composer(spec), [], []
         for pair in queries:

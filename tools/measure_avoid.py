@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from pli import world
-from pli.backbones.openclip import load_backbone
+from pli.backbones.loading import load_backbone
 from pli.composition import Sum
-from pli.core import PliError, generator, provenance, read_json, unit, write_json
+from pli.core import PliError, rng_for, provenance, read_json, unit, write_json
 from pli.demo import WORLDS, DemoSettings
 from pli.gallery.encode import FeatureCache, encode_files, encode_pictures, encode_texts, top_k
-from pli.gallery.search import everyday_mean
+from pli.gallery.ranking import everyday_mean
 from pli.metrics import bootstrap, paired_bootstrap
 
 FIRST, QUERIES = 10, 200
@@ -131,7 +131,7 @@ def drawn_models(demo: Path) -> dict[str, tuple]:   # title -> model, attributes
 def unseen() -> Tensor:
     "Attributes of the demo's gallery, which none of its models has seen."
     settings = DemoSettings()
-    return world.make_queries(settings.queries, settings.gallery, generator(settings.seed, "test")).attributes
+    return world.make_queries(settings.queries, settings.gallery, rng_for(settings.seed, "test")).attributes
 
 
 def drawn_cases(title: str, backbone, names: tuple[str, ...], attributes: Tensor) -> list[Case]:

@@ -18,11 +18,11 @@ from measure_avoid import COLOURS, THINGS, captioned, drawn_models, unseen, valu
 from torch import Tensor
 
 from pli import world
-from pli.backbones.openclip import load_backbone
+from pli.backbones.loading import load_backbone
 from pli.composition import Sum
 from pli.core import PliError, provenance, read_json, write_json
 from pli.gallery.encode import FeatureCache, encode_files, encode_pictures, encode_texts, top_k
-from pli.gallery.search import everyday_captions
+from pli.gallery.ranking import everyday_captions
 
 FIRST, QUERIES, NOISE = 20, 150, len(everyday_captions())
 NONSENSE = ("quarterly tax report", "a plate of spaghetti", "the moon landing", "an oil tanker at sea", "two dentists laughing", "how to repair a bicycle", "a chess game", "a volcano erupting", "wedding cake", "a map of Portugal",

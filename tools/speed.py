@@ -23,9 +23,9 @@ from pathlib import Path
 
 import torch
 
-from pli.benchmarks.shape import read_benchmark
-from pli.core import PliError, generator, provenance, write_json
-from pli.evaluation.report import Features, outcomes, values
+from pli.benchmarks.registry import read_benchmark
+from pli.core import PliError, rng_for, provenance, write_json
+from pli.evaluation.ranks import Features, rank_queries, measure_queries
 from pli.gallery.encode import search
 from pli.metrics import bootstrap, paired_bootstrap
 
@@ -34,7 +34,7 @@ QUERIES, PICTURES, WIDTH, BEST = 800, 123_403, 768, 50
 
 def features(count: int, width: int, name: str) -> torch.Tensor:
     "Unit vectors in random directions, made in place so that the peak of memory is what they are."
-    made = torch.randn(count, width, generator=generator(0, name))
+    made = torch.randn(count, width, generator=rng_for(0, name))
     return made.div_(made.norm(dim=1, keepdim=True))
 
 
@@ -86,7 +86,7 @@ def measure_search(args) -> dict:
 
 def made_up_cirr(folder: Path, queries: int = 4181, pictures: int = 2297) -> Path:
     "CIRR val in the official layout and at its size, with made-up names, words and answers."
-    chance, names = generator(0, "cirr"), [f"dev-{i}-0-img0" for i in range(pictures)]
+    chance, names = rng_for(0, "cirr"), [f"dev-{i}-0-img0" for i in range(pictures)]
     records = []
     for row in range(queries):
         members = torch.randperm(pictures, generator=chance)[:6].tolist()
@@ -99,8 +99,8 @@ def made_up_cirr(folder: Path, queries: int = 4181, pictures: int = 2297) -> Pat
 
 def score(held: Features, benchmark) -> dict:
     "Everything a table says of one composer."
-    found = outcomes(held, benchmark, "sum:0.25")
-    return {measure: bootstrap(values(found, measure)) for measure in benchmark.rules.measures}
+    found = rank_queries(held, benchmark, "sum:0.25")
+    return {measure: bootstrap(measure_queries(found, measure)) for measure in benchmark.scoring.measures}
 
 
 def measure_score(args) -> dict:
@@ -112,13 +112,13 @@ def measure_score(args) -> dict:
             benchmark = read_benchmark("cirr", root, "val")
             held = Features(features(len(benchmark.pictures), WIDTH, "pictures"), features(len(benchmark), WIDTH, "texts"))
             times["scoring"].append(seconds(lambda: score(held, benchmark)))
-    return {"what": f"{len(benchmark):,} queries over {len(benchmark.galleries[0]):,} pictures, {len(benchmark.rules.measures)} measures with intervals", "wanted": "scoring under 5 s",
+    return {"what": f"{len(benchmark):,} queries over {len(benchmark.galleries[0]):,} pictures, {len(benchmark.scoring.measures)} measures with intervals", "wanted": "scoring under 5 s",
             "annotations": "official" if args.annotations else "made up, of the same size", "seconds": {part: summary(found[1:]) for part, found in times.items()}}
 
 
 def measure_bootstrap(args) -> dict:
     "1,000 draws over as many queries as FashionIQ val has."
-    one, other = ((torch.rand(6016, generator=generator(0, name)) < 0.4).double() for name in ("one", "other"))
+    one, other = ((torch.rand(6016, generator=rng_for(0, name)) < 0.4).double() for name in ("one", "other"))
     kinds = {"plain": lambda: bootstrap(one, draws=1000), "paired": lambda: paired_bootstrap(one, other, draws=1000)}
     for call in kinds.values(): call()
     return {"what": "1,000 draws over 6,016 queries", "wanted": "under 2 s", "seconds": {kind: summary([seconds(call) for _ in range(args.repeat)]) for kind, call in kinds.items()}}

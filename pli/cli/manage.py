@@ -54,7 +54,7 @@ def run_list(args) -> None:
         except PliError as error: records.append(record | {"error": str(error)})
     if args.json: return print(json.dumps(records, indent=1))
     if not records: return print("no gallery is known; pli index FOLDER makes one")
-    from pli.evaluation.report import as_text
+    from pli.evaluation.writers import format_text
     rows = [
         [
             record["folder"] + " (not there now)" * (not os.path.isdir(record["folder"])),
@@ -63,68 +63,68 @@ def run_list(args) -> None:
         ]
         for record in records
     ]
-    print(as_text(["folder", "pictures", "model", "size", "updated", "gallery"], rows))
+    print(format_text(["folder", "pictures", "model", "size", "updated", "gallery"], rows))
 
 def _in_short(record: dict) -> list[str]:
-    from pli.core import in_bytes
-    return [f"{record['pictures']:,}", _model(record), in_bytes(record["bytes"]), str(record["updated"] or record["made"])[:10]]
+    from pli.core import format_bytes
+    return [f"{record['pictures']:,}", _model(record), format_bytes(record["bytes"]), str(record["updated"] or record["made"])[:10]]
 
 def _model(record: dict) -> str: return "/".join(str(part) for part in (record["model"], record["pretrained"]) if part)
 
 def run_show(args) -> None:
-    from pli.core import counted, in_bytes, shown
+    from pli.core import pluralize, format_bytes, printable
     from pli.gallery.manage import facts, galleries_of
     records = [facts(table, args.folder) for table in galleries_of(args.folder, args.gallery)]
     if args.json: return print(json.dumps(records, indent=1))
     for record in records:
         print(
-            f"{shown(record['folder'])}: {counted(record['pictures'], 'picture')}, {record['broken']:,} that cannot be read,"
-            f" {counted(record['duplicates'], 'exact duplicate')}"
+            f"{printable(record['folder'])}: {pluralize(record['pictures'], 'picture')}, {record['broken']:,} that cannot be read,"
+            f" {pluralize(record['duplicates'], 'exact duplicate')}"
         )
         print(
-            f"  model    {shown(_model(record))}\n  size     {in_bytes(record['bytes'])}\n  made     {shown(record['made'])}\n  updated "
-            f" {shown(record['updated'])}\n  gallery  {shown(record['place'], WHOLE)}"
+            f"  model    {printable(_model(record))}\n  size     {format_bytes(record['bytes'])}\n  made     {printable(record['made'])}\n  updated "
+            f" {printable(record['updated'])}\n  gallery  {printable(record['place'], WHOLE)}"
         )
 
 def run_move(args) -> None:
-    from pli.core import shown
+    from pli.core import printable
     from pli.gallery.manage import move
     place = move(args.folder, args.new, args.gallery, lambda line: print(line, file=sys.stderr))
     pictures = args.folder if Path(args.folder).is_dir() else args.new
     beside = place.name == ".pli" and place.absolute().parent == Path(pictures).absolute()
     print(
-        f"the gallery of {shown(pictures)} is at {shown(place)}"
-        + ("" if beside else f"; pli search {shown(pictures)} finds it there, and so does --gallery {shown(place)}")
+        f"the gallery of {printable(pictures)} is at {printable(place)}"
+        + ("" if beside else f"; pli search {printable(pictures)} finds it there, and so does --gallery {printable(place)}")
         if args.gallery or Path(args.folder).is_dir()
-        else f"the gallery follows its pictures to {shown(pictures)}"
+        else f"the gallery follows its pictures to {printable(pictures)}"
     )
 
 def run_forget(args) -> None:
-    from pli.core import PliError, counted, shown
+    from pli.core import PliError, pluralize, printable
     from pli.gallery.manage import facts, forget, galleries_of
     tables = _of_model(galleries_of(args.folder, args.gallery), args.model)
     for table in tables:
         try:
             print(
-                f"{shown(table.parent)}:"
-                f" {counted(facts(table, args.folder)['pictures'], 'picture is known here', 'pictures are known here')};"
+                f"{printable(table.parent)}:"
+                f" {pluralize(facts(table, args.folder)['pictures'], 'picture is known here', 'pictures are known here')};"
                 " the pictures themselves stay",
                 file=sys.stderr,
             )
         except PliError as error:
             print(error, file=sys.stderr)
     if not args.yes:
-        if not sys.stdin.isatty(): raise PliError(f"{counted(len(tables), 'gallery', 'galleries')} would be deleted: say --yes")
+        if not sys.stdin.isatty(): raise PliError(f"{pluralize(len(tables), 'gallery', 'galleries')} would be deleted: say --yes")
         print("Delete? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"): return print("nothing was deleted", file=sys.stderr)
     for table in tables:
         left = forget(table)
-        stays = counted(len(left), "file that pli has not made was left there", "files that pli has not made were left there")
-        print(f"{shown(table.parent)}: forgotten" + f"; {stays}" * bool(left))
+        stays = pluralize(len(left), "file that pli has not made was left there", "files that pli has not made were left there")
+        print(f"{printable(table.parent)}: forgotten" + f"; {stays}" * bool(left))
 
 def _of_model(tables: list[Path], model: str | None) -> list[Path]:
     "The galleries that a model has made. Raises `PliError` that names the models where there is none."
-    from pli.core import PliError, shown
+    from pli.core import PliError, printable
     from pli.gallery.store import PictureTable
     if model is None: return tables
     made_by = {}
@@ -132,23 +132,23 @@ def _of_model(tables: list[Path], model: str | None) -> list[Path]:
         with PictureTable(path, writable=False) as table: made_by[path] = str(table.about().get("model"))
     chosen = [path for path in tables if made_by[path] in (model, os.path.abspath(model))]
     if not chosen:
-        known = ", ".join(map(shown, made_by.values()))
-        raise PliError(f"--model {shown(model)}: has made no gallery here; there are those of {known}")
+        known = ", ".join(map(printable, made_by.values()))
+        raise PliError(f"--model {printable(model)}: has made no gallery here; there are those of {known}")
     return chosen
 
 def run_duplicates(args) -> None:
-    from pli.core import counted, in_bytes, shown
+    from pli.core import pluralize, format_bytes, printable
     from pli.gallery.manage import duplicates, galleries_of
     from pli.gallery.store import PictureTable
     newest = max(galleries_of(args.folder, args.gallery), key=lambda table: table.stat().st_mtime)
     with PictureTable(newest, writable=False) as table: groups, updated = duplicates(table), table.about().get("updated")
     if args.json:
         return print(json.dumps([[{"path": one.path, "size": one.size, "date": one.date} for one in group] for group in groups], indent=1))
-    print("\n\n".join("\n".join(shown(one.path, WHOLE) for one in group) for group in groups), end="\n" if groups else "")
+    print("\n\n".join("\n".join(printable(one.path, WHOLE) for one in group) for group in groups), end="\n" if groups else "")
     extra = sum(group[0].size * (len(group) - 1) for group in groups)
     print(
-        f"{counted(len(groups), 'picture is', 'pictures are')} there more than once,"
-        f" {counted(sum(len(group) - 1 for group in groups), 'file')} too many, {in_bytes(extra)}; as of {shown(updated)}",
+        f"{pluralize(len(groups), 'picture is', 'pictures are')} there more than once,"
+        f" {pluralize(sum(len(group) - 1 for group in groups), 'file')} too many, {format_bytes(extra)}; as of {printable(updated)}",
         file=sys.stderr,
     )
 
@@ -182,20 +182,20 @@ def add_model(commands) -> None:
 
 def run_model_list(args) -> None:
     from pli.backbones.openclip import known_weights
-    from pli.gallery.search import MODEL
+    from pli.gallery.models import MODEL
     print(f"default: {MODEL[0]} {MODEL[1]} (605 MB, MIT licence)")
     for name, tag in sorted(known_weights()):
         if (args.word or "").lower() in f"{name} {tag}".lower(): print(f"{name} {tag}")
 
 def run_model_fetch(args) -> None:
-    from pli.backbones.openclip import load_backbone
-    from pli.core import PliError, in_bytes, shown
-    from pli.gallery.search import with_weights
+    from pli.backbones.loading import load_backbone
+    from pli.core import PliError, format_bytes, printable
+    from pli.gallery.models import with_weights
     folder = Path(args.folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise PliError(f"{shown(folder)}: is there already; name an empty or a new folder")
+        raise PliError(f"{printable(folder)}: is there already; name an empty or a new folder")
     backbone = load_backbone(args.name, with_weights(args.name, args.pretrained))
     try: backbone.save(folder)
-    except OSError as error: raise PliError(f"{shown(folder)}: cannot be written ({error.strerror or error})") from None
+    except OSError as error: raise PliError(f"{printable(folder)}: cannot be written ({error.strerror or error})") from None
     size = sum(path.stat().st_size for path in folder.iterdir())
-    print(f"saved: {shown(folder)}, {in_bytes(size)}; use it with --model {shown(folder)}, also where there is no network")
+    print(f"saved: {printable(folder)}, {format_bytes(size)}; use it with --model {printable(folder)}, also where there is no network")

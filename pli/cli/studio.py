@@ -58,7 +58,7 @@ def check_packages() -> None:
 
 def run_studio(args) -> None:
     check_packages()
-    from pli.gallery.search import lies_elsewhere
+    from pli.gallery.places import lies_elsewhere
     from pli.studio.server import bound, serve
     from pli.studio.session import open_session
     for sock in bound(args.port): sock.close()                                    # a port that is taken is told before long work

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..backbones.openclip import Backbone
+from ..backbones.protocol import Backbone
 from ..core import unit
 from ..losses import contrastive
 from .method import Method, TrainingBatch

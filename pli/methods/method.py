@@ -14,9 +14,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..backbones.openclip import Backbone
+from ..backbones.protocol import Backbone
 from ..core import PliError
-from ..hiding.views import View, parse_hide
+from ..hiding.views import View
+from ..hiding.language import parse_hide
 from ..losses import compose_query
 from ..settings import TuneSettings
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..backbones.openclip import Backbone, weights_of
+from ..backbones.protocol import Backbone, weights_of
 from ..core import PliError
 
 # %% ../../nbs/training/07d_average.ipynb #4ef63fb3

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-from ..backbones.openclip import Backbone, weights_of
-from ..core import LOCK, PliError, generator, read_sealed, sealed, tidy, write_json
+from ..backbones.protocol import Backbone, weights_of
+from ..core import LOCK_FILE, PliError, rng_for, read_sealed, sealed, remove_part_files, write_json
 from ..methods.registry import method_named
 from ..settings import TuneSettings
 from .checkpoints import load_checkpoint
@@ -51,7 +51,7 @@ def files_digest(data: Dataset) -> str | None:
     if pairs is None: return None
     paths, digest = list(dict.fromkeys(pairs.paths)), hashlib.sha256()
     for path in paths: digest.update(f"{os.path.getsize(path) if os.path.isfile(path) else None}\n".encode())
-    for i in torch.randperm(len(paths), generator=generator("picture files"))[:SAMPLE].tolist():
+    for i in torch.randperm(len(paths), generator=rng_for("picture files"))[:SAMPLE].tolist():
         if os.path.isfile(paths[i]): digest.update(hashlib.sha256(Path(paths[i]).read_bytes()).digest())
     return digest.hexdigest()[:16]
 
@@ -90,10 +90,10 @@ def claim_folder(
     # half-written by a process that was killed, the first record of the run too
     torn = lambda file: file.name.startswith(".") and file.name.endswith(".part")
     if not path.exists():
-        if folder.exists() and not all(torn(file) or file.name == LOCK for file in folder.iterdir()):
+        if folder.exists() and not all(torn(file) or file.name == LOCK_FILE for file in folder.iterdir()):
             raise PliError(f"{folder}: the folder is not empty and holds no run of pli; choose another one")
         write_json(path, sealed(run))
-        tidy(folder)
+        remove_part_files(folder)
         return False
     before = read_sealed(path, again)
     if not isinstance(before, dict) or not isinstance(before.get("settings"), dict):
@@ -119,7 +119,7 @@ def claim_folder(
         )
     if changed:
         raise PliError(f"{folder}: holds another run ({'; '.join(changed)}); choose another folder, or remove this one to start again")
-    for part in [folder, *(path for path in folder.rglob("*") if path.is_dir())]: tidy(part)
+    for part in [folder, *(path for path in folder.rglob("*") if path.is_dir())]: remove_part_files(part)
     there = (folder / "checkpoint.safetensors").exists()
     if not there and (folder / "last").exists():
         say(f"{folder}: this run was done, but its checkpoint is gone; it begins again at step 0, and its models are replaced")

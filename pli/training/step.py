@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'learning_rate', 'never_warm', 'make_optimiser', 'uses_bf16', 'bf16_in_hardware', 'slow_bf16',
-           'plain_attention', 'train_step']
+           'train_step']
 
 # %% ../../nbs/training/07e_step.ipynb #ad8d194a
 import math
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..backbones.openclip import Backbone
-from ..core import PliError, generator
+from ..backbones.protocol import Backbone
+from ..core import PliError, rng_for
 from ..methods.method import TrainingBatch, same_picture
 from ..methods.registry import method_named
 from ..settings import TuneSettings
@@ -112,9 +112,9 @@ def train_step(
         backbone.shortcuts(),
     ):
         # for models that draw random numbers themselves
-        torch.manual_seed(generator(settings.seed, "step", before + step).initial_seed())
+        torch.manual_seed(rng_for(settings.seed, "step", before + step).initial_seed())
         floats = pixels.to(backbone.device).float().div(255)
-        hide = generator(settings.seed, "hide", before + step)
+        hide = rng_for(settings.seed, "hide", before + step)
         batch = TrainingBatch(floats, captions, hide, step / max(1, settings.steps - 1), same)
         loss = method_named(settings.objective).loss(backbone, batch, settings, gallery)
     optimiser.zero_grad(set_to_none=True)
