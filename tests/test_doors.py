@@ -111,7 +111,7 @@ def test_a_run_with_another_kind_of_backbone_goes_on_after_a_stop(plugged, world
     tuned = lambda out, steps: ("tune", world / "pairs.csv", "--model", "toy:small", "--steps", steps, "--batch-size", 16, "--warmup", 1, "--checkpoint-every", 2, "--out", out, "--device", "cpu")
     pli_says(capfd, *tuned(tmp_path / "whole", 6))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(plugged), *filter(None, [os.environ.get("PYTHONPATH")])]), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    code = "import os, pli.training.loop as t, sys\nsave = t.save_checkpoint\ndef then_die(*all): save(*all); os._exit(7)\nt.save_checkpoint = then_die\nfrom pli.cli.main import main\nmain(sys.argv[1:])"
+    code = "import os, pli.training.checkpoints as t, sys\nsave = t.save_checkpoint\ndef then_die(*all): save(*all); os._exit(7)\nt.save_checkpoint = then_die\nfrom pli.cli.main import main\nmain(sys.argv[1:])"
     assert subprocess.run([sys.executable, "-c", code, *map(str, tuned(tmp_path / "cut", 6))], env=environment, capture_output=True).returncode == 7
     pli_says(capfd, *tuned(tmp_path / "cut", 6))
     assert (tmp_path / "cut" / "last" / "toy.safetensors").read_bytes() == (tmp_path / "whole" / "last" / "toy.safetensors").read_bytes()

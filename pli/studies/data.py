@@ -254,8 +254,8 @@ def imported_modules(name: str) -> set[str]:
 
 
 def deciding_modules() -> list[str]:
-    "All modules that decide about the numbers of a study: whatever it imports, and they import, but for those that write and draw (`WITHOUT_SAY`)."
-    reached, waiting = set(), imported_modules("studies.run")
+    "All modules that decide about the numbers of a study: what its own modules import, and they import, but for those that write and draw (`WITHOUT_SAY`)."
+    reached, waiting = set(), set().union(*(imported_modules(f"studies.{name}") for name in ("run", "plan", "data", "results")))
     while waiting:
         name = waiting.pop()
         if name in reached or any(name == one or name.startswith(f"{one}.") for one in WITHOUT_SAY): continue
