@@ -1,4 +1,5 @@
 "What a visitor sees first: a short README whose commands are read by the program, documents that say what the package says, no placeholder."
+import importlib
 import json
 import re
 import runpy
@@ -123,3 +124,16 @@ def test_contributing_has_a_recipe_for_each():
     for name in ("loss", "method", "backbone", "pair source", "figure", "option", "benchmark"): assert re.search(rf"^### An? {name}$", text, re.M), name
     tests = (ROOT / "tests" / "test_contributing.py").read_text(encoding="utf-8")
     for name in ("loss", "backbone", "pair_source", "figure", "option", "benchmark"): assert re.search(rf"def test_an?_{name}\(", tests), name
+
+
+def test_python_in_prose_names_what_is_there():
+    "Every import from this package in a fenced example, wherever it is printed, can be typed."
+    texts = {path: path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.md"), *ROOT.glob("nbs/*.md"), *ROOT.glob("docs/*.md")]}
+    for path in ROOT.glob("nbs/**/*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        texts[path] = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    found = [(path, *line) for path, text in texts.items() for line in re.findall(r"^from (pli[\w.]*) import ([\w, ]+)", text, re.M)]
+    assert found
+    for path, module, names in found:
+        there = importlib.import_module(module)
+        for name in names.split(","): assert hasattr(there, name.strip()), (path.name, module, name)
