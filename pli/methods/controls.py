@@ -19,7 +19,7 @@ from ..settings import TuneSettings
 # %% ../../nbs/methods/05c_controls.ipynb #478c281d
 class PlainClip(Method):
     "The plain CLIP loss (Radford et al. 2021, arXiv 2103.00020): the control that every comparison needs. `hide` has no say."
-    name, summary, asks_with = "clip", "a control: the plain CLIP loss, nothing hidden", "caption alone"
+    name, asks_with = "clip", "caption alone"
 
     def loss(self, backbone: Backbone, batch: TrainingBatch, settings: TuneSettings, gallery: Backbone | None = None) -> Tensor:
         whole, text = (gallery or backbone).encode_image(batch.pixels), backbone.encode_text(batch.captions)
@@ -32,7 +32,7 @@ class PlainClip(Method):
 # %% ../../nbs/methods/05c_controls.ipynb #ea959c21
 class HiddenClip(PlainClip):
     "The CLIP loss between masked or corrupted pictures and their words (FLIP, Li et al. 2023, arXiv 2212.00794): hiding as augmentation."
-    name, summary = "flip", "a control: the CLIP loss on hidden pictures"
+    name = "flip"
 
     def loss(self, backbone: Backbone, batch: TrainingBatch, settings: TuneSettings, gallery: Backbone | None = None) -> Tensor:
         view = batch.hidden(backbone, settings.hide)
@@ -42,7 +42,7 @@ class HiddenClip(PlainClip):
 # %% ../../nbs/methods/05c_controls.ipynb #c4069545
 class PictureOnly(Method):
     "A masked or corrupted picture finds its own whole, without words (as in SimCLR, Chen et al. 2020, arXiv 2002.05709): invariance only."
-    name, summary, reads_words = "picture", "a control: pictures only, no words", False
+    name, reads_words = "picture", False
 
     def loss(self, backbone: Backbone, batch: TrainingBatch, settings: TuneSettings, gallery: Backbone | None = None) -> Tensor:
         view = batch.hidden(backbone, settings.hide)

@@ -30,7 +30,7 @@ def reference_negatives(
 # %% ../../nbs/methods/05b_masked.ipynb #7814e8a2
 class MaskedTuning(Method):
     "Masked picture and caption, unit features, find the whole picture: the normalised form of masked tuning."
-    name, summary = "masked", "masked picture and caption find the whole picture"
+    name = "masked"
     own = ("weight", "clip_weight", "avoid")
 
     def loss(self, backbone: Backbone, batch: TrainingBatch, settings: TuneSettings, gallery: Backbone | None = None) -> Tensor:
@@ -48,7 +48,7 @@ class MaskedTuning(Method):
 # %% ../../nbs/methods/05b_masked.ipynb #617959ce
 class PaperTuning(Method):
     "Masked tuning exactly as released (arXiv 2311.07622): unnormalised sum, temperature 1, query to target."
-    name, summary = "paper", "the released code's loss of masked tuning"
+    name = "paper"
     leaves_out_same_picture = False
 
     def loss(self, backbone: Backbone, batch: TrainingBatch, settings: TuneSettings, gallery: Backbone | None = None) -> Tensor:

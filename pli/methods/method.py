@@ -50,7 +50,6 @@ def same_picture(
 class Method(Protocol):
     "A way to do composed retrieval. Derive from it, give it a `name` and a `loss`; a query is the weighted sum unless you say otherwise."
     name: str                                    # what `objective` says
-    summary: str = ""                            # half a line for the command line
     own: tuple[str, ...] = ()                    # fields of `TuneSettings` that this method reads and others need not
     options: Mapping[str, bool | int | float | str] = MappingProxyType({})   # further settings of its own with their defaults
     reads_words: bool = True                     # False: captions do not reach the loss
