@@ -679,3 +679,8 @@ def test_the_configuration_of_a_repository_is_checked_like_that_of_a_folder(nobo
     record["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": "org/words", "tokenizer_kwargs": {"trust_remote_code": True}}
     path.write_text(json.dumps(record))
     with pytest.raises(PliError, match="hf-hub:org/evil: open_clip_config.json: text_cfg: tokenizer_kwargs: trust_remote_code is not allowed"): load_backbone("hf-hub:org/evil", cache_dir=str(nobody))
+
+
+def test_every_file_that_is_no_weights_gets_advice():
+    from pli.backbones.weights import _NO_WEIGHTS
+    for kind, text in _NO_WEIGHTS.items(): assert re.search(r"\b(again|name|give|bring|run|take|convert)\b", text), kind

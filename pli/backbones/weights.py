@@ -82,20 +82,20 @@ _CONVERT = ("""python -c "import torch, safetensors.torch as s; w = torch.jit.lo
            """s.save_file({{k: v.float().contiguous() for k, v in w.items()}}, '{stem}.safetensors')\"""")
 
 _NO_WEIGHTS = {   # kind: what it is, and what to do
-    "empty": "it is empty (0 bytes); was the download or the copy broken off?",
+    "empty": "it is empty (0 bytes): the download or the copy was broken off; copy or download it again",
     "broken zip": "it begins like a file of PyTorch and is not whole; copy or download it again",
     "other zip": "it is a zip archive, but no file of PyTorch; unpack it and name the file of weights in it",
-    "packed torch": "it is a compressed zip archive; PyTorch writes none, and a small one can unpack to any size",
+    "packed torch": "it is a compressed zip archive; PyTorch writes none, and a small one can unpack to any size: bring the file as it was saved",
     "torchscript": "it is a TorchScript program, as OpenAI's own files are: loading it runs the code in it, so that is not done here. "
                    "If you trust whoever made it, convert it once: {convert} and "
                    "then give --pretrained {stem}.safetensors --quick-gelu (weights from OpenAI were trained with QuickGELU; leave it "
                    "out for others)",
     "pointer": "it is a pointer of Git LFS, not the file itself; run git lfs pull in its repository",
-    "page": "it is a web page; the download needs a login, or its address was that of a page about the file",
+    "page": "it is a web page; the download needs a login, or its address was that of a page about the file: bring the file itself",
     "gguf": "it is a GGUF file, made for other programs; take the weights as safetensors",
     "hdf5": "it is an HDF5 file, made by other programs; take the weights as safetensors",
-    "text": "it is text, and no weights: it begins with {begin!r}",
-    "unknown": "it is neither safetensors nor a file of PyTorch",
+    "text": "it is text, and no weights: it begins with {begin!r}; name the file of weights",
+    "unknown": "it is neither safetensors nor a file of PyTorch; name the file of weights, or copy it again",
 }
 
 def check_file_kind(
