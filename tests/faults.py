@@ -86,7 +86,7 @@ TASKS = (
 class Child:
     "A `pli` command in a process group of its own."
     def __init__(self, line: str, folder: Path, log: Path, bytes_: int = 0, dies: bool = True, at_write: int = 0, count: bool = False, fresh: bool = False):
-        folder.mkdir(parents=True, exist_ok=True)
+        for place in (folder, log.parent): place.mkdir(parents=True, exist_ok=True)
         self.line, self.log, self.code, self.began = line, log, None, time.monotonic()
         words = line.split()
         if fresh:                          # a Python of its own, as a user's shell starts it
