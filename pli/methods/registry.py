@@ -6,6 +6,7 @@
 __all__ = ['METHODS', 'method_named', 'check_method']
 
 # %% ../../nbs/methods/05d_registry.ipynb #238642ea
+import functools
 from importlib.metadata import entry_points
 
 from ..core import PliError
@@ -23,7 +24,11 @@ def method_named(
     name: str,   # as `objective` says it
 ) -> Method:
     "The method of that name, from `METHODS` or from the entry point group `pli.methods`. Raises `PliError` where there is none."
-    if name in METHODS: return METHODS[name]
+    return METHODS[name] if name in METHODS else _installed_method(name)
+
+@functools.cache
+def _installed_method(name: str) -> Method:
+    "The method that a package brings, loaded once: every training step asks for it."
     installed = {point.name: point for point in entry_points(group="pli.methods")}
     if name not in installed: raise PliError(f"objective must be one of {', '.join({**METHODS, **installed})}, got {name!r}")
     method = installed[name].load()
