@@ -143,7 +143,9 @@ def _unwrap(
         raise PliError(f"{printable(path)}: it holds no weights, but {_describe_content(content)}")
     fits = lambda key, value: isinstance(key, str) and (isinstance(value, Tensor) or key in _OPENAI_KEYS)
     odd = next((key for key, value in content.items() if not fits(key, value)), None)
-    if odd is not None: raise PliError(f"{printable(path)}: {printable(odd)} among its weights is no tensor, but {_describe_content(content[odd])}")
+    if odd is not None: raise PliError(
+        f"{printable(path)}: {printable(odd)} among its weights is no tensor, but {_describe_content(content[odd])}"
+    )
     while prefix := next((start for start in _PREFIXES if all(key.startswith(start) for key in content)), None):
         content = {key.removeprefix(prefix): value for key, value in content.items()}
     tensors = {key: value for key, value in content.items() if key not in _OPENAI_KEYS}
@@ -651,7 +653,8 @@ def check_tag(
     if open_clip.get_pretrained_cfg(name, pretrained) or os.path.isfile(pretrained): return
     if os.path.exists(pretrained):
         raise PliError(
-            f"--pretrained {printable(pretrained)}: {'a folder' if os.path.isdir(pretrained) else 'a device or a pipe'}, not a file of weights;"
+            f"--pretrained {printable(pretrained)}: {'a folder' if os.path.isdir(pretrained) else 'a device or a pipe'}, not a file "
+            "of weights;"
             " a folder with a model in it is given as --model"
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
@@ -685,7 +688,8 @@ def offline_for(
     if here: return True
     place = Path(cache_dir or huggingface_hub.constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
     raise PliError(
-        f"{printable(repository)} ({names[0]}) is not on this machine, and {reason}. It would be put into {printable(place)}: download it where"
+        f"{printable(repository)} ({names[0]}) is not on this machine, and {reason}. It would be put into {printable(place)}: "
+        "download it where"
         " there is a network and copy that folder here (or a folder that pli model fetch has written there), or name a file or folder of"
         " weights. With HF_HUB_OFFLINE=1 only what is here is used, and nothing is tried"
     )

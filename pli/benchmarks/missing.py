@@ -111,7 +111,8 @@ def describe_missing(
         for category, count in missing.queries.items()
     )
     return (
-        f"{printable(benchmark.root)}: {len(wrong):,} of {looked:,} pictures cannot be used ({causes}; {where}): {named}. Without them these"
+        f"{printable(benchmark.root)}: {len(wrong):,} of {looked:,} pictures cannot be used ({causes}; {where}): {named}. Without "
+        "them these"
         f" queries are lost: {costs}. {f'What to get: {benchmark.source}. ' if benchmark.source else ''}{advice}"
     )
 

@@ -38,7 +38,8 @@ def picture_namer(
             if respelled and not told:
                 form = unicodedata.normalize("NFC", str(said)) == unicodedata.normalize("NFC", name)
                 warn(
-                    f"{printable(place, 500)}: {printable(said)} is written in another {'Unicode form than in' if form else 'way than in'} the"
+                    f"{printable(place, 500)}: {printable(said)} is written in another "
+                    f"{'Unicode form than in' if form else 'way than in'} the"
                     " folder; names that differ in that alone are taken as the same"
                 )
                 told.append(name)
@@ -83,7 +84,9 @@ def read_gallery(
     names = {}
     for row, name in enumerate(said):
         name = name_of(name, f"{path}: entry {row}")
-        if name in names: raise PliError(f"{path}: entry {row} lists {printable(name)!r} for the second time; the first is entry {names[name]}")
+        if name in names: raise PliError(
+            f"{path}: entry {row} lists {printable(name)!r} for the second time; the first is entry {names[name]}"
+        )
         names[name] = row
     return list(names)
 
@@ -111,7 +114,9 @@ def read_queries(
         if isinstance(asked, bool) or not isinstance(asked, (str, int)):
             raise PliError(f"{place}, field 'id' is not an id: {printable(repr(asked))}")
         asked = str(asked)
-        if ids.setdefault(asked, row) != row: raise PliError(f"{place}, field 'id': {printable(asked)!r} is the id of record {ids[asked]} too")
+        if ids.setdefault(asked, row) != row: raise PliError(
+            f"{place}, field 'id': {printable(asked)!r} is the id of record {ids[asked]} too"
+        )
         references.append(where.setdefault(reference, len(where)))
         found.append(tuple(sorted({number[name] for name in right})))
     return own_queries(

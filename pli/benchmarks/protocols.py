@@ -44,7 +44,8 @@ def _known_protocol(
         )
     if name not in reader.protocols:
         raise PliError(
-            f"protocol {printable(repr(name))} is unknown; choose from {', '.join(reader.protocols)}, or set {', '.join(reader.choices)} with ="
+            f"protocol {printable(repr(name))} is unknown; choose from {', '.join(reader.protocols)}, or set "
+            f"{', '.join(reader.choices)} with ="
         )
     return name
 

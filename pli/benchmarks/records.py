@@ -97,7 +97,8 @@ def match_unicode(known: Iterable[str], listed) -> Callable[[str, str], str]:   
         if own is None: return name
         if not told:
             warn(
-                f"{printable(place, 500)}: {printable(name)} is written in another Unicode form than in {printable(listed)}; names that differ in that"
+                f"{printable(place, 500)}: {printable(name)} is written in another Unicode form than in {printable(listed)}; names "
+                "that differ in that"
                 " alone are taken as the same"
             )
         told.append(name)

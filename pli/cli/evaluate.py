@@ -276,7 +276,8 @@ def check_choices(args, benchmark) -> None:
         raise PliError("--curve needs a composer without a weight, such as --composer sum, to have something to draw")
     if args.chosen_on and args.chosen_on not in benchmark.categories:
         raise PliError(
-            f"--chosen-on {printable(args.chosen_on)}: the queries are of the kinds {printable(', '.join(sorted(set(benchmark.categories))))}"
+            f"--chosen-on {printable(args.chosen_on)}: the queries are of the kinds "
+            f"{printable(', '.join(sorted(set(benchmark.categories))))}"
         )
     if args.chosen_on and args.benchmark and not args.sweep:
         raise PliError("--chosen-on needs --sweep: otherwise the weights are what you say, and nothing is chosen")

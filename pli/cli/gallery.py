@@ -135,7 +135,8 @@ def _check_copies(args, needed: bool) -> None:
     for name in ("copy_to", "link_to", "gallery", "explain"):
         if copied and getattr(args, name) is not None:
             raise PliError(
-                f"--{name.replace('_', '-')} needs the pictures themselves, and {printable(args.folder)} is a copy that holds small ones only;"
+                f"--{name.replace('_', '-')} needs the pictures themselves, and {printable(args.folder)} is a copy that holds small "
+                "ones only;"
                 " search the folder that it was made from"
             )
     if getattr(args, "publish", None): check_place(args.publish)
@@ -293,7 +294,8 @@ def check_search(args) -> None:
     if args.figure: check_writable(args.figure)
     if args.figure and Path(args.figure).suffix.lower() in (".png", ".jpg", ".jpeg") and _within(args.figure, args.folder):
         raise PliError(
-            f"--figure {printable(args.figure)}: lies in the searched folder, where it would be found as a picture; name a file outside of it"
+            f"--figure {printable(args.figure)}: lies in the searched folder, where it would be found as a picture; name a file "
+            "outside of it"
         )
     for name in args.image:
         try:open_picture(name)

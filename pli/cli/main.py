@@ -127,7 +127,8 @@ def run_mask(args) -> None:
     columns = 1 + len(args.hide or range(8))
     if len(args.pictures) * columns > MOST_CELLS:
         raise PliError(
-            f"{pluralize(len(args.pictures), 'picture')} under {pluralize(columns - 1, 'way', 'ways')} of --hide and whole: a figure shows at"
+            f"{pluralize(len(args.pictures), 'picture')} under {pluralize(columns - 1, 'way', 'ways')} of --hide and whole: a figure "
+            "shows at"
             f" most {MOST_CELLS:,} in all; name fewer"
         )
     for hide in args.hide or (): parse_hide(hide)

@@ -82,7 +82,8 @@ def run_show(args) -> None:
             f" {pluralize(record['duplicates'], 'exact duplicate')}"
         )
         print(
-            f"  model    {printable(_model(record))}\n  size     {format_bytes(record['bytes'])}\n  made     {printable(record['made'])}\n  updated "
+            f"  model    {printable(_model(record))}\n  size     {format_bytes(record['bytes'])}\n  made     "
+            f"{printable(record['made'])}\n  updated "
             f" {printable(record['updated'])}\n  gallery  {printable(record['place'], WHOLE)}"
         )
 

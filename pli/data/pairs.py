@@ -275,7 +275,8 @@ def _reader_for(source: Path) -> PairReader:
         if reader.fits(source): return reader
     suffixes, others = [name for name in readers if name.startswith(".")], [name for name in readers if name[0] != "." and name != "folder"]
     raise PliError(
-        f"{printable(source)}: pairs are read from {', '.join(suffixes)} files (packed as .gz or not) or from a folder of pictures with .txt"
+        f"{printable(source)}: pairs are read from {', '.join(suffixes)} files (packed as .gz or not) or from a folder of pictures "
+        "with .txt"
         " files" + (f"; also from {', '.join(others)}" if others else "")
     )
 

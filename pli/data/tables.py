@@ -280,7 +280,9 @@ def _batches(
     "A thousand rows at a time. Raises `PliError` where the file is damaged."
     from pyarrow import ArrowException
     try: yield from table.iter_batches(1024, columns=columns)
-    except (ArrowException, OSError) as error: raise PliError(f"{printable(path)}: is damaged ({first_line(error)}); is it complete?") from None
+    except (ArrowException, OSError) as error: raise PliError(
+        f"{printable(path)}: is damaged ({first_line(error)}); is it complete?"
+    ) from None
 
 def read_parquet(
     path: Path,
@@ -293,7 +295,10 @@ def read_parquet(
         two = choose_column(names, image_key, IMAGE_KEYS), choose_column(names, caption_key, CAPTION_KEYS)
         wanted = f"{image_key or IMAGE_KEYS[0]} and {caption_key or CAPTION_KEYS[0]}"
         if not all(two):
-            raise PliError(f"{printable(path)}: expected the columns {printable(wanted)}, found {printable(', '.join(names)) or 'none'}; {_OTHER_KEYS}")
+            raise PliError(
+                f"{printable(path)}: expected the columns {printable(wanted)}, found {printable(', '.join(names)) or 'none'}; "
+                f"{_OTHER_KEYS}"
+            )
         for name in two:
             if names.count(name) > 1:
                 raise PliError(f"{printable(path)}: has {names.count(name)} columns called {printable(repr(name))}; rename all but one")
@@ -311,7 +316,9 @@ def read_parquet(
         for batch in _batches(path, table, [image, caption]):
             left -= batch.nbytes
             if left < 0 or row > _MOST_ROWS:
-                raise PliError(f"{printable(path)}: its two columns unpack to more than {TABLE_BYTES:,} bytes or {_MOST_ROWS:,} rows; split it")
+                raise PliError(
+                    f"{printable(path)}: its two columns unpack to more than {TABLE_BYTES:,} bytes or {_MOST_ROWS:,} rows; split it"
+                )
             for name, words in zip(_texts_of(batch.column(image)), _texts_of(batch.column(caption))):
                 row += 1
                 yield from _records_of(str(path), row, name, words, f"{printable(image, 40)} and {printable(caption, 40)}")

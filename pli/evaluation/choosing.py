@@ -122,7 +122,8 @@ def cross_fitted_folds(
     sides = [side & wanted for side in (first, ~first)]
     if len(table) > 1 and not all(side.any() for side in sides):
         raise PliError(
-            f"{int(wanted.sum())} queries{f' of kind {printable(kind)}' if kind else ''} are too few to choose between {len(table)} composers:"
+            f"{int(wanted.sum())} queries{f' of kind {printable(kind)}' if kind else ''} are too few to choose between {len(table)} "
+            "composers:"
             " all have their reference in the same half. Add queries, or name weights that were chosen on other ones (chosen= in Python)"
         )
     specs = [choose_composer(table, side, measure, grouping) for side in reversed(sides)] if len(table) > 1 else [*table] * 2

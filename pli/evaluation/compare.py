@@ -50,7 +50,8 @@ def check_same_queries(one: dict, other: dict) -> None:
     for name in ("name", "split", "protocol", "queries", "digest"):
         if first[name] != second[name]:
             raise PliError(
-                f"the reports are not over the same queries ({name}: {printable(first[name])} and {printable(second[name])}): only those can be"
+                f"the reports are not over the same queries ({name}: {printable(first[name])} and {printable(second[name])}): only "
+                "those can be"
                 " compared"
             )
 

@@ -97,7 +97,9 @@ def encode_ranks(query_ranks: QueryRanks, measures: Iterable[str]) -> dict[str, 
 
 def decode_ranks(record: dict, name: str = "best") -> QueryRanks:
     "The ranks that a report stores for a family of composers. Raises `PliError` for one that it does not have."
-    if name not in record["outcomes"]: raise PliError(f"the report has no composer {name!r}; it has {printable(', '.join(record['outcomes']))}")
+    if name not in record["outcomes"]: raise PliError(
+        f"the report has no composer {name!r}; it has {printable(', '.join(record['outcomes']))}"
+    )
     kept = record["outcomes"][name]
     numbers = {part: torch.tensor([int(word) for word in kept[part].split()]) for part in ("rank", "subset") if part in kept}
     if any((found < 1).any() or len(found) != record["benchmark"]["queries"] for found in numbers.values()):

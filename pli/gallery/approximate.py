@@ -96,7 +96,8 @@ def check_place(
     if "://" in place:
         if not re.fullmatch("(s3|gs|az)://[^/]+/.+", place):
             raise PliError(
-                f"{printable(place)}: such an address is not known; write s3://bucket/name, gs://bucket/name, az://container/name, or a folder"
+                f"{printable(place)}: such an address is not known; write s3://bucket/name, gs://bucket/name, az://container/name, or "
+                "a folder"
             )
         with _telling(place):
             lance().connect(place).list_tables()
@@ -155,7 +156,8 @@ class GalleryCopy:
             self.facts = _read_facts(self.database, self.place)
         if "generation" not in self.facts:
             raise PliError(
-                f"{printable(self.place)}: is a copy that was never finished; pli index FOLDER --publish {printable(self.place)} goes on with it"
+                f"{printable(self.place)}: is a copy that was never finished; pli index FOLDER --publish {printable(self.place)} goes "
+                "on with it"
             )
         _check_facts(self.place, self.facts)
         with _telling(self.place):
@@ -243,7 +245,9 @@ def _open_table(database, place: str, name: str, width: int | None = None):
     except ValueError as error:
         if "was not found" not in str(error):
             raise
-        raise PliError(f"{printable(place)}: there is no copy of a gallery; pli index FOLDER --publish {printable(place)} makes one") from None
+        raise PliError(
+            f"{printable(place)}: there is no copy of a gallery; pli index FOLDER --publish {printable(place)} makes one"
+        ) from None
     found, wanted = table.schema, schema_of(width)
     if found.metadata or [(field.name, field.type) for field in found] != [(field.name, field.type) for field in wanted]:
         raise PliError(
@@ -263,7 +267,9 @@ def _check_facts(place: str, facts: dict) -> None:
     "Raise a `PliError` unless a copy's description is whole."
     version, width = facts.get("format"), facts.get("width")
     if version != _FORMAT:
-        raise PliError(f"{printable(place)}: is a copy of format {printable(version)}, this pli reads {_FORMAT}; publish it again to a new place")
+        raise PliError(
+            f"{printable(place)}: is a copy of format {printable(version)}, this pli reads {_FORMAT}; publish it again to a new place"
+        )
     number = lambda name, low, high: type(facts.get(name)) is int and low <= facts[name] <= high
     whole = (
         number("width", 1, 2**16)
@@ -481,10 +487,14 @@ def _begin(gallery: Gallery, place: str) -> tuple:
             database.drop_table(name)
         there, known = set(), {}
     if known and known.get("format") != _FORMAT:
-        raise PliError(f"{printable(place)}: is a copy of format {printable(known.get('format'))}, this pli writes {_FORMAT}; choose another place")
+        raise PliError(
+            f"{printable(place)}: is a copy of format {printable(known.get('format'))}, this pli writes {_FORMAT}; choose another "
+            "place"
+        )
     if known and (known.get("of"), known.get("key")) != (of, about["key"]):
         raise PliError(
-            f"{printable(place)}: holds a copy of another gallery, of the model {printable(known.get('model'))}; choose another place, or remove it"
+            f"{printable(place)}: holds a copy of another gallery, of the model {printable(known.get('model'))}; choose another "
+            "place, or remove it"
         )
     if known and not ("pictures" in there and _whole(database, known)):
         if "pictures" in there:
@@ -573,12 +583,15 @@ def open_copy(
     if model is None:
         model, pretrained, preprocess = facts["model"], pretrained or facts.get("pretrained"), facts["preprocess"]
         if not is_public(model, pretrained, preprocess):
-            raise PliError(f"{printable(place)}: its features were made by the model {printable(model)}; say with --model where that is here")
+            raise PliError(
+                f"{printable(place)}: its features were made by the model {printable(model)}; say with --model where that is here"
+            )
     backbone = load_backbone(model, pretrained, pick_device(device), preprocess=preprocess, quick_gelu=quick_gelu)
     key = features_key(backbone)
     if key != facts["key"]:
         raise PliError(
-            f"{printable(place)}: holds features {printable(facts['key'])}, made by {printable(facts['model'])}, and {printable(model)} makes {key}: only a"
+            f"{printable(place)}: holds features {printable(facts['key'])}, made by {printable(facts['model'])}, and "
+            f"{printable(model)} makes {key}: only a"
             " model with the same picture tower fits; --model names it"
         )
     reader = backbone if query_model is None else load_backbone(query_model, None, pick_device(device), preprocess=preprocess)

@@ -86,7 +86,8 @@ def crop_around(
     if max(right - left, bottom - top) ** 2 > MOST_PIXELS:
         side = max(right - left, bottom - top)
         raise PliError(
-            f"box {printable(box, 80)} and its surroundings are {right - left} x {bottom - top}, and a square around them has {side} x {side}"
+            f"box {printable(box, 80)} and its surroundings are {right - left} x {bottom - top}, and a square around them has {side} "
+            f"x {side}"
             f" pixels; {MOST_PIXELS:,} are the most"
         )
     part = picture.crop((left, top, right, bottom))

@@ -50,7 +50,9 @@ class Hit:
     def open(self) -> Image.Image:
         "The whole picture, upright. Raises `PliError` where there is none."
         if self.file is None:
-            raise PliError(f"{printable(self.path)}: a copy of a gallery holds small pictures only; search the folder that it was made from")
+            raise PliError(
+                f"{printable(self.path)}: a copy of a gallery holds small pictures only; search the folder that it was made from"
+            )
         return open_picture(self.file)
 
     def explain(self):

@@ -78,7 +78,8 @@ def galleries_of(
     unique = {os.path.realpath(table): table for table in reversed(tables)}
     if not unique:
         raise PliError(
-            f"{printable(gallery or folder)}: no gallery is known there; pli index {printable(folder)} makes one, pli gallery list shows all"
+            f"{printable(gallery or folder)}: no gallery is known there; pli index {printable(folder)} makes one, pli gallery list "
+            "shows all"
         )
     return sorted(unique.values())
 
@@ -149,7 +150,9 @@ def forget(
         for empty in (folder, folder.parent) if not left else ():
             with suppress(OSError): empty.rmdir()
         note_of(table).unlink(missing_ok=True)
-    except OSError as error: raise PliError(f"{printable(error.filename or folder)}: cannot be deleted ({error.strerror or error})") from None
+    except OSError as error: raise PliError(
+        f"{printable(error.filename or folder)}: cannot be deleted ({error.strerror or error})"
+    ) from None
     return left
 
 # %% ../../nbs/gallery/09f_manage.ipynb #7595708d
@@ -255,7 +258,8 @@ def _carry(
         raise PliError(f"{printable(place)}: the gallery cannot be copied there ({printable(error)}); it is where it was") from None
     except OSError as error:
         raise PliError(
-            f"{printable(place)}: the gallery cannot be moved there ({disk_full_reason(error) or error.strerror or error}); it is where it was"
+            f"{printable(place)}: the gallery cannot be moved there ({disk_full_reason(error) or error.strerror or error}); it is "
+            "where it was"
         ) from None
     settle()
     for path in marks: path.unlink(missing_ok=True)

@@ -95,10 +95,13 @@ def own_model(
         ("--quick-gelu", quick_gelu, own[3], None),
     ):
         if asked not in (default, made):
-            raise PliError(f"{option} {printable(asked)}: the gallery was made with {_as_options(*own)}; name --model too, to make another one")
+            raise PliError(
+                f"{option} {printable(asked)}: the gallery was made with {_as_options(*own)}; name --model too, to make another one"
+            )
     if not (is_public(*own[:3]) or list(own[:2]) in noted_models(id)):
         raise PliError(
-            f"{printable(home)}: says that {_as_options(*own)} made its features, but not to you; name --model yourself, if you trust that one"
+            f"{printable(home)}: says that {_as_options(*own)} made its features, but not to you; name --model yourself, if you trust "
+            "that one"
         )
     return made_by, *own
 
@@ -119,7 +122,8 @@ def check_reader(reader: Backbone, query_model: str | Path, key: str, model: str
     "Raise `OtherFeatures` for a model of queries that does not read the features of another model."
     if key not in features_read(reader):
         raise OtherFeatures(
-            f"{printable(query_model)} reads features {', '.join(features_read(reader))}, and {printable(model)} makes {key}: only a model that was"
+            f"{printable(query_model)} reads features {', '.join(features_read(reader))}, and {printable(model)} makes {key}: only a "
+            "model that was"
             f" tuned with this picture tower left as it was fits; --model {printable(query_model)} indexes the folder for it"
         )
 

@@ -76,7 +76,8 @@ def check_folder(table: PictureTable, folder: Path, home: Path) -> None:
     if root == ".." or os.path.realpath(root) == os.path.realpath(folder): return
     if os.path.realpath(home.parent) == os.path.realpath(folder): return                # beside the pictures, and moved along with them
     raise PliError(
-        f"{printable(home)}: is the gallery of {printable(root)}; name another --gallery for {printable(folder)}. If the pictures were moved there: pli"
+        f"{printable(home)}: is the gallery of {printable(root)}; name another --gallery for {printable(folder)}. If the pictures "
+        "were moved there: pli"
         f" gallery move {printable(root)} {printable(folder)} --gallery {printable(home)}"
     )
 
@@ -159,7 +160,8 @@ def found_home(
     homes = having or ([] if near else homes)
     if len(homes) > 1:
         raise PliError(
-            f"{printable(folder)}: has galleries at {', '.join(map(printable, homes))}; say which with --gallery, or begin one beside the pictures"
+            f"{printable(folder)}: has galleries at {', '.join(map(printable, homes))}; say which with --gallery, or begin one beside "
+            "the pictures"
             f" with --gallery {printable(Path(folder) / '.pli')}"
         )
     return homes[0] if homes else usual

@@ -106,7 +106,8 @@ class Gallery:
             vectors = read_vectors(self.table, width)
             if not len(vectors):
                 raise PliError(
-                    f"{printable(self.root)}: the gallery holds no picture; put some into the folder and index it (pli index, gallery.update())"
+                    f"{printable(self.root)}: the gallery holds no picture; put some into the folder and index it (pli index, "
+                    "gallery.update())"
                 )
             self._ranker = Ranker(vectors)
         return self._ranker
@@ -166,7 +167,8 @@ def open_gallery(
     key = features_key(backbone)
     if made_by not in (None, key):
         raise PliError(
-            f"{printable(home)}: {printable(model)} is no longer the model that made its features; --model {printable(model)} indexes the folder again"
+            f"{printable(home)}: {printable(model)} is no longer the model that made its features; --model {printable(model)} indexes "
+            "the folder again"
             " beside them, pli gallery forget removes them"
         )
     if reader is not backbone:
@@ -208,7 +210,9 @@ def _own_about(table: PictureTable, key: str, width: int) -> dict:
     about = table.about()
     if "key" not in about and table.writable: return about
     if "key" not in about:
-        raise PliError(f"{printable(table.path)}: was begun and holds nothing yet, and it cannot be written to; --gallery names another place")
+        raise PliError(
+            f"{printable(table.path)}: was begun and holds nothing yet, and it cannot be written to; --gallery names another place"
+        )
     if (about["key"], about.get("width")) != (key, width):
         raise PliError(
             f"{printable(table.path)}: its description is damaged (key, width); remove its folder, and the pictures are indexed again"
@@ -340,7 +344,9 @@ def _reference(gallery: Gallery, said) -> Reference:
         return _stored(gallery, said.picture.id, said.path.rpartition("/")[2], said.picture.content, None)
     if isinstance(said, Hit): said = said.file
     if isinstance(said, Image.Image): return _encoded(gallery, said.convert("RGB"), "a picture", None, said.convert("RGB"))
-    if not isinstance(said, (str, os.PathLike)): raise PliError(f"image must be a path, a picture or a hit, got {printable(repr(said), 40)}")
+    if not isinstance(said, (str, os.PathLike)): raise PliError(
+        f"image must be a path, a picture or a hit, got {printable(repr(said), 40)}"
+    )
     path = Path(said)
     try: content = content_of(path) if path.is_file() else None
     except (OSError, PliError): content = None
@@ -353,13 +359,15 @@ def _stored(gallery: Gallery, id: int, name: str, content: bytes, path: Path | N
     "A reference that lies in the gallery; its whole picture is the small one where there is no other."
     if gallery.reader is not gallery.backbone:
         raise PliError(
-            f"{printable(name)}: the model that reads queries has features of its own, and a copy of a gallery does not hold the whole picture;"
+            f"{printable(name)}: the model that reads queries has features of its own, and a copy of a gallery does not hold the "
+            "whole picture;"
             " name its file"
         )
     small = small_picture(gallery.table.thumbnail(id))
     if small is None:
         raise PliError(
-            f"{printable(gallery.table.path)}: the small picture of {printable(name)} is missing or damaged; remove the gallery's folder, and the"
+            f"{printable(gallery.table.path)}: the small picture of {printable(name)} is missing or damaged; remove the gallery's "
+            "folder, and the"
             " pictures are indexed again"
         )
     return Reference(name, gallery.table.feature(id), content, small, path or small)

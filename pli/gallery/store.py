@@ -70,16 +70,20 @@ def _check_beside(path: Path) -> None:
             kind = beside.lstat().st_mode
             if not stat.S_ISREG(kind):
                 raise PliError(
-                    f"{printable(beside)}: is not a file but {FILE_KINDS.get(stat.S_IFMT(kind), 'something else')}, and pli has not made it;"
+                    f"{printable(beside)}: is not a file but {FILE_KINDS.get(stat.S_IFMT(kind), 'something else')}, and pli has not "
+                    "made it;"
                     " remove it"
                 )
             if not name.endswith("-journal"):
-                raise PliError(f"{printable(beside)}: pli makes no such file; remove the gallery's folder, and the pictures are indexed again")
+                raise PliError(
+                    f"{printable(beside)}: pli makes no such file; remove the gallery's folder, and the pictures are indexed again"
+                )
             with open_regular(beside, 2**62) as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - len(_NAMES_OTHERS)))
                 if file.read(len(_NAMES_OTHERS)) == _NAMES_OTHERS:
                     raise PliError(
-                        f"{printable(beside)}: names another file, which would be deleted, and pli writes no such journal; remove the gallery's"
+                        f"{printable(beside)}: names another file, which would be deleted, and pli writes no such journal; remove the "
+                        "gallery's"
                         " folder, and the pictures are indexed again"
                     )
         except (FileNotFoundError, MissingFile):
@@ -95,7 +99,8 @@ def _connect(
     try:
         if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
             raise PliError(
-                f"{printable(path)}: is not a file but {FILE_KINDS.get(stat.S_IFMT(path.lstat().st_mode), 'something else')}, so it is no gallery"
+                f"{printable(path)}: is not a file but {FILE_KINDS.get(stat.S_IFMT(path.lstat().st_mode), 'something else')}, so it "
+                "is no gallery"
             )
         _check_beside(path)
         # a reader, too, takes back what a killed writer had begun
@@ -131,7 +136,8 @@ def _check_schema(path: Path, connection: sqlite3.Connection) -> None:
             _check_version(path, connection)
         odd = sorted(name for name in there.keys() | SCHEMA.keys() if there.get(name) != SCHEMA.get(name))
         raise PliError(
-            f"{printable(path)}: is no gallery of this version of pli ({printable(', '.join(map(str, odd)))} differ); remove its folder, and the"
+            f"{printable(path)}: is no gallery of this version of pli ({printable(', '.join(map(str, odd)))} differ); remove its "
+            "folder, and the"
             " pictures are indexed again"
         )
 
@@ -203,7 +209,8 @@ def check_row(
     "Raise a `PliError` for a row that `pli` has not written."
     if not all(type(value) in kinds for value, kinds in zip(row, _KINDS)) or not (row[7] is None or _DATE.fullmatch(row[7])):
         raise PliError(
-            f"{printable(path)}: the row of picture {printable(row[0], 40)} is damaged; remove the gallery's folder, and the pictures are indexed"
+            f"{printable(path)}: the row of picture {printable(row[0], 40)} is damaged; remove the gallery's folder, and the pictures "
+            "are indexed"
             " again"
         )
     return row
@@ -233,7 +240,8 @@ class PictureTable:
                 mode = self.connection.execute("PRAGMA journal_mode").fetchone()[0]
                 if mode != "delete":
                     raise PliError(
-                        f"{printable(self.path)}: writes ahead ({printable(mode)}), as no gallery of pli does; remove its folder, and the pictures"
+                        f"{printable(self.path)}: writes ahead ({printable(mode)}), as no gallery of pli does; remove its folder, and "
+                        "the pictures"
                         " are indexed again"
                     )
                 _check_schema(self.path, self.connection)
@@ -427,7 +435,9 @@ def features_in(
 ) -> np.ndarray:      # `(len(values), width)` float32, read only
     "Features as they lie in the table. Raises `PliError` for what is none."
     if not all(type(value) is bytes and len(value) == 4 * width for value in values):
-        raise PliError(f"{printable(path)}: holds features that are not {width} numbers; remove its folder, and the pictures are indexed again")
+        raise PliError(
+            f"{printable(path)}: holds features that are not {width} numbers; remove its folder, and the pictures are indexed again"
+        )
     found = np.frombuffer(b"".join(values), "<f4").reshape(len(values), width)
     if not np.isfinite(found).all():
         raise PliError(f"{printable(path)}: holds a feature that is not finite; remove its folder, and the pictures are indexed again")

@@ -95,7 +95,8 @@ def load_results(folder: Path, names: Sequence[str]) -> tuple[dict[str, dict[int
             one, other = firsts.setdefault((key, group), (path, record))
             if record.get(key) != other.get(key):
                 raise PliError(
-                    f"{path}: was made with another {key} than {one.name} ({printable(record.get(key))} and {printable(other.get(key))}); remove"
+                    f"{path}: was made with another {key} than {one.name} ({printable(record.get(key))} and "
+                    f"{printable(other.get(key))}); remove"
                     " what is out of date"
                 )
         kept = found[record["arm"]][min(found[record["arm"]])]
@@ -259,7 +260,9 @@ def difference(
     check_kind(f"gain of {arm}", kind, study.grouping)
     both = common_seeds(study, arm, against)
     if not both:
-        raise PliError(f"arms {printable(arm)!r} and {printable(against)!r} have no seed in common: {study.seeds(arm)} and {study.seeds(against)}")
+        raise PliError(
+            f"arms {printable(arm)!r} and {printable(against)!r} have no seed in common: {study.seeds(arm)} and {study.seeds(against)}"
+        )
     a, b = (solved_share(study, name, kind, measure, dict.fromkeys(seeds)) for name, seeds in zip((arm, against), zip(*both)))
     by_seed = {
         y if arm in study.common else x: percent(

@@ -195,14 +195,18 @@ FIGURE_KEYS = {
 def check_figure(plan: Plan, figure: dict, place: str) -> None:
     "Raise a `PliError` unless a figure can be drawn once the results are there."
     check_keys(place, figure, FIGURE_KEYS, ("kind",))
-    if figure["kind"] not in FIGURES: raise PliError(f"{place}: kind must be one of {', '.join(FIGURES)}, got {printable(figure['kind'])!r}")
+    if figure["kind"] not in FIGURES: raise PliError(
+        f"{place}: kind must be one of {', '.join(FIGURES)}, got {printable(figure['kind'])!r}"
+    )
     lines, against = figure["kind"] == "lines", figure.get("against", plan.control)
     if "series" in figure and ("arms" in figure or not lines):
         raise PliError(f"{place}: series is for lines, instead of arms: a list of arms for each line")
     rows = figure.get("series", {"arms": figure.get("arms", plan.names())})
     named = [name for key, row in rows.items() for name in a_list_of(f"{place}: {key}", row, str, twice=lines)] + [against]
     kinds = a_list_of(f"{place}: kinds", figure.get("kinds", ["all"]), str)
-    if "series" in figure and len(kinds) > 1: raise PliError(f"{place}: series are for one kind of query, got {printable(', '.join(kinds))}")
+    if "series" in figure and len(kinds) > 1: raise PliError(
+        f"{place}: series are for one kind of query, got {printable(', '.join(kinds))}"
+    )
     if not re.fullmatch(r"recall@[1-9]\d{0,5}", figure.get("measure", "recall@10")):
         raise PliError(f"{place}: measure must be recall@K, such as recall@10, got {printable(figure['measure'])!r}")
     if figure.get("show", "gain") not in ("gain", "recall"):
@@ -210,7 +214,9 @@ def check_figure(plan: Plan, figure: dict, place: str) -> None:
     if figure["kind"] == "heatmap" and figure.get("show") == "recall":
         raise PliError(f"{place}: a heatmap shows gains; bars and lines can show recall")
     for name in named:
-        if name not in plan.names(): raise PliError(f"{place}: {printable(name)!r} is no arm; there are {printable(', '.join(plan.names()), 1000)}")
+        if name not in plan.names(): raise PliError(
+            f"{place}: {printable(name)!r} is no arm; there are {printable(', '.join(plan.names()), 1000)}"
+        )
     if not lines: return
     if not rows: raise PliError(f"{place}: series is empty")
     x = a_list_of(f"{place}: x", figure.get("x", []), float)
@@ -305,7 +311,9 @@ def read_plan(path: str | Path) -> Plan:
         tuple(table.get("figures", ())),
     )
     if plan.control not in plan.names():
-        raise PliError(f"{path}: control is {printable(plan.control)!r}, which is no arm; there are {printable(', '.join(plan.names()), 1000)}")
+        raise PliError(
+            f"{path}: control is {printable(plan.control)!r}, which is no arm; there are {printable(', '.join(plan.names()), 1000)}"
+        )
     if plan.held_out < 2:
         raise PliError(f"{path}: held_out must be at least 2, got {plan.held_out}: plain recall needs pairs that no arm learns from")
     check_sources(plan)
@@ -314,7 +322,8 @@ def read_plan(path: str | Path) -> Plan:
         for seed in [None] if name in plan.common() else plan.seeds:
             if (other := files.setdefault(stem(name, seed), name)) != name:
                 raise PliError(
-                    f"{path}: arm {printable(name)!r}: its results would be called {stem(name, seed)}, as those of {printable(other)!r}; give it"
+                    f"{path}: arm {printable(name)!r}: its results would be called {stem(name, seed)}, as those of "
+                    f"{printable(other)!r}; give it"
                     " another name"
                 )
     for number, figure in enumerate(plan.figures): check_figure(plan, figure, f"{path}: figure {number + 1}")

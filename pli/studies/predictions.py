@@ -456,13 +456,17 @@ def check_features(
         ("holds zeros only and points nowhere", ~features.any(1)),
     ):
         rows = wrong.nonzero().flatten().tolist()
-        if rows: raise PliError(f"{len(rows):,} of {len(names):,} rows cannot be compared; the first, {printable(names[rows[0]])!r}, {what}")
+        if rows: raise PliError(
+            f"{len(rows):,} of {len(names):,} rows cannot be compared; the first, {printable(names[rows[0]])!r}, {what}"
+        )
     return names, features
 
 # %% ../../nbs/studies/17_predictions.ipynb #7d3560f1
 def feature_suffix(path: Path) -> str:
     "The suffix of a feature file; a `PliError` names the known ones."
-    if path.suffix.lower() not in FEATURE_FILES: raise PliError(f"{printable(path)}: features are kept in {' or '.join(FEATURE_FILES)} files")
+    if path.suffix.lower() not in FEATURE_FILES: raise PliError(
+        f"{printable(path)}: features are kept in {' or '.join(FEATURE_FILES)} files"
+    )
     return path.suffix.lower()
 
 # %% ../../nbs/studies/17_predictions.ipynb #067e7af2
@@ -502,7 +506,8 @@ def rows_for(
     lacking = [name for name in wanted if name not in row]
     if lacking:
         raise PliError(
-            f"{printable(path)}: {len(lacking):,} of the {len(wanted):,} {what} have no row: {name_a_few(lacking)}; it has {len(names):,} rows"
+            f"{printable(path)}: {len(lacking):,} of the {len(wanted):,} {what} have no row: {name_a_few(lacking)}; it has "
+            f"{len(names):,} rows"
             f" such as {name_a_few(names[:1])}"
         )
     if len(names) > len(wanted):
@@ -524,7 +529,9 @@ def named_features(
     (ids, asked), (names, found) = read_features(query_file), read_features(gallery_file)
     names = [official_name(benchmark, name) for name in names]
     if asked.shape[1] != found.shape[1]:
-        raise PliError(f"{printable(query_file)} has features of width {asked.shape[1]:,}, {printable(gallery_file)} of width {found.shape[1]:,}")
+        raise PliError(
+            f"{printable(query_file)} has features of width {asked.shape[1]:,}, {printable(gallery_file)} of width {found.shape[1]:,}"
+        )
     if not benchmark.complete:
         benchmark = with_gallery(benchmark, names)
         say(f"{benchmark.title}: the gallery is taken from {printable(gallery_file)}, {len(names):,} pictures")

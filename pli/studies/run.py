@@ -57,7 +57,9 @@ def jobs_of(plan: Plan, only: Iterable[str] = (), seeds: Iterable[int] = ()) -> 
     """
     for name in only:
         if name not in plan.arms and name != "start":
-            raise PliError(f"--only {printable(name)}: the plan has no such arm; it has {printable(', '.join(['start', *plan.arms]), 1000)}")
+            raise PliError(
+                f"--only {printable(name)}: the plan has no such arm; it has {printable(', '.join(['start', *plan.arms]), 1000)}"
+            )
     for seed in seeds:
         if seed not in plan.seeds: raise PliError(f"--seeds {seed}: the plan has the seeds {', '.join(map(str, plan.seeds))}")
     wanted = set(only or ["start", *plan.arms])
