@@ -32,7 +32,7 @@ class Composer:
 
     def __post_init__(self):
         low, high = self.limits
-        try:weight = float(self.weight)
+        try: weight = float(self.weight)
         except (TypeError, ValueError): raise PliError(f"{self.name}: weight must be a number, got {self.weight!r}") from None
         if low == high and weight != low: raise PliError(f"{self.name} takes no weight, got {weight:g}: write just {self.name!r}")
         if not (math.isfinite(weight) and low <= weight <= high):
@@ -106,14 +106,14 @@ class Slerp(Composer):
 # %% ../nbs/04_composition.ipynb #98e18f92
 @dataclass(frozen=True)
 class Product(Composer):
-    "s_i**weight * s_t on centred, scaled score lists: both halves must agree (BASIC, arXiv 2510.25387)."
+    "s_i**weight * s_t on centred, scaled score lists: both halves must agree (BASIC, Psomas et al. 2025, arXiv 2510.25387)."
     name, grid, centred = "product", (0.25, 0.5, 1.0, 2.0, 4.0), True
     def parts(self, reference, text): return unit(_wide(reference)), unit(_wide(text))
     def fuse(self, s_i, s_t): return s_i**self.weight * s_t
 
 @dataclass(frozen=True)
 class Harris(Product):
-    "p * s_t - 0.1 * (p + s_t)**2 with p = s_i**weight: as the product, and imbalance costs (BASIC, arXiv 2510.25387)."
+    "p * s_t - 0.1 * (p + s_t)**2 with p = s_i**weight: as the product, and imbalance costs (BASIC, Psomas et al. 2025, arXiv 2510.25387)."
     name = "harris"
     def fuse(self, s_i, s_t):
         p = s_i**self.weight

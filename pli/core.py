@@ -126,6 +126,7 @@ def open_regular(
     if not stat.S_ISREG(status.st_mode): raise PliError(f"{printable(path)}: {kind}, not a file; name a regular file")
     raise PliError(f"{printable(path)}: holds {status.st_size:,} bytes, more than the {most:,} that are read here; is it the right file?")
 
+# %% ../nbs/00_core.ipynb #49721405
 def read_regular(
     path: str | Path,
     most: int = MOST_BYTES,  # bytes that the file may hold
@@ -245,6 +246,7 @@ def check_writable(
         raise PliError(f"{printable(path)}: cannot be written ({getattr(error, 'strerror', None) or error}); name another place") from None
     if len(path.parts) > 500: raise PliError(f"{printable(path, 80)}: lies {len(path.parts):,} folders deep; name another place")
 
+# %% ../nbs/00_core.ipynb #91c890fe
 @contextmanager
 def atomic(
     path: str | Path,         # the file that shall exist afterwards, whole

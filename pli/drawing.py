@@ -57,6 +57,7 @@ def _draw_cell(sheet: Image.Image, draw: ImageDraw.ImageDraw, cell: Cell, x: int
     for number, line in enumerate(cell.below[:2]):
         draw.text((x + side // 2, y + side + 5 + 15 * number), fit_text(line, side), fill=_TEXT, font=_font(11), anchor="ma")
 
+# %% ../nbs/08a_drawing.ipynb #20122270
 def contact_sheet(
     cells: Sequence[Cell],
     across: int = 6,     # cells in a row
@@ -77,6 +78,7 @@ def contact_sheet(
         _draw_cell(sheet, draw, cell, gap + number % across * (side + gap), head + gap + number // across * high, side)
     return sheet
 
+# %% ../nbs/08a_drawing.ipynb #8698344f
 def as_png(
     sheet: Image.Image,
     colours: int = 0,     # reduce to so many, for a small file; 0: keep all

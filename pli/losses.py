@@ -70,7 +70,10 @@ def contrastive(
     logits = _logits(query, target, scale)
     if same is not None: logits = _without(logits, same)
     right = torch.arange(len(logits), device=logits.device)
-    asked = logits if hard_negatives is None else torch.cat([logits, _negative_logits(query, unit(hard_negatives.float()), scale, ignore, per_query)], 1)
+    asked = logits
+    if hard_negatives is not None:
+        further = _negative_logits(query, unit(hard_negatives.float()), scale, ignore, per_query)
+        asked = torch.cat([logits, further], 1)
     loss = cross_entropy(asked, right)
     return (loss + cross_entropy(logits.T, right)) / 2 if symmetric else loss
 

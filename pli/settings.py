@@ -17,6 +17,7 @@ def setting(
     "A field of settings."
     return field(default=default, metadata={"help": help, "flag": flag})
 
+# %% ../nbs/06c_settings.ipynb #883c8152
 @dataclass(frozen=True)
 class TuneSettings:
     "What a tuning run does, complete: the same settings, pairs and start weights give the same numbers on the same machine."

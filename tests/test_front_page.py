@@ -68,13 +68,19 @@ def test_verdicts_use_two_words():
 
 def test_the_map_of_chapters_has_each_once_in_reading_order(tmp_path):
     tool = runpy.run_path(str(ROOT / "tools" / "readme.py"))
-    for name, heading in {"00_core": "Core: words", "hiding/03_views": "Views", "hiding/03a_patches": "Patches | squares", "04_composition": "Composition", "tutorials/first": "First", "_draft": "Draft", "index": "pli"}.items():
+    headings = {"00_core": "Core: words", "hiding/03_views": "Views", "hiding/03a_patches": "Patches | squares", "04_composition": "Composition", "99_new": "New",
+                "tutorials/first": "First", "tutorials/results": "Results", "other/98_odd": "Odd", "_draft": "Draft", "index": "pli"}
+    for name, heading in headings.items():
         path = tmp_path / "nbs" / f"{name}.ipynb"
         path.parent.mkdir(exist_ok=True, parents=True)
         path.write_text(json.dumps({"cells": [{"cell_type": "markdown", "source": [f"# {heading}\n", "> more"]}]}))
     assert tool["chapter_map"](tmp_path).splitlines()[2:] == [
-        "| `pli` | [00 Core](nbs/00_core.ipynb) |", r"| `hiding` | [03 Views](nbs/hiding/03_views.ipynb) · [03a Patches \| squares](nbs/hiding/03a_patches.ipynb) |",
-        "| `pli` | [04 Composition](nbs/04_composition.ipynb) |", "| `tutorials` | [First](nbs/tutorials/first.ipynb) |"]
+        "| what came out | [Results](nbs/tutorials/results.ipynb) · [First](nbs/tutorials/first.ipynb) |", "| ground | [00 Core](nbs/00_core.ipynb) |",
+        r"| what is hidden | [03 Views](nbs/hiding/03_views.ipynb) · [03a Patches \| squares](nbs/hiding/03a_patches.ipynb) |",
+        "| queries and losses | [04 Composition](nbs/04_composition.ipynb) |", "| `99_new` | [99 New](nbs/99_new.ipynb) |", "| `other` | [98 Odd](nbs/other/98_odd.ipynb) |"]
+    everything = [path for path in (ROOT / "nbs").rglob("*.ipynb") if path.name != "index.ipynb" and not any(part.startswith((".", "_")) for part in path.relative_to(ROOT).parts)]
+    links = re.findall(r"\]\((nbs/[^)]+)\)", tool["chapter_map"]())
+    assert sorted(links) == sorted(path.relative_to(ROOT).as_posix() for path in everything)
 
 
 # placeholders

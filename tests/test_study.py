@@ -396,7 +396,8 @@ def test_time_left_is_told_from_what_was_measured():
     jobs = [Job(Arm("a", TuneSettings(steps=100)), seed) for seed in (1, 2)]
     assert clock.left(jobs) == "" and clock.left([], ("a", 50, 2.0)) == "; about 2 min left"
     clock.saw({"arm": "a @ 3", "seconds a step": 0.5, "seconds to measure": 10})
-    assert clock.left(jobs) == "; about 2 min left" and clock.left(jobs, hands=2) == "; about 65 s left"
+    assert clock.left(jobs) == "; about 2 min left" and clock.left(jobs, hands=2) == "; about 60 s left"        # each is measured once
+    assert clock.left(jobs[:1]) == "; about 60 s left" and clock.left(jobs[:1], ("a", 30, 0.5)) == "; about 85 s left"
     assert clock.left([Job(Arm("other", TuneSettings(steps=36_000)))]) == "; about 5.0 h left"
     assert clock.left([Job(Arm("mean", average=("start", "a"), shares=(0.5, 0.5)))], ("a", 20, 1.0)) == "; about 30 s left"
 
@@ -656,7 +657,7 @@ def test_a_map_calls_significant_only_where_seeds_agree(whole, monkeypatch):
     monkeypatch.setattr(pli.studies.page, "gain_map", lambda *args, **more: seen.update(more))
     study = read_results(whole / "out")
     draw_figure(study, {"kind": "heatmap", "arms": ["mix it", "half"], "kinds": ["all", "colour"]})
-    assert seen["significant"] == [[difference(study, arm, "control", kind)["sure"] for kind in ("all", "colour")] for arm in ("mix it", "half")]
+    assert seen["significant"] == [[difference(study, arm, "control", kind)["significant"] for kind in ("all", "colour")] for arm in ("mix it", "half")]
 
 
 def test_pictures_are_not_kept_by_every_worker(whole, monkeypatch):
@@ -866,7 +867,7 @@ def test_bars_are_significant_only_where_seeds_agree(whole, monkeypatch):
     monkeypatch.setattr(pli.studies.page, "gain_bars", lambda *args, **more: seen.append(more["significant"]))
     study = read_results(whole / "out")
     for show in ("gain", "recall"): draw_figure(study, {"kind": "bars", "arms": ["mix it", "half"], "kinds": ["colour"], "show": show})
-    assert seen == [{"colour": [difference(study, arm, "control", "colour")["sure"] for arm in ("mix it", "half")]}, None]
+    assert seen == [{"colour": [difference(study, arm, "control", "colour")["significant"] for arm in ("mix it", "half")]}, None]
 
 
 def test_the_command_lists_and_refuses(whole, tmp_path, capsys):

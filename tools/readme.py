@@ -5,7 +5,7 @@ python tools/readme.py                 write README.md and the pictures in READM
 python tools/readme.py --check         write nothing; fail when they differ or link to a file that is not there
 python tools/readme.py --command demo  print the one command that stands under `<!-- command: demo -->` in README.md
 
-The marker `<!-- chapters -->` becomes the map of chapters: a line for each folder of notebooks, from their titles, in reading order.
+The marker `<!-- chapters -->` becomes the map of chapters: a line for each part of `PARTS`, from the notebooks' titles, in reading order.
 """
 import argparse
 import base64
@@ -14,7 +14,6 @@ import posixpath
 import re
 import shutil
 import sys
-from itertools import groupby
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +26,21 @@ LINK = re.compile(r"""(\]\(|\b(?:src|href)=")([^)\s"]+)""")
 COMMAND = re.compile(r"^<!-- command: (\w+) -->\n+```sh\n(.*?)^```$", re.M | re.S)
 CHAPTERS = "<!-- chapters -->"
 NUMBER = re.compile(r"(\d+)([a-z]?)_")
+PARTS = (  # the map of chapters: what a row is about, and the folders and chapters of nbs/ that it holds, in reading order
+    ("first use", ("tutorials/search_your_pictures", "tutorials/command_line", "tutorials/evaluate_benchmark", "16_demo")),
+    ("what came out", ("tutorials/results", "tutorials/study", "tutorials/gallery_neighbours", "tutorials/gallery_masks", "tutorials")),
+    ("ground", ("00_core", "01_world")),
+    ("models", ("backbones",)),
+    ("what is hidden", ("hiding",)),
+    ("queries and losses", ("04_composition", "05_losses", "methods")),
+    ("pairs to learn from", ("data",)),
+    ("tuning", ("06c_settings", "training")),
+    ("measuring", ("08_metrics", "benchmarks", "evaluation")),
+    ("searching", ("gallery", "08a_drawing", "studio")),
+    ("figures", ("viz",)),
+    ("the command line", ("cli",)),
+    ("studies", ("studies",)),
+)
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -99,19 +113,22 @@ def title(path: Path) -> str:
 
 
 def chapter_map(root: Path = ROOT) -> str:
-    "A table of all notebooks in reading order: a row for each folder, and for those between two folders; what has no number comes last."
-    rooms: dict[str, list] = {}
+    "A table of all notebooks in reading order: a row for each part of `PARTS`; folders and chapters that no part names come last."
+    named = {place for _, places in PARTS for place in places}
+    found: dict[str, list] = {}  # folder, or chapter by itself -> order and link of each
     for path in (root / "nbs").rglob("*.ipynb"):
         name = path.relative_to(root)
         if name.as_posix() == SOURCE or any(part.startswith(("_", ".")) for part in name.parts): continue
         number = NUMBER.match(path.name)
         order = (int(number[1]), number[2], path.name) if number else (10**6, "", path.name)
         link = f"[{f'{number[1]}{number[2]} ' if number else ''}{title(path)}]({name.as_posix()})"
-        room = "/".join(name.parts[1:-1])
-        rooms.setdefault(room or path.name, []).append((order, room, link))
-    rows = groupby(sorted(map(sorted, rooms.values())), key=lambda found: found[0][1])
-    lines = [f"| `{room or 'pli'}` | {' · '.join(link for found in row for _, _, link in found)} |" for room, row in rows]
-    return "\n".join(["| room | chapters, in reading order |", "|---|---|", *lines])
+        folder = "/".join(name.parts[1:-1])
+        place = next((each for each in (f"{folder}/{path.stem}", folder) if folder and each in named), folder or path.stem)
+        found.setdefault(place, []).append((order, link))
+    parts = [*PARTS, *((f"`{place}`", (place,)) for place in sorted(found.keys() - named))]
+    rows = [(part, [link for place in places for _, link in sorted(found.get(place, []))]) for part, places in parts]
+    lines = [f"| {part} | {' · '.join(links)} |" for part, links in rows if links]
+    return "\n".join(["| to read about | chapters, in reading order |", "|---|---|", *lines])
 
 
 def render(nb: dict) -> tuple[str, dict[str, bytes]]:

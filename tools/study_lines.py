@@ -28,15 +28,15 @@ def at(study: Study, arm: str, kind: str = "colour", measure: str = "recall@10")
 def above(study: Study, arm: str, kind: str = "colour", measure: str = "recall@10") -> str:
     "What an arm gives above the control, with its interval, and a word where that is not significant."
     found = difference(study, arm, kind=kind, measure=measure)
-    return format_difference(found["difference"]) + ("" if found["sure"] else ", one seed" if found["seeds"] == 1 else ", not significant")
+    return format_difference(found["difference"]) + ("" if found["significant"] else ", one seed" if found["seeds"] == 1 else ", not significant")
 
 
 def verdict(*found: dict) -> str:
     "What several comparisons with the control say together, from their numbers."
-    ways = {("above" if one["difference"][0] > 0 else "below") if one["sure"] else "neither" for one in found}
+    ways = {("above" if one["difference"][0] > 0 else "below") if one["significant"] else "neither" for one in found}
     if ways == {"neither"}: return "no significant difference from the control"
     if len(ways) == 1: return f"significantly {ways.pop()} the control" + (" every time" if len(found) > 1 else "")
-    count = lambda way: sum(one["sure"] and (one["difference"][0] > 0) == way for one in found)
+    count = lambda way: sum(one["significant"] and (one["difference"][0] > 0) == way for one in found)
     return f"of {len(found)} comparisons with the control {count(True)} significantly above it, {count(False)} significantly below"
 
 

@@ -85,7 +85,9 @@ _NO_WEIGHTS = {   # kind: what it is, and what to do
     "empty": "it is empty (0 bytes): the download or the copy was broken off; copy or download it again",
     "broken zip": "it begins like a file of PyTorch and is not whole; copy or download it again",
     "other zip": "it is a zip archive, but no file of PyTorch; unpack it and name the file of weights in it",
-    "packed torch": "it is a compressed zip archive; PyTorch writes none, and a small one can unpack to any size: bring the file as it was saved",
+    "packed torch": (
+        "it is a compressed zip archive; PyTorch writes none, and a small one can unpack to any size: bring the file as it was saved"
+    ),
     "torchscript": "it is a TorchScript program, as OpenAI's own files are: loading it runs the code in it, so that is not done here. "
                    "If you trust whoever made it, convert it once: {convert} and "
                    "then give --pretrained {stem}.safetensors --quick-gelu (weights from OpenAI were trained with QuickGELU; leave it "
@@ -151,6 +153,7 @@ def _unwrap(
     tensors = {key: value for key, value in content.items() if key not in _OPENAI_KEYS}
     return Weights(path, tensors, said, all(key in content for key in _OPENAI_KEYS))
 
+# %% ../../nbs/backbones/02a_weights.ipynb #df0a94b1
 def _describe_content(content) -> str:
     "A short description of something that is no table of tensors."
     if isinstance(content, dict): return f"a table with {', '.join(printable(key, 40) for key in list(content)[:5]) or 'nothing in it'}"
@@ -175,6 +178,7 @@ def _check_digest(path: Path, tensors: dict[str, Tensor], said: dict[str, str]) 
         f"{printable(path)}: its weights are not what was written, some bits have changed; bring back a copy, or make the model again"
     )
 
+# %% ../../nbs/backbones/02a_weights.ipynb #fd1da66c
 def check_beside(
     weights: Weights,
     config: Path,     # the configuration in the same folder
@@ -198,6 +202,7 @@ def check_beside(
             " changed it on purpose, write the weights again without what they say: save_file(load_file(FILE), FILE) of safetensors.torch"
         )
 
+# %% ../../nbs/backbones/02a_weights.ipynb #1d8df55b
 def _memory_free() -> int:
     "Bytes of memory that can still be had, swap included; 64 GiB where the system does not tell."
     try: table = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
@@ -212,6 +217,7 @@ def _unpacked_size(path: Path) -> int:
         with zipfile.ZipFile(path) as archive: return max(size, sum(entry.file_size for entry in archive.infolist()))
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError): return size
 
+# %% ../../nbs/backbones/02a_weights.ipynb #cb0e74d4
 def read_weights(
     path: str | Path,
 ) -> Weights:
@@ -232,8 +238,8 @@ def read_weights(
     except Exception as error:
         names = re.search(r"GLOBAL ([\w.]+)", str(error))
         if "weights_only" in str(error) and names:
-            raise PliError(f"{printable(path)}: it is a pickle that asks for {printable(names[1])}, which is no part of weights; such a file "
-                           f"can run any code and is not read. Ask its owner for safetensors") from None
+            raise PliError(f"{printable(path)}: it is a pickle that asks for {printable(names[1])}, which is no part of weights; such a "
+                           f"file can run any code and is not read. Ask its owner for safetensors") from None
         broken = f"it cannot be read ({in_whole_words(error) or type(error).__name__})"
         if "weights_only" in str(error): broken = "it is a pickle that cannot be read without running it"
         raise PliError(f"{printable(path)}: {broken}; copy or download it again, or ask its owner for safetensors") from None
@@ -257,6 +263,7 @@ def _no_weights(
     if value.is_floating_point() and not value.isfinite().all(): return "with numbers that are not finite are"
     return None
 
+# %% ../../nbs/backbones/02a_weights.ipynb #601097c0
 def _check_fit(
     path: Path,
     tensors: dict[str, Tensor],   # of the file
@@ -280,6 +287,7 @@ def _check_fit(
     )
     raise PliError(f"{printable(path)}: {another}: {'; '.join(parts)}")
 
+# %% ../../nbs/backbones/02a_weights.ipynb #12b038ba
 def put_weights(
     model: nn.Module,
     weights: Weights,
@@ -332,21 +340,22 @@ def _check_tokenizer(
     allowed = _TOKENIZER_ARGUMENTS if name else {"clean": _TOKENIZER_ARGUMENTS["clean"]}
     for key, value in (kwargs or {}).items():
         if key not in allowed:
-            raise PliError(f"{place}: tokenizer_kwargs: {printable(key, 60)} is not allowed, because a configuration from elsewhere could "
-                           f"run code or open files with such arguments; allowed are {', '.join(allowed)}")
+            raise PliError(f"{place}: tokenizer_kwargs: {printable(key, 60)} is not allowed, because a configuration from elsewhere "
+                           f"could run code or open files with such arguments; allowed are {', '.join(allowed)}")
         fits = isinstance(value, str) if allowed[key] is str else any(type(value) is type(each) and value == each for each in allowed[key])
         if not fits:
             raise PliError(f"{place}: tokenizer_kwargs: {key} is {printable(repr(value), 60)}; known are "
                            f"{', '.join(map(str, allowed[key])) if allowed[key] is not str else 'texts'}")
 
+# %% ../../nbs/backbones/02a_weights.ipynb #be67ef57
 def _check_towers(
     place: str, vision_cfg: dict, text_cfg: dict,
 ) -> None:
     "Raise a `PliError` for towers that would be fetched from somewhere else."
     trunk, text = vision_cfg.get("timm_model_name"), text_cfg.get("hf_model_name")
     if trunk is not None and not (isinstance(trunk, str) and re.fullmatch(r"[\w.]+", trunk)):
-        raise PliError(f"{place}: vision_cfg: timm_model_name {printable(repr(trunk), 80)} is no plain name of timm; nothing is fetched for "
-                       f"it from a hub or a folder")
+        raise PliError(f"{place}: vision_cfg: timm_model_name {printable(repr(trunk), 80)} is no plain name of timm; nothing is fetched "
+                       f"for it from a hub or a folder")
     own = {open_clip.get_model_config(name)["text_cfg"].get("hf_model_name") for name in open_clip.list_models()} - {None}
     if text is not None and (text not in own or Path(text).exists()):
         raise PliError(f"{place}: text_cfg: hf_model_name {printable(repr(text), 80)} is no text tower of open_clip's own models "
@@ -371,6 +380,7 @@ def _check_sizes(
             if isinstance(value, bool) or not whole or not 0 < value <= most:
                 raise PliError(f"{place}: {key} must be a number from 1 to {most:,}, got {printable(repr(value), 60)}")
 
+# %% ../../nbs/backbones/02a_weights.ipynb #b6a5c2f5
 def bytes_needed(
     model_cfg: dict,   # with sizes that `check_sizes` has seen
 ) -> int:
@@ -420,6 +430,7 @@ PREPROCESS_VALUES = {   # key of preprocess_cfg: (is a value of use?, what it mu
     "fill_color": (lambda x: isinstance(x, int) and not isinstance(x, bool) and 0 <= x <= 255, "a number from 0 to 255"),
 }
 
+# %% ../../nbs/backbones/02a_weights.ipynb #62d03481
 def check_preprocess(
     place: str, preprocess_cfg,
 ) -> None:
@@ -434,6 +445,7 @@ def check_preprocess(
         if value is not None and not fits(value):
             raise PliError(f"{place}: preprocess_cfg: {key} must be {words}, got {printable(repr(value), 80)}")
 
+# %% ../../nbs/backbones/02a_weights.ipynb #8f7ff40a
 def check_config(
     place: str,            # the file, for messages
     record,                # what it holds
@@ -489,6 +501,7 @@ def evidence_from_config(
     check_preprocess(source, record.get("preprocess_cfg"))
     return [Evidence(source, record["model_cfg"].get("quick_gelu") is True, record.get("preprocess_cfg"))]
 
+# %% ../../nbs/backbones/02a_weights.ipynb #3c8abaf2
 def _from_params(
     text: str,
     source: str, name: str,
@@ -509,6 +522,7 @@ def _from_params(
         if value != "None" and PREPROCESS_VALUES[key][0](value): pictures[key] = value
     return [Evidence(source, quick, pictures or None)]
 
+# %% ../../nbs/backbones/02a_weights.ipynb #36c430d6
 def _from_name(
     path: Path,
 ) -> list[Evidence]:
@@ -525,6 +539,7 @@ def _from_name(
             return [Evidence(f"open_clip's record of {path.name}", bool(known.get("quick_gelu")), pictures)]
     return [Evidence("its name", True)] if re.search("quick[-_]?gelu", path.name, re.IGNORECASE) else []
 
+# %% ../../nbs/backbones/02a_weights.ipynb #91d4ff41
 def evidence_of(
     weights: Weights,
     name: str, model_cfg: dict,   # of the model that they shall go into
@@ -553,6 +568,7 @@ def named_activation(quick_gelu: bool) -> str:
     "What reports call an activation."
     return "quick gelu" if quick_gelu else "gelu"
 
+# %% ../../nbs/backbones/02a_weights.ipynb #12f6904d
 def choose_for_file(
     weights: Weights,
     name: str, model_cfg: dict,
@@ -595,6 +611,7 @@ def choose_for_file(
                        f"are assumed")
     return Choices(quick, f"{named_activation(quick)}, {why}", pictures, normalisation, tuple(notices))
 
+# %% ../../nbs/backbones/02a_weights.ipynb #2a912b70
 def choose_for_model(
     place: str,            # model or folder, for messages
     model_cfg: dict,
@@ -612,6 +629,7 @@ def choose_for_model(
     )
     return Choices(asked, f"{named_activation(asked)}, as asked for", notices=notices)
 
+# %% ../../nbs/backbones/02a_weights.ipynb #98bbadf5
 def tuned_from_a_file(
     folder: Path,     # of a model whose configuration does not say its activation
 ) -> str | None:      # the file, where it left its activation open

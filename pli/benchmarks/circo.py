@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from .protocols import Reader
-from .records import as_id, as_list, as_object, as_text, benchmark_folder, check_unique, field, locate_pictures, lookup, read_records
+from .records import as_id, as_list, as_object, as_text
+from .records import benchmark_folder, check_unique, field, locate_pictures, lookup, read_records
 from .shape import Benchmark, Scoring, one_gallery
 from ..core import PliError, read_json, printable
 
@@ -78,14 +79,8 @@ def read_circo(root: Path, split: str, protocol: dict) -> Benchmark:
         aspects = field(record, place, "semantic_aspects", as_list) if "semantic_aspects" in record else []
         aspects = tuple(as_text(said, f"{place}, field 'semantic_aspects'") for said in aspects)
         words = (field(record, place, "relative_caption", as_text),)
-        queries.append(
-            (
-                words,
-                find(reference, f"{place}, field 'reference_img_id'"),
-                tuple(find(name, f"{place}, field 'gt_img_ids'") for name in right),
-                aspects,
-            )
-        )
+        start = find(reference, f"{place}, field 'reference_img_id'")
+        queries.append((words, start, tuple(find(name, f"{place}, field 'gt_img_ids'") for name in right), aspects))
     texts, references, answers, aspects = zip(*queries)
     complete = listed is not None and (listed.is_file() or len(number) == CIRCO_PICTURES)
     protocol = protocol | unofficial_gallery("circo", len(number) if complete else CIRCO_PICTURES)

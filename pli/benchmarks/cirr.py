@@ -12,7 +12,8 @@ from pathlib import Path
 
 from .masked_tuning import spell_marks
 from .protocols import Reader
-from .records import as_id, as_list, as_name, as_object, as_path, as_text, benchmark_folder, check_unique, field, lookup, read_records
+from .records import as_id, as_list, as_name, as_object, as_path, as_text
+from .records import benchmark_folder, check_unique, field, lookup, read_records
 from .shape import Benchmark, Scoring, one_gallery
 from ..core import PliError, read_json, printable
 

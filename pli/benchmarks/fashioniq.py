@@ -102,19 +102,9 @@ def read_fashioniq(root: Path, split: str, protocol: dict) -> Benchmark:
         files = dict(zip(names, locate_pictures(home, names, picture_folders(category)))) | files
         galleries.append(torch.tensor([number.setdefault(name, len(number)) for name in names]))
         for row, (reference, target, captions) in enumerate(found):
-            asked = join_captions(captions, protocol["joining"], protocol["orders"])
+            asked, right = join_captions(captions, protocol["joining"], protocol["orders"]), () if target is None else (number[target],)
             for words, letter in zip(asked, ("/a", "/b") if len(asked) > 1 else ("",)):
-                queries.append(
-                    (
-                        f"{category}-{row}{letter}",
-                        words,
-                        number[reference],
-                        () if target is None else (number[target],),
-                        category,
-                        gallery,
-                        records,
-                    )
-                )
+                queries.append((f"{category}-{row}{letter}", words, number[reference], right, category, gallery, records))
             records += 1
     ids, texts, references, answers, categories, gallery_of, groups = zip(*queries)
     return Benchmark(

@@ -103,5 +103,10 @@ def read_genecis(root: Path, split: str, protocol: dict) -> Benchmark:
 
 # %% ../../nbs/benchmarks/10h_genecis.ipynb #18185af3
 GENECIS = Reader(
-    ("",), "", {"crops": ("dilated", "whole")}, {"default": {}, "masked-tuning": {}}, read_genecis, composers={"masked-tuning": "raw-sum:1"}
+    ("",),
+    "",
+    {"crops": ("dilated", "whole")},
+    {"default": {}, "masked-tuning": {}},
+    read_genecis,
+    composers={"masked-tuning": "raw-sum:1"},
 )

@@ -79,7 +79,7 @@ def drop_files(
     benchmark: Benchmark,
     files: Iterable[str],     # as in `benchmark.files`
 ) -> Benchmark:
-    "What is left without some files; see `without_pictures`. Raises `PliError` where that is nothing."
+    "What is left without some files; see `drop_pictures`. Raises `PliError` where that is nothing."
     gone = set(files)
     left = drop_pictures(benchmark, torch.tensor([file in gone for file in benchmark.files]))
     if not len(left):
@@ -130,7 +130,7 @@ def check_benchmark(
     advice: str = "--allow-missing scores what is there, and says so beside every number",
 ) -> Benchmark:                    # every picture that takes part, and only those: all of `files` can be used
     """Look at every picture that takes part. Raises one `PliError` about all that are missing or broken, unless what is left shall be
-    scored; see `without_pictures`.
+    scored; see `drop_pictures`.
     """
     benchmark = trim_benchmark(benchmark)
     files = tuple(dict.fromkeys(benchmark.files))

@@ -84,9 +84,8 @@ def read_gallery(
     names = {}
     for row, name in enumerate(said):
         name = name_of(name, f"{path}: entry {row}")
-        if name in names: raise PliError(
-            f"{path}: entry {row} lists {printable(name)!r} for the second time; the first is entry {names[name]}"
-        )
+        if name in names:
+            raise PliError(f"{path}: entry {row} lists {printable(name)!r} for the second time; the first is entry {names[name]}")
         names[name] = row
     return list(names)
 
@@ -114,9 +113,8 @@ def read_queries(
         if isinstance(asked, bool) or not isinstance(asked, (str, int)):
             raise PliError(f"{place}, field 'id' is not an id: {printable(repr(asked))}")
         asked = str(asked)
-        if ids.setdefault(asked, row) != row: raise PliError(
-            f"{place}, field 'id': {printable(asked)!r} is the id of record {ids[asked]} too"
-        )
+        if ids.setdefault(asked, row) != row:
+            raise PliError(f"{place}, field 'id': {printable(asked)!r} is the id of record {ids[asked]} too")
         references.append(where.setdefault(reference, len(where)))
         found.append(tuple(sorted({number[name] for name in right})))
     return own_queries(

@@ -84,7 +84,7 @@ def read_split(
     protocol: str = "default",       # see `parse_protocol`
     name: str = "this benchmark",    # for messages
 ) -> Benchmark:
-    "The queries of one split by a protocol. Raises `PliError` for a split or choice that the reader does not know, and for what it finds wrong."
+    "The queries of one split by a protocol. Raises `PliError` for what the reader does not know, and for what it finds wrong."
     split = reader.split if split is None else split
     if split not in reader.splits:
         known = f"choose from {', '.join(reader.splits)}" if reader.splits != ("",) else "it has only one: leave the split out"

@@ -138,9 +138,8 @@ def _folder_contents(folder: Path, most: int = 8) -> str:
     if not os.path.isdir(folder): return "a file, not a folder" if os.path.exists(folder) else "no such folder"
     try: names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
     except OSError as error: return f"it cannot be read ({error.strerror})"
-    return (
-        ", ".join(printable(name, 60) for name in names[:most]) + f" and {len(names) - most} more" * (len(names) > most) if names else "nothing"
-    )
+    if not names: return "nothing"
+    return ", ".join(printable(name, 60) for name in names[:most]) + f" and {len(names) - most} more" * (len(names) > most)
 
 
 def benchmark_folder(

@@ -214,5 +214,6 @@ def missing_bounds(
         ]
     if len(kinds) == 1: return {kind: percent(limits) for kind, limits in kinds.items()}
     mean, every = benchmark.scoring.mean_of_categories, sum(missing.total.values())
-    over_all = [sum(limits[i] * (1 / len(kinds) if mean else missing.total[kind] / every) for kind, limits in kinds.items()) for i in range(3)]
+    share = {kind: 1 / len(kinds) if mean else missing.total[kind] / every for kind in kinds}
+    over_all = [sum(limits[i] * share[kind] for kind, limits in kinds.items()) for i in range(3)]
     return {kind: percent(limits) for kind, limits in ({"mean" if mean else "all": over_all} | kinds).items()}

@@ -50,9 +50,8 @@ def check_same_queries(one: dict, other: dict) -> None:
     for name in ("name", "split", "protocol", "queries", "digest"):
         if first[name] != second[name]:
             raise PliError(
-                f"the reports are not over the same queries ({name}: {printable(first[name])} and {printable(second[name])}): only "
-                "those can be"
-                " compared"
+                f"the reports are not over the same queries ({name}: {printable(first[name])} and {printable(second[name])}): only"
+                " those can be compared"
             )
 
 # %% ../../nbs/evaluation/11e_compare.ipynb #8f9ea7fe

@@ -92,6 +92,7 @@ def choice_lines(record: dict) -> list[str]:
         *few,
     ]
 
+# %% ../../nbs/evaluation/11c_writers.ipynb #530b9a6d
 def report_title(record: dict) -> str:
     "Which queries a report is about, and by which protocol."
     kept = record["benchmark"]
@@ -106,6 +107,7 @@ def report_title(record: dict) -> str:
         + f"; {model}" * bool(model)
     )
 
+# %% ../../nbs/evaluation/11c_writers.ipynb #93a4c087
 def missing_lines(record: dict) -> list[str]:
     "What a report must say about pictures that were not there."
     if "missing" not in record["benchmark"]: return []
@@ -241,36 +243,13 @@ def long_rows(
                 for measure, numbers in found.items():
                     rows.append([*about, name, section["queries"], family, "/".join(record["specs"][family]), measure, *numbers])
             for what in alone if section["halves"] else ():
-                found = section["halves"][what]
-                rows.append(
-                    [
-                        *about,
-                        name,
-                        section["queries"],
-                        what,
-                        section["halves"]["composer"],
-                        section["halves"]["measure"],
-                        *(found if isinstance(found, list) else [found, "", ""]),
-                    ]
-                )
-    return [
-        "benchmark",
-        "split",
-        "protocol",
-        "model",
-        "pretrained",
-        "preprocess",
-        "gallery",
-        "queries of",
-        "count",
-        "composer",
-        "spec",
-        "measure",
-        "value",
-        "low",
-        "high",
-    ], rows
+                halves, value = section["halves"], section["halves"][what]
+                numbers = value if isinstance(value, list) else [value, "", ""]
+                rows.append([*about, name, section["queries"], what, halves["composer"], halves["measure"], *numbers])
+    heading = ["benchmark", "split", "protocol", "model", "pretrained", "preprocess", "gallery"]
+    return [*heading, "queries of", "count", "composer", "spec", "measure", "value", "low", "high"], rows
 
+# %% ../../nbs/evaluation/11c_writers.ipynb #b411a229
 def format_csv(record: dict) -> str:
     "A report as CSV: `long_rows`, in which no cell can become a formula."
     text = io.StringIO()

@@ -334,6 +334,7 @@ def _halves_said(found: Explanation) -> str:
     if found.composer in ("image", "text"): return f"all of it from the {'picture' if found.composer == 'image' else 'words'}"
     return f"which is {picture:.4f} from the picture {'-' if words < 0 else '+'} {abs(words):.4f} from the words"
 
+# %% ../../nbs/gallery/09d_explain.ipynb #eaf60c30
 def explanation_figure(found: Explanation):
     "The figure of an explanation, a `matplotlib.figure.Figure`."
     from matplotlib import rc_context
@@ -342,54 +343,69 @@ def explanation_figure(found: Explanation):
 def _drawn(found: Explanation):
     from matplotlib.figure import Figure
     sides = list(found.maps)
-    figure = Figure(figsize=(2.6 * len(sides) + 5.2, 3.1), layout="constrained")
-    axes = figure.subplots(1, len(sides) + 2, width_ratios=[1] * len(sides) + [0.9, 1.1])
-    for axis, what in zip(axes, sides):
-        scale = max(found.maps[what]["blocks"].abs().max().item(), 1e-9)
-        picture = found.pictures[what]
-        axis.imshow(picture)
-        axis.imshow(
-            found.maps[what]["blocks"],
-            cmap="PiYG",
-            vmin=-scale,
-            vmax=scale,
-            alpha=0.55,
-            extent=(0, picture.width, picture.height, 0),
-            interpolation="bilinear",
-        )
-        axis.set(
-            xticks=[],
-            yticks=[],
-            title=what,
-            xlabel=f"green holds the score up\ntrust {found.curves[what]['blocks'].trust:.2f}, 0 is chance",
-        )
-    names = [*found.halves, *(printable(word, 18) for word, _ in found.words)]
-    values = [*found.halves.values(), *(value for _, value in found.words)]
-    colours = ["#0072b2"] * len(found.halves) + ["#8a8a8a"] * len(found.words)
-    axes[-2].barh(range(len(names)), values, color=colours)
-    axes[-2].set(
-        yticks=range(len(names)),
-        yticklabels=names,
-        title=f"what gave {found.avoid['wanted'] if found.avoid else found.score:.3f}",
-        xlabel=f"{found.how} (blue)"
-        + (f"\nstretched to {found.avoid['stretched']:.2f}, then\nx {found.avoid['kept']:.2f} for words to avoid" if found.avoid else "")
-        + ("\nlost without the word (grey)" if found.words else ""),
+    figure = Figure(figsize=(9, 6.6), layout="constrained")
+    rows = [[*sides, "halves"], [*sides, "words"], ["curves"] * (len(sides) + 1)]
+    axes = figure.subplot_mosaic(rows, height_ratios=(1, 1.5, 1.8))
+    for what in sides: _draw_map(axes[what], found, what)
+    _draw_halves(axes["halves"], found)
+    _draw_words(axes["words"], found)
+    _draw_curves(axes["curves"], found, sides[-1])
+    for axis in axes.values():
+        axis.title.set_size(10), axis.xaxis.label.set_size(9.5), axis.yaxis.label.set_size(9.5)
+        axis.tick_params(labelsize=9.5)
+    for name in ("halves", "words", "curves"): axes[name].spines[["top", "right"]].set_visible(False)
+    return figure
+
+def _draw_map(axis, found: Explanation, what: str) -> None:
+    "The map over the reference or the hit, laid over its picture."
+    scale = max(found.maps[what]["blocks"].abs().max().item(), 1e-9)
+    picture = found.pictures[what]
+    axis.imshow(picture)
+    axis.imshow(
+        found.maps[what]["blocks"],
+        cmap="PuOr",
+        vmin=-scale,
+        vmax=scale,
+        alpha=0.55,
+        extent=(0, picture.width, picture.height, 0),
+        interpolation="bilinear",
     )
-    axes[-2].invert_yaxis()
-    axes[-2].axvline(0, color="#2b2b2b", linewidth=0.8)
-    last = sides[-1]
+    trust = found.curves[what]["blocks"].trust
+    axis.set(xticks=[], yticks=[], title=what, xlabel=f"violet holds the score up,\norange pulls it down\ntrust {trust:.2f} (0 is chance)")
+
+# %% ../../nbs/gallery/09d_explain.ipynb #f5005490
+def _draw_bars(axis, names: list[str], values: list[float], colour: str) -> None:
+    "A bar for each name, its value written beside the name."
+    axis.barh(range(len(names)), values, color=colour)
+    axis.set(yticks=range(len(names)), yticklabels=[f"{name}  {value:+.3f}" for name, value in zip(names, values)])
+    axis.invert_yaxis()
+    axis.axvline(0, color="#2b2b2b", linewidth=0.8)
+    axis.locator_params(axis="x", nbins=3)
+
+def _draw_halves(axis, found: Explanation) -> None:
+    "What picture and words gave."
+    _draw_bars(axis, list(found.halves), list(found.halves.values()), "#0072b2")
+    avoid = found.avoid
+    axis.set(
+        title=f"what gave {avoid['wanted'] if avoid else found.score:.3f}",
+        xlabel=found.how + (f"\nstretched to {avoid['stretched']:.2f}, then\nx {avoid['kept']:.2f} for words to avoid" if avoid else ""),
+    )
+
+def _draw_words(axis, found: Explanation) -> None:
+    "What each word adds; on a scale of their own, since they add little beside the halves."
+    if not found.words: return axis.set_axis_off()
+    _draw_bars(axis, [printable(word, 18) for word, _ in found.words], [value for _, value in found.words], "#5e5e5e")
+    axis.set(title="what each word adds", xlabel="score lost without the word")
+
+def _draw_curves(axis, found: Explanation, last: str) -> None:
+    "How the score changes while patches are hidden, or shown, in the order of a map."
     for name, line in (("blocks", "-"), ("gradient", ":")):
         curves = found.curves[last][name]
-        axes[-1].plot(curves.shares, curves.deletion, "#d55e00", linestyle=line, label=f"hidden first ({name})")
-        axes[-1].plot(curves.shares, curves.insertion, "#009e73", linestyle=line, label=f"shown first ({name})")
-    axes[-1].plot(curves.shares, curves.random, "#8a8a8a", linestyle="--", label="hidden at random")
-    axes[-1].set(title=f"is the map over the {last} right?", xlabel="share of the patches", ylabel="score")
-    axes[-1].legend(fontsize=6, frameon=False, loc="upper center", bbox_to_anchor=(0.45, -0.22), ncols=2)
-    for axis in axes[-2:]: axis.spines[["top", "right"]].set_visible(False)
-    for axis in axes:
-        axis.title.set_size(9), axis.xaxis.label.set_size(8), axis.yaxis.label.set_size(8)
-        axis.tick_params(labelsize=7)
-    return figure
+        axis.plot(curves.shares, curves.deletion, "#d55e00", linestyle=line, marker="v", markersize=5, label=f"hidden first ({name})")
+        axis.plot(curves.shares, curves.insertion, "#0072b2", linestyle=line, marker="o", markersize=5, label=f"shown first ({name})")
+    axis.plot(curves.shares, curves.random, "#6e6e6e", linestyle="--", label="hidden at random")
+    axis.set(title=f"is the map over the {last} right?", xlabel="share of the patches", ylabel="score")
+    axis.legend(fontsize=9, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=3)
 
 def _png(figure) -> bytes:
     import io

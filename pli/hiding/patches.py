@@ -24,7 +24,7 @@ def with_mask(view: View, hidden: Tensor) -> View:
 # %% ../../nbs/hiding/03a_patches.ipynb #2e9e7e27
 @dataclass(frozen=True)
 class RandomPatches:
-    "Hide patches uniformly at random (masked tuning, arXiv 2311.07622; He et al. 2022, section 3)."
+    "Hide patches uniformly at random (masked tuning, Chen and Lai 2023, arXiv 2311.07622; He et al. 2022, section 3)."
     ratio: float = 0.75   # share of the patches to hide, `0 <= r < 1`
     teaches: ClassVar[str] = "words for things that sit in one place and may be under the mask: objects, their parts, their shape"
 

@@ -38,8 +38,8 @@ def _installed_method(name: str) -> Method:
 def check_method(
     settings: TuneSettings,
 ) -> Method:
-    """The method that the settings name. Raises `PliError`, its first word a setting, for a name that is not known, for settings that belong to
-    another method, and for what the method itself refuses.
+    """The method that the settings name. Raises `PliError`, its first word a setting, for a name that is not known, for settings that
+    belong to another method, and for what the method itself refuses.
     """
     method, usual = method_named(settings.objective), TuneSettings()
     owners: dict[str, list[str]] = {}

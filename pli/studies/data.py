@@ -140,6 +140,33 @@ class StudyData:
             if one in self.starts and one not in self.prints: self.prints[one] = fingerprint(self.starts[one])
         return "+".join(self.prints[one] for one in seeds) if {*seeds} <= self.prints.keys() else None
 
+# %% ../../nbs/studies/15b_data.ipynb #0a03b114
+def draw_study_data(plan: Plan, start: Backbone, starts: dict[int | None, Backbone]) -> StudyData:
+    "The pairs and queries of a drawn world. Raises `PliError` for a model that reads pictures of another size."
+    said = {key: value for key, value in plan.pairs.items() if key in ("queries", "gallery", "seed")}
+    if start.size != (48, 48):
+        raise PliError(
+            f"{plan.path}: start: a drawn world has pictures of 48 by 48 pixels, this model reads {start.size[0]} by {start.size[1]};"
+            " pli-tiny-48 fits"
+        )
+    try: stage = draw_world_data(plan.pairs["world"], DemoSettings(**said, pairs=plan.pairs.get("count", 20_000)))
+    except PliError as error: raise PliError(f"{plan.path}: pairs: {error}") from None
+    names, captions = [hashlib.sha256(picture.numpy()).hexdigest()[:16] for picture in stage.pairs.pixels], stage.pairs.captions
+    rows, queries, pictures, most = pairs_aside(names, plan.held_out), stage.queries["dev"], stage.pixels["dev"], max(1000, plan.held_out)
+    return StudyData(start, starts, stage.pairs, names, captions, *rows, queries, most, pictures, kept=None)
+
+def read_study_data(
+    plan: Plan, data: Path, start: Backbone, starts: dict[int | None, Backbone], say: Callable[[str], None],
+) -> StudyData:
+    "Pairs and queries from files below `data`. Raises `PliError` for a name that leads out of it, and for what is wrong in a file."
+    inside = confine_to(data)
+    try: table, queries, gallery = (Path(inside(name)) for name in (plan.pairs, plan.queries, plan.gallery))
+    except PliError as error: raise PliError(f"{plan.path}: {error}") from None
+    pairs, benchmark = read_pairs(table), read_queries(queries, gallery)
+    say(pairs.report(1).partition("\n")[0])
+    rows, decoded = pairs_aside(pairs.names, plan.held_out), PairSet(pairs, start.pixels)
+    return StudyData(start, starts, decoded, pairs.names, list(pairs.captions), *rows, benchmark, max(1000, plan.held_out))
+
 # %% ../../nbs/studies/15b_data.ipynb #9c429c79
 def load_study_data(
     plan: Plan,
@@ -150,48 +177,7 @@ def load_study_data(
     "Read what a plan names. Raises `PliError` for what is missing, or leads out of the folder."
     start = start_model(plan, data, device)
     starts = {None: start} if start_settings(plan) is None else {}
-    if isinstance(plan.pairs, dict):
-        said = {key: value for key, value in plan.pairs.items() if key in ("queries", "gallery", "seed")} | {
-            "pairs": plan.pairs.get("count", 20_000)
-        }
-        if start.size != (48, 48):
-            raise PliError(
-                f"{plan.path}: start: a drawn world has pictures of 48 by 48 pixels, this model reads {start.size[0]} by {start.size[1]};"
-                " pli-tiny-48 fits"
-            )
-        try:
-            stage = draw_world_data(plan.pairs["world"], DemoSettings(**said))
-        except PliError as error:
-            raise PliError(f"{plan.path}: pairs: {error}") from None
-        names, captions = [hashlib.sha256(picture.numpy()).hexdigest()[:16] for picture in stage.pairs.pixels], stage.pairs.captions
-        material = StudyData(
-            start,
-            starts,
-            stage.pairs,
-            names,
-            captions,
-            *pairs_aside(names, plan.held_out),
-            stage.queries["dev"],
-            max(1000, plan.held_out),
-            stage.pixels["dev"],
-            None,
-        )
-    else:
-        inside = confine_to(data)
-        try:table, queries, gallery = (Path(inside(name)) for name in (plan.pairs, plan.queries, plan.gallery))
-        except PliError as error: raise PliError(f"{plan.path}: {error}") from None
-        pairs, benchmark = read_pairs(table), read_queries(queries, gallery)
-        say(pairs.report(1).partition("\n")[0])
-        material = StudyData(
-            start,
-            starts,
-            PairSet(pairs, start.pixels),
-            pairs.names,
-            list(pairs.captions),
-            *pairs_aside(pairs.names, plan.held_out),
-            benchmark,
-            max(1000, plan.held_out),
-        )
+    material = draw_study_data(plan, start, starts) if isinstance(plan.pairs, dict) else read_study_data(plan, data, start, starts, say)
     for arm in plan.arms.values():
         count = len(fewer(material.learn, arm.most_pairs))
         if not arm.average and count < arm.settings.batch_size:
@@ -236,7 +222,14 @@ def measure(
     } | found
 
 # %% ../../nbs/studies/15b_data.ipynb #6abe728f
-WITHOUT_SAY = ("studies", "viz", "drawing", "demo", "benchmarks.masked_tuning", *(f"gallery.{name}" for name in ("approximate", "explain", "hits", "index", "models", "places", "search", "store")))
+WITHOUT_SAY = (
+    "studies",
+    "viz",
+    "drawing",
+    "demo",
+    "benchmarks.masked_tuning",
+    *(f"gallery.{name}" for name in ("approximate", "explain", "hits", "index", "models", "places", "search", "store")),
+)
 
 
 def imported_modules(name: str) -> set[str]:
@@ -254,7 +247,7 @@ def imported_modules(name: str) -> set[str]:
 
 
 def deciding_modules() -> list[str]:
-    "All modules that decide about the numbers of a study: what its own modules import, and they import, but for those that write and draw (`WITHOUT_SAY`)."
+    "All modules that decide about the numbers of a study: what its own modules import, directly or not, but for those in `WITHOUT_SAY`."
     reached, waiting = set(), set().union(*(imported_modules(f"studies.{name}") for name in ("run", "plan", "data", "results")))
     while waiting:
         name = waiting.pop()

@@ -73,6 +73,7 @@ def ignore_precision(record: dict) -> dict:
     free = lambda part: part | {"settings": part["settings"] | {"precision": "auto"}} if "settings" in part else part
     return free(record) | ({"members": {name: free(member) for name, member in record["members"].items()}} if "members" in record else {})
 
+# %% ../../nbs/studies/18_findings.ipynb #da4cf4f7
 def load_results(folder: Path, names: Sequence[str]) -> tuple[dict[str, dict[int, dict]], dict[tuple[str, int], Path]]:
     "All results of a folder by arm and seed, arms in order, and where each lies. Raises `PliError` for files that do not belong together."
     found, paths = {name: {} for name in names}, {}
@@ -95,25 +96,13 @@ def load_results(folder: Path, names: Sequence[str]) -> tuple[dict[str, dict[int
             one, other = firsts.setdefault((key, group), (path, record))
             if record.get(key) != other.get(key):
                 raise PliError(
-                    f"{path}: was made with another {key} than {one.name} ({printable(record.get(key))} and "
-                    f"{printable(other.get(key))}); remove"
-                    " what is out of date"
+                    f"{path}: was made with another {key} than {one.name} ({printable(record.get(key))} and {printable(other.get(key))});"
+                    " remove what is out of date"
                 )
         kept = found[record["arm"]][min(found[record["arm"]])]
-        try:
-            check_same(
-                path,
-                record,
-                ignore_precision(
-                    {
-                        key: kept[key]
-                        for key in ("settings", "most pairs", "average", "shares", "members", "seeds", "at", "pairs digest")
-                        if key in kept
-                    }
-                ),
-            )
-        except PliError as error:
-            raise PliError(str(error).replace("the plan says", "another seed of this arm")) from None
+        same = ("settings", "most pairs", "average", "shares", "members", "seeds", "at", "pairs digest")
+        try: check_same(path, record, ignore_precision({key: kept[key] for key in same if key in kept}))
+        except PliError as error: raise PliError(str(error).replace("the plan says", "another seed of this arm")) from None
     return found, paths
 
 # %% ../../nbs/studies/18_findings.ipynb #2b215f66
@@ -123,9 +112,8 @@ def read_results(
 ) -> Study:
     "A study from its stored results alone. Raises `PliError` for files that are damaged, or do not belong together or to the plan."
     folder = Path(folder)
-    path, about = folder / "queries.json", read_sealed(
-        folder / "queries.json", "bring back a copy, or run the study again, which writes it"
-    )
+    path = folder / "queries.json"
+    about = read_sealed(path, "bring back a copy, or run the study again, which writes it")
     try:
         benchmark, first = about["benchmark"], torch.tensor([side == "1" for side in about["halves"]])
         grouping = decode_grouping({"benchmark": benchmark})
@@ -135,15 +123,8 @@ def read_results(
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise PliError(f"{path}: does not describe the queries of a study ({type(error).__name__}: {error})") from None
     if plan:
-        title, control, names, seeds, figures, controls, common = (
-            plan.title,
-            plan.control,
-            plan.names(),
-            plan.seeds,
-            plan.figures,
-            plan.controls(),
-            plan.common(),
-        )
+        title, control, names, seeds, figures = plan.title, plan.control, plan.names(), plan.seeds, plan.figures
+        controls, common = plan.controls(), plan.common()
     found, paths = load_results(folder, names)
     if not paths: raise PliError(f"{folder}: holds no results of this study yet")
     # what an average is made of comes first
@@ -154,19 +135,9 @@ def read_results(
     missing = [f"{name}, seed {seed}" for name in names if name not in common for seed in seeds if seed not in found[name]] + [
         name for name in names if name in common and not found[name]
     ]
-    return Study(
-        title,
-        control,
-        tuple(name for name in names if found[name]),
-        {name: own for name, own in found.items() if own},
-        benchmark,
-        grouping,
-        first,
-        tuple(missing),
-        tuple(figures),
-        controls,
-        frozenset(common),
-    )
+    arms, results = tuple(name for name in names if found[name]), {name: own for name, own in found.items() if own}
+    lists = tuple(missing), tuple(figures), controls, frozenset(common)
+    return Study(title, control, arms, results, benchmark, grouping, first, *lists)
 
 # %% ../../nbs/studies/18_findings.ipynb #ee806dc7
 @remembered
@@ -277,9 +248,10 @@ def difference(
         "difference": interval,
         "ratio": ratio_of(a, b),
         "by seed": by_seed,
-        "sure": significant(interval, by_seed.values()),
+        "significant": significant(interval, by_seed.values()),
     }
 
+# %% ../../nbs/studies/18_findings.ipynb #cdb5b89e
 def difference_if_any(study: Study, arm: str, kind: str, measure: str = "recall@10", against: str | None = None) -> dict | None:
     "The gain of an arm; None where there is nothing that it can be compared with."
     against = against or compared_with(study, arm)

@@ -81,7 +81,7 @@ def draw_figure(study: Study, figure: dict) -> Drawing | None:
     if not np.isfinite(cells).any(): return None
     caption = figure_caption(study, figure, arms, kinds)
     found = lambda arm, kind: difference_if_any(study, arm, kind, measure, against)
-    strong = None if show == "recall" else [[bool((one := found(arm, kind)) and one["sure"]) for kind in kinds] for arm in arms]
+    strong = None if show == "recall" else [[bool((one := found(arm, kind)) and one["significant"]) for kind in kinds] for arm in arms]
     if strong: caption += f" {SIGNIFICANCE}"
     if figure["kind"] == "heatmap":
         return gain_map(
@@ -99,10 +99,11 @@ def draw_figure(study: Study, figure: dict) -> Drawing | None:
         significant=by_kind,
     )
 
+# %% ../../nbs/studies/18b_page.ipynb #57a0065e
 def draw_figure_lines(study: Study, figure: dict, kinds: list[str], label: str) -> Drawing | None:
     "Lines of a plan: a line for each kind of query, or for each list of arms."
     series, against, x = figure.get("series"), figure.get("against"), figure["x"]
-    if series is None:series = {kind: (figure["arms"], kind) for kind in kinds}
+    if series is None: series = {kind: (figure["arms"], kind) for kind in kinds}
     else: series = {name: (arms, kinds[0]) for name, arms in series.items()}
     lines = {name: np.array([figure_value(study, figure, arm, kind, against) for arm in arms]).T for name, (arms, kind) in series.items()}
     lines = {name: tuple(line) for name, line in lines.items() if np.isfinite(line).any()}

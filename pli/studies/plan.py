@@ -144,10 +144,11 @@ def settings_from(
     check_keys(place, table, kinds)
     given = {key: float(value) if float in kinds[key] else value for key, value in table.items()}
     settings = replace(base, **given)
-    try:check_settings(settings)
+    try: check_settings(settings)
     except PliError as error: raise PliError(f"{place}: {error}") from None
     return settings
 
+# %% ../../nbs/studies/15a_plan.ipynb #5dd955b7
 def arm_from(
     place: str, name: str, table: dict,
     base: dict,               # the plan's settings
@@ -192,21 +193,20 @@ FIGURE_KEYS = {
     "show": (str,),
 }
 
+# %% ../../nbs/studies/15a_plan.ipynb #7e534b60
 def check_figure(plan: Plan, figure: dict, place: str) -> None:
     "Raise a `PliError` unless a figure can be drawn once the results are there."
     check_keys(place, figure, FIGURE_KEYS, ("kind",))
-    if figure["kind"] not in FIGURES: raise PliError(
-        f"{place}: kind must be one of {', '.join(FIGURES)}, got {printable(figure['kind'])!r}"
-    )
+    if figure["kind"] not in FIGURES:
+        raise PliError(f"{place}: kind must be one of {', '.join(FIGURES)}, got {printable(figure['kind'])!r}")
     lines, against = figure["kind"] == "lines", figure.get("against", plan.control)
     if "series" in figure and ("arms" in figure or not lines):
         raise PliError(f"{place}: series is for lines, instead of arms: a list of arms for each line")
     rows = figure.get("series", {"arms": figure.get("arms", plan.names())})
     named = [name for key, row in rows.items() for name in a_list_of(f"{place}: {key}", row, str, twice=lines)] + [against]
     kinds = a_list_of(f"{place}: kinds", figure.get("kinds", ["all"]), str)
-    if "series" in figure and len(kinds) > 1: raise PliError(
-        f"{place}: series are for one kind of query, got {printable(', '.join(kinds))}"
-    )
+    if "series" in figure and len(kinds) > 1:
+        raise PliError(f"{place}: series are for one kind of query, got {printable(', '.join(kinds))}")
     if not re.fullmatch(r"recall@[1-9]\d{0,5}", figure.get("measure", "recall@10")):
         raise PliError(f"{place}: measure must be recall@K, such as recall@10, got {printable(figure['measure'])!r}")
     if figure.get("show", "gain") not in ("gain", "recall"):
@@ -214,9 +214,8 @@ def check_figure(plan: Plan, figure: dict, place: str) -> None:
     if figure["kind"] == "heatmap" and figure.get("show") == "recall":
         raise PliError(f"{place}: a heatmap shows gains; bars and lines can show recall")
     for name in named:
-        if name not in plan.names(): raise PliError(
-            f"{place}: {printable(name)!r} is no arm; there are {printable(', '.join(plan.names()), 1000)}"
-        )
+        if name not in plan.names():
+            raise PliError(f"{place}: {printable(name)!r} is no arm; there are {printable(', '.join(plan.names()), 1000)}")
     if not lines: return
     if not rows: raise PliError(f"{place}: series is empty")
     x = a_list_of(f"{place}: x", figure.get("x", []), float)
@@ -248,6 +247,7 @@ def read_toml(path: Path) -> dict:
     except PliError: raise
     except (ValueError, RecursionError) as error: raise PliError(f"{path}: not valid TOML ({first_line(error)})") from None
 
+# %% ../../nbs/studies/15a_plan.ipynb #6953d912
 def arms_from(path: Path, table: dict) -> dict[str, Arm]:
     "All arms of a plan. Raises `PliError` for names that cannot stand, or would share a file."
     base, most, arms, files = (
@@ -291,7 +291,7 @@ def read_plan(path: str | Path) -> Plan:
     arms = arms_from(path, table)
     if not arms: raise PliError(f"{path}: arms is empty; a study compares at least one arm with the start")
     composers = a_list_of(f"{path}: composers", table.get("composers", list(STUDY_COMPOSERS)), str)
-    try:composers = tuple(dict.fromkeys(["image", "text", *(str(parse_composer(spec)) for spec in composers)]))
+    try: composers = tuple(dict.fromkeys(["image", "text", *(str(parse_composer(spec)) for spec in composers)]))
     except PliError as error: raise PliError(f"{path}: composers: {error}") from None
     for name, found, most in (("composers", composers, 200), ("seeds", table["seeds"], 100)):
         if len(found) > most: raise PliError(f"{path}: {name} has {len(found):,} items; a plan has at most {most}")
@@ -322,9 +322,8 @@ def read_plan(path: str | Path) -> Plan:
         for seed in [None] if name in plan.common() else plan.seeds:
             if (other := files.setdefault(stem(name, seed), name)) != name:
                 raise PliError(
-                    f"{path}: arm {printable(name)!r}: its results would be called {stem(name, seed)}, as those of "
-                    f"{printable(other)!r}; give it"
-                    " another name"
+                    f"{path}: arm {printable(name)!r}: its results would be called {stem(name, seed)}, as those of {printable(other)!r};"
+                    " give it another name"
                 )
     for number, figure in enumerate(plan.figures): check_figure(plan, figure, f"{path}: figure {number + 1}")
     return plan

@@ -456,17 +456,15 @@ def check_features(
         ("holds zeros only and points nowhere", ~features.any(1)),
     ):
         rows = wrong.nonzero().flatten().tolist()
-        if rows: raise PliError(
-            f"{len(rows):,} of {len(names):,} rows cannot be compared; the first, {printable(names[rows[0]])!r}, {what}"
-        )
+        if rows:
+            raise PliError(f"{len(rows):,} of {len(names):,} rows cannot be compared; the first, {printable(names[rows[0]])!r}, {what}")
     return names, features
 
 # %% ../../nbs/studies/17_predictions.ipynb #7d3560f1
 def feature_suffix(path: Path) -> str:
     "The suffix of a feature file; a `PliError` names the known ones."
-    if path.suffix.lower() not in FEATURE_FILES: raise PliError(
-        f"{printable(path)}: features are kept in {' or '.join(FEATURE_FILES)} files"
-    )
+    if path.suffix.lower() not in FEATURE_FILES:
+        raise PliError(f"{printable(path)}: features are kept in {' or '.join(FEATURE_FILES)} files")
     return path.suffix.lower()
 
 # %% ../../nbs/studies/17_predictions.ipynb #067e7af2
@@ -506,12 +504,12 @@ def rows_for(
     lacking = [name for name in wanted if name not in row]
     if lacking:
         raise PliError(
-            f"{printable(path)}: {len(lacking):,} of the {len(wanted):,} {what} have no row: {name_a_few(lacking)}; it has "
-            f"{len(names):,} rows"
-            f" such as {name_a_few(names[:1])}"
+            f"{printable(path)}: {len(lacking):,} of the {len(wanted):,} {what} have no row: {name_a_few(lacking)}; it has"
+            f" {len(names):,} rows such as {name_a_few(names[:1])}"
         )
     if len(names) > len(wanted):
-        say(f"{printable(path)}: {len(names) - len(wanted):,} of {len(names):,} rows are none of the {len(wanted):,} {what} and are left aside")
+        count = f"{len(names) - len(wanted):,} of {len(names):,} rows"
+        say(f"{printable(path)}: {count} are none of the {len(wanted):,} {what} and are left aside")
     chosen, found = torch.tensor([row[name] for name in wanted]), torch.empty(len(wanted), features.shape[1])
     for piece in torch.arange(len(wanted)).split(8192):
         part = features[chosen[piece]].double()

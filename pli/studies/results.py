@@ -71,6 +71,7 @@ def said_of(plan: Plan, arm: Arm | None) -> dict:
         | ({"seeds": list(plan.seeds)} if arm.over_seeds else {})
     )
 
+# %% ../../nbs/studies/15c_results.ipynb #b9d88883
 def flat(record: dict) -> dict:
     """What a result was made with, a key for each setting that counts, those of the members of an average too; precision, which follows
     the machine, only where it is asked for.
@@ -89,6 +90,7 @@ def flat(record: dict) -> dict:
         found |= {f"{key} of {printable(name)}": value for key, value in flat(member).items()}
     return found
 
+# %% ../../nbs/studies/15c_results.ipynb #cfdccd9a
 def check_same(path: Path, made: dict, wanted: dict) -> None:
     """Raise a `PliError` that says how a result differs from what the plan wants. Precision is compared with what the result was
     computed in, and only where the plan asks for one.
@@ -178,6 +180,7 @@ def finished(folder: Path, settings: TuneSettings, start: Backbone, pairs: SomeP
     except (PliError, KeyError, TypeError):
         return None
 
+# %% ../../nbs/studies/15c_results.ipynb #1726f297
 DONE = "done.json"   # of a run that is done: what its checkpoint said of the log and of broken pictures
 
 def without_checkpoint(folder: Path) -> None:
@@ -193,6 +196,7 @@ def model_in(folder: Path, device: torch.device) -> Backbone:
     except PliError as error:
         raise PliError(f"{error}; or remove {folder.parent} and the results of that arm and seed to train it again") from None
 
+# %% ../../nbs/studies/15c_results.ipynb #da52f540
 def train(
     job: Job, material: StudyData, folder: Path,
     needed: Iterable[int],     # the steps on the way whose models are wanted
@@ -280,11 +284,9 @@ class Place:
     workers: int = 0
     command: str = "pli.studies.run"
 
-def make(plan: Plan, job: Job, material: StudyData, place: Place, say: Callable[[str], None]) -> None:
-    """Train, measure and store one arm with one seed, whole or not at all. What was measured already keeps its numbers; only composers
-    that are new are added.
-    """
-    folder, paths = place.runs / job.folder, job.results(place.out)
+# %% ../../nbs/studies/15c_results.ipynb #60846b4d
+def made_with(plan: Plan, job: Job, material: StudyData, place: Place) -> dict:
+    "What a result says before its model is there: plan, start, queries, pairs. Raises `PliError` if a model of an average is gone."
     about = {
         "study": plan.title,
         "arm": "",
@@ -295,14 +297,18 @@ def make(plan: Plan, job: Job, material: StudyData, place: Place, say: Callable[
         "queries digest": material.benchmark.digest(),
         "pairs digest": material.pairs(plan.most_pairs).digest(),
     }
-    if (first := start_settings(plan)) is not None:
-        about["precision of the start"] = precision_here(first, place.device)
-    if job.arm and job.arm.average:
-        left(plan, job, place.runs)
-    if job.arm and job.arm.average:
-        about["members"] = {
-            name: member | {"precision": member_precision(plan, name, job, place.runs)} for name, member in about["members"].items()
-        }
+    if (first := start_settings(plan)) is not None: about["precision of the start"] = precision_here(first, place.device)
+    if not job.arm or not job.arm.average: return about
+    left(plan, job, place.runs)
+    precision = lambda name: {"precision": member_precision(plan, name, job, place.runs)}
+    return about | {"members": {name: member | precision(name) for name, member in about["members"].items()}}
+
+# %% ../../nbs/studies/15c_results.ipynb #9b804823
+def make(plan: Plan, job: Job, material: StudyData, place: Place, say: Callable[[str], None]) -> None:
+    """Train, measure and store one arm with one seed, whole or not at all. What was measured already keeps its numbers; only composers
+    that are new are added.
+    """
+    folder, paths, about = place.runs / job.folder, job.results(place.out), made_with(plan, job, material, place)
     step_of_name = lambda name: int(name.rpartition(" @ ")[2]) if " @ " in name else None
     missing = [name for name in paths if not paths[name].exists()]
     if missing and job.arm and not job.arm.average:
@@ -313,8 +319,7 @@ def make(plan: Plan, job: Job, material: StudyData, place: Place, say: Callable[
     for name, path in reversed(paths.items()):       # the last step is measured last: the run is done when its file is there
         step, before, began = step_of_name(name), read_result(path) if path.exists() else {"ranks": {}}, time.time()
         specs = [spec for spec in plan.composers if spec not in before["ranks"]]
-        if not specs:
-            continue
+        if not specs: continue
         found = measure(backbone if step is None else model_in(folder / f"at-{step}", place.device), material, specs, plain=name in missing)
         made = {"seconds to measure": round(time.time() - began, 1), "code": code_digest()} | provenance(
             place.command, job.seed or 0, place.device
@@ -329,8 +334,6 @@ def make(plan: Plan, job: Job, material: StudyData, place: Place, say: Callable[
             }
         write_json(path, sealed(record))
         say(f"measured{f' at step {step}' if step else ''}{' with ' + ', '.join(specs) if name not in missing else ''}: {path.name}")
-    if job.arm is None or job.arm.average:
-        return
+    if job.arm is None or job.arm.average: return
     without_checkpoint(folder)
-    for spare in [folder / "best", *folder.glob("at-*")]:
-        shutil.rmtree(spare, ignore_errors=True)
+    for spare in [folder / "best", *folder.glob("at-*")]: shutil.rmtree(spare, ignore_errors=True)

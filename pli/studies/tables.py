@@ -70,6 +70,7 @@ def count_seeds(study: Study, arm: str) -> str:
     if other is None or {arm, other} & study.common or own == study.seeds(other): return str(len(own))
     return f"{len(own)} ({len(common_seeds(study, arm, other))} shared)"
 
+# %% ../../nbs/studies/18a_tables.ipynb #ec61c5ec
 def precisions_of(study: Study, arm: str, seeds: Iterable[int] | None = None) -> list[str]:
     "The precisions in which the models of an arm were computed; none for a start that is taken as it is."
     own = study.results[arm]
@@ -92,6 +93,7 @@ def comparison_note(study: Study, arm: str) -> str:
     differ = [(a, b) for x, y in both if (a := precisions_of(study, arm, [x])) and (b := precisions_of(study, other, [y])) and a != b]
     return text + (f" ({'+'.join(differ[0][0])}; {other} in {'+'.join(differ[0][1])})" if differ else "")
 
+# %% ../../nbs/studies/18a_tables.ipynb #99e47277
 def precision_line(study: Study, arms: Iterable[str] | None = None) -> str:
     "In what precision the rows of a table were computed, and with how many threads; one line, from the records."
     arms = [arm for arm in arms or study.arms if arm in study.results]

@@ -31,7 +31,9 @@ def nearest_partners(
     """
     pairs_of, features = {}, []                                    # what a picture looks like -> its pairs
     with explain_worker_errors():
-        for items in progress_bar(DataLoader(data, batch_size=BATCH_MULTIPLE, num_workers=workers, collate_fn=list, generator=rng_for(0, "neighbours"))):
+        order = rng_for(0, "neighbours")
+        loader = DataLoader(data, batch_size=BATCH_MULTIPLE, num_workers=workers, collate_fn=list, generator=order)
+        for items in progress_bar(loader):
             new = []
             for index, pixels, _ in items:
                 if pixels is None: continue

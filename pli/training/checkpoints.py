@@ -61,7 +61,8 @@ def load_checkpoint(
         if not is_intact(path): say(f"{printable(path)}: an older version wrote it without a digest, so damage in it could not be noticed")
         with safe_open(path, "pt", device=str(backbone.device)) as file:
             record, names = json.loads(file.metadata()["record"]), set(file.keys())
-            backbone.load_state_dict({long: file.get_tensor(f"model.{name}") for long, name in zip(backbone.state_dict(), weights_of(backbone))})
+            both_names = zip(backbone.state_dict(), weights_of(backbone))
+            backbone.load_state_dict({long: file.get_tensor(f"model.{name}") for long, name in both_names})
             for name, weight in weights_of(backbone, learned=True).items():
                 keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"optimiser.{key}.{name}" in names]
                 state = {key: file.get_tensor(f"optimiser.{key}.{name}") for key in keys}

@@ -77,6 +77,7 @@ def holds_pictures_twice(data: Dataset) -> bool:
     numbers = data.pictures() if hasattr(data, "pictures") else None
     return numbers is None or len(set(numbers)) < len(numbers)
 
+# %% ../../nbs/training/07b_identity.ipynb #bcb4cb3d
 def claim_folder(
     folder: Path, run: dict,
     data: Dataset | None = None,   # the pairs

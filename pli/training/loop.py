@@ -81,9 +81,8 @@ def tune(
     check_workers(workers)
     if method.frozen_gallery and prolong is not None:
         raise PliError(
-            f"objective {method.name} reads its gallery with the model as it was before tuning, which a prolonged run no longer has: "
-            "begin a"
-            " run of its own"
+            f"objective {method.name} reads its gallery with the model as it was before tuning, which a prolonged run no longer has:"
+            " begin a run of its own"
         )
     gallery = copy.deepcopy(backbone).eval().requires_grad_(False) if method.frozen_gallery else None
     files, result, before = RunFiles(folder, gallery), TuneResult(), 0

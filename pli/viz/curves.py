@@ -47,15 +47,9 @@ def interval_bars(
     axis = figure.subplots()
     for place, values in enumerate(groups.values()):
         for row, name in enumerate(rows):
-            if name in values:
-                show_bar(
-                    axis,
-                    place * (len(rows) + 0.9) + row,
-                    row,
-                    values[name],
-                    format_value(values[name][0], largest),
-                    turned=across / bars < 0.32,
-                )
+            if name not in values: continue
+            written = format_value(values[name][0], largest)
+            show_bar(axis, place * (len(rows) + 0.9) + row, row, values[name], written, turned=across / bars < 0.32)
     axis.set(
         xticks=[place * (len(rows) + 0.9) + (len(rows) - 1) / 2 for place in range(len(groups))],
         xticklabels=list(groups),
@@ -66,9 +60,8 @@ def interval_bars(
     axis.margins(y=0.12)
     axis.axhline(0, color=FAINT, linewidth=0.8)
     axis.grid(axis="y")
-    handles = [
-        Patch(facecolor=LOOKS[i % len(LOOKS)][0], hatch=LOOKS[i % len(LOOKS)][3], edgecolor="white", linewidth=0) for i in range(len(rows))
-    ]
+    looks = [LOOKS[row % len(LOOKS)] for row in range(len(rows))]
+    handles = [Patch(facecolor=colour, hatch=hatch, edgecolor="white", linewidth=0) for colour, _, _, hatch in looks]
     axis.set_xlabel("Whiskers: 95 % intervals.", size=7.5, style="italic", loc="left")
     figure.legend(handles, rows, loc="outside upper left", ncols=math.ceil(len(rows) / lines))
     return figure
@@ -82,6 +75,7 @@ def log_ticks(values: Sequence[float], least: float = 0.07) -> list[float]:
         if not kept or math.log(value / kept[-1]) >= least * span: kept.append(value)
     return kept
 
+# %% ../../nbs/viz/12c_curves.ipynb #050ff0a0
 @styled
 def weight_curves(
     curves: dict[str, dict[float, float]],    # label -> weight -> recall
@@ -108,15 +102,8 @@ def weight_curves(
             raise PliError(f"{label}: the chosen weight {weight:g} is not on its curve ({', '.join(f'{w:g}' for w, _ in points)})")
         axis.plot(weight, curve[weight], "o", color=INK, markerfacecolor="none", markersize=11, markeredgewidth=1.2)
         over = any(other.get(weight, -math.inf) > curve[weight] for other in curves.values())          # another curve is above: write below
-        axis.annotate(
-            format_value(curve[weight], largest),
-            (weight, curve[weight]),
-            (0, -8 if over else 8),
-            textcoords="offset points",
-            ha="center",
-            va="top" if over else "bottom",
-            size=8,
-        )
+        written, away = format_value(curve[weight], largest), {"xytext": (0, -8 if over else 8), "va": "top" if over else "bottom"}
+        axis.annotate(written, (weight, curve[weight]), textcoords="offset points", ha="center", size=8, **away)
     axis.plot([], [], "o", color=INK, markerfacecolor="none", markersize=9, label="chosen weight" if best else "highest")
     axis.set_xscale("log")
     axis.set_xticks(log_ticks(weights), [f"{weight:g}" for weight in log_ticks(weights)])
@@ -152,9 +139,8 @@ def loss_curves(
     axis = figure.subplots()
     for number, (label, history) in enumerate(histories.items()):
         colour, _, line, _ = LOOKS[(number + 1) % len(LOOKS)]
-        steps, losses = [record["step"] for record in history], [
-            float("nan") if record["loss"] is None else record["loss"] for record in history
-        ]
+        steps = [record["step"] for record in history]
+        losses = [float("nan") if record["loss"] is None else record["loss"] for record in history]
         axis.plot(steps, losses, color=colour, linewidth=0.7, alpha=0.35)
         axis.plot(steps, mean_around(losses, half_life), color=colour, linestyle=line, linewidth=1.8, label=label)
     axis.set(xlabel="step", ylabel="loss")

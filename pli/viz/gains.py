@@ -7,7 +7,7 @@ __all__ = ['gain_map', 'gain_lines', 'gain_bars']
 
 # %% ../../nbs/viz/12d_gains.ipynb #3a087ec9
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
@@ -111,6 +111,7 @@ def tint(
     end = np.where(share > 0, to_rgb(GAIN), to_rgb(LOSS))
     return 1 - np.abs(share) * np.where(np.asarray(significant)[..., None], 1.0, 0.3) * (1 - end)
 
+# %% ../../nbs/viz/12d_gains.ipynb #04190fbc
 def show_cells(axis: Axes, values: np.ndarray, significant: np.ndarray, limit: float, largest: float) -> None:
     "The cells of a map in axes that count rows and columns: colour and number, bold where it is significant."
     rows, columns = values.shape
@@ -144,6 +145,33 @@ def show_scale(axis: Axes, limit: float, label: str) -> None:
     for side in axis.spines.values(): side.set_visible(False)
     axis.set_xlabel(label, size=8, labelpad=2)
 
+# %% ../../nbs/viz/12d_gains.ipynb #d8132a2f
+def check_map(
+    values: np.ndarray, low: np.ndarray, high: np.ndarray, rows: Sequence[str], columns: Sequence[str],
+    limit: float | None, significant: np.ndarray | None,    # as in `gain_map`
+) -> np.ndarray:                                            # `(rows, columns)` bool: which cells are significant
+    "What is significant in a map. Raises `PliError` for shapes, intervals and a limit that cannot be drawn, by row and column."
+    if not values.size or not values.shape == low.shape == high.shape == (len(rows), len(columns)):
+        raise PliError(
+            f"a map of {len(rows)} rows and {len(columns)} columns needs values, low and high of that shape, at least one cell; got"
+            f" {values.shape}, {low.shape}, {high.shape}"
+        )
+    for row, column in np.argwhere(lacks_interval(values, low, high)):
+        raise PliError(
+            f"{rows[row]}, {columns[column]}: a gain needs low <= high, all finite, got {values[row, column]:g} with {low[row, column]:g}"
+            f" and {high[row, column]:g}"
+        )
+    if limit is not None and not 0 < limit < math.inf:
+        raise PliError(f"the limit is the gain of the full colour, a number above 0, got {limit}")
+    clear = (low > 0) | (high < 0)
+    marked = clear if significant is None else np.asarray(significant, bool)
+    if marked.shape != values.shape or (marked & ~clear).any():
+        raise PliError(
+            f"a cell can be significant only where its interval is clear of 0, and there must be {len(rows)} x {len(columns)} of them; got"
+            f" {marked.shape}, {int((marked & ~clear).sum()) if marked.shape == values.shape else 'some'} of them not clear"
+        )
+    return marked
+
 # %% ../../nbs/viz/12d_gains.ipynb #5442e96e
 @styled
 def gain_map(
@@ -165,28 +193,9 @@ def gain_map(
     caller says so.
     """
     values, low, high = (np.asarray(part, float) for part in (values, low, high))
-    if not values.size or not values.shape == low.shape == high.shape == (len(rows), len(columns)):
-        raise PliError(
-            f"a map of {len(rows)} rows and {len(columns)} columns needs values, low and high of that shape, at least one cell; got"
-            f" {values.shape}, {low.shape}, {high.shape}"
-        )
-    for row, column in np.argwhere(lacks_interval(values, low, high)):
-        raise PliError(
-            f"{rows[row]}, {columns[column]}: a gain needs low <= high, all finite, got {values[row, column]:g} with {low[row, column]:g}"
-            f" and {high[row, column]:g}"
-        )
-    if limit is not None and not 0 < limit < math.inf:
-        raise PliError(f"the limit is the gain of the full colour, a number above 0, got {limit}")
+    by_interval, significant = significant is None, check_map(values, low, high, rows, columns, limit, significant)
     largest = np.abs(values[np.isfinite(values)]).max(initial=0.0) or 1.0
     limit = float(limit or largest)
-    clear = (low > 0) | (high < 0)
-    by_interval = significant is None
-    significant = clear if by_interval else np.asarray(significant, bool)
-    if significant.shape != values.shape or (significant & ~clear).any():
-        raise PliError(
-            f"a cell can be significant only where its interval is clear of 0, and there must be {len(rows)} x {len(columns)} of them; got"
-            f" {significant.shape}, {int((significant & ~clear).sum()) if significant.shape == values.shape else 'some'} of them not clear"
-        )
     names, heads = names_of(rows, 44), names_of(columns, 13)
     cell = min(max(0.62, *(width_of(head.text, 8.5) + 0.14 for head in heads)), 1.3), 0.29 + 0.13 * (
         max(len(name.lines) for name in names) - 1
@@ -224,6 +233,7 @@ def move_apart(
     free = np.repeat([block[0] for block in blocks], [block[1] for block in blocks]).clip(0, max(room - sum(heights), 0)) + centres
     return [float(free[order.index(i)]) for i in range(len(wanted))]
 
+# %% ../../nbs/viz/12d_gains.ipynb #ff4c313c
 def format_number(value: float) -> str:
     "A number on an axis: thousands apart, no powers of ten."
     return f"{value:,.0f}" if value == round(value) else f"{value:g}"
@@ -281,6 +291,7 @@ def name_ends(axis: Axes, ends: list[tuple]) -> None:
             1 + 0.56 / width, there, text, transform=axis.transAxes, va="center", size=8, linespacing=1.15, color=INK if marker else MUTED
         )
 
+# %% ../../nbs/viz/12d_gains.ipynb #bc6ba51e
 def show_lines(axis: Axes, x: np.ndarray, arrays: dict[str, np.ndarray], baselines: dict[str, float]) -> list[tuple]:
     "Draw lines, bands and level lines; where each ends: name, x, y, colour, marker, line."
     ends = []
@@ -366,7 +377,21 @@ def show_lying_bar(axis: Axes, y: float, thick: float, look: tuple, value: np.nd
         path_effects=[withStroke(linewidth=2.5, foreground="white")],
     )
 
+def show_bars(
+    axis: Axes,
+    arrays: dict[str, np.ndarray],       # name -> `(3, rows)`: mean, low, high
+    strong: dict[str, np.ndarray],       # name -> `(rows,)` bool: which are significant
+    thick: float,                        # of a bar and the gap to the next, as a share of its row
+    write: Callable[[float], str],       # how a value is written
+) -> None:
+    "The bars of all rows, a group in each; what was not measured has none."
+    for number, (name, array) in enumerate(arrays.items()):
+        beside = (number - (len(arrays) - 1) / 2) * thick
+        look = LOOKS[(number + 1) % len(LOOKS)]
+        for row in np.flatnonzero(np.isfinite(array[0])):
+            show_lying_bar(axis, row + 0.5 + beside, 0.9 * thick, look, array[:, row], write(array[0, row]), strong[name][row])
 
+# %% ../../nbs/viz/12d_gains.ipynb #0ae9ac4b
 def legend_keys(series: list[str], baselines: list[str], across: float) -> tuple[list, list[str], int, float]:
     "What a legend needs: its marks and labels, its columns in so many inches across, and its height."
     looks = [LOOKS[(number + 1) % len(LOOKS)] for number in range(len(series))]
@@ -411,18 +436,7 @@ def gain_bars(
     ]
     figure, axis, top = plate((4.0, high * len(names)), (left, 0.2, room + 0.24, 0.45), title, [" ".join(filter(None, notes))])
     for row in range(0, len(names), 2): axis.axhspan(row, row + 1, color="#f4f4f4", linewidth=0, zorder=0)
-    for number, (name, array) in enumerate(arrays.items()):
-        for row in np.flatnonzero(np.isfinite(array[0])):
-            written = format_signed(array[0, row], largest) if gains else format_value(array[0, row], largest)
-            show_lying_bar(
-                axis,
-                row + 0.5 + (number - (len(arrays) - 1) / 2) * thick / high,
-                0.9 * thick / high,
-                LOOKS[(number + 1) % len(LOOKS)],
-                array[:, row],
-                written,
-                strong[name][row],
-            )
+    show_bars(axis, arrays, strong, thick / high, lambda value: (format_signed if gains else format_value)(value, largest))
     space = 0.12 * ((most - least) or 1.0)
     axis.set(xlim=(least - space * (least < 0), most + space), ylim=(len(names), 0), xlabel=ylabel)
     axis.axvline(0, color=INK, linewidth=0.8)
@@ -432,14 +446,6 @@ def gain_bars(
     for number, level in enumerate(baselines.values()): axis.axvline(level, color=MUTED, linestyle=LEVEL_LINES[number % 3], linewidth=1.1)
     row_names(axis, lines, np.arange(len(names)) + 0.5, named)
     across, down = figure.get_size_inches()
-    figure.legend(
-        keys,
-        labels,
-        loc="upper left",
-        bbox_to_anchor=(left / across, 1 - top / down),
-        ncols=columns,
-        borderpad=0,
-        borderaxespad=0,
-        labelspacing=0.35,
-    )
+    corner = {"loc": "upper left", "bbox_to_anchor": (left / across, 1 - top / down), "borderpad": 0, "borderaxespad": 0}
+    figure.legend(keys, labels, ncols=columns, labelspacing=0.35, **corner)
     return figure

@@ -92,6 +92,7 @@ def shares_moved(before: Tensor, after: Tensor) -> tuple[float, float, float]:
     "The shares of queries whose answer came forward, stayed, fell back."
     return tuple((moved.sum().item() / len(before)) for moved in (after < before, after == before, after > before))
 
+# %% ../../nbs/viz/12b_rankings.ipynb #37252e9e
 @styled
 def rank_change(
     before: Tensor,                              # `(queries,)` rank of the first right answer, 1 = best
@@ -99,7 +100,7 @@ def rank_change(
     labels: tuple[str, str] = ("before", "after"),
 ) -> Drawing:
     "How the rank of each right answer moved: below the diagonal it came forward."
-    before, after = (torch.as_tensor(found).reshape(-1) for found in (before, after))
+    before, after = (torch.as_tensor(ranks_of_one).reshape(-1) for ranks_of_one in (before, after))
     if len(before) != len(after) or not len(before):
         raise PliError(f"{len(before)} ranks before and {len(after)} after: give both for the same queries, at least one")
     if min(before.min(), after.min()) < 1: raise PliError("ranks begin at 1, the best; got a smaller one")
@@ -128,6 +129,8 @@ def rank_change(
         ylabel=f"rank {labels[1]} (1 = best)",
         aspect="equal",
     )
-    for ends in (axis.xaxis, axis.yaxis): ends.set_ticks(ticks, [f"{tick:,}" for tick in ticks]); ends.set_ticks([], minor=True)
+    for ends in (axis.xaxis, axis.yaxis):
+        ends.set_ticks(ticks, [f"{tick:,}" for tick in ticks])
+        ends.set_ticks([], minor=True)
     figure.legend(loc="outside upper center", ncols=3, title="right answer found", title_fontsize=8, handletextpad=0.2, columnspacing=1.2)
     return figure
