@@ -8,7 +8,7 @@ __all__ = ['INVISIBLE', 'MOST_BYTES', 'FILE_KINDS', 'SEAL', 'LOCK_FILE', 'unit',
            'to_disk', 'check_writable', 'atomic', 'write_json', 'unique_entries', 'read_json', 'tensors_digest',
            'save_tensors', 'sealed', 'read_sealed', 'folder_lock', 'owns_folder_lock', 'explain_worker_errors',
            'end_with_parent', 'pick_device', 'check_workers', 'format_duration', 'pluralize', 'format_bytes',
-           'progress_bar', 'provenance']
+           'progress_bar', 'plugin_names', 'load_plugin', 'provenance']
 
 # %% ../nbs/00_core.ipynb #286ce25a
 import datetime
@@ -582,6 +582,30 @@ def progress_bar(
     "Go through items with a progress bar, where there is somebody to see it."
     if not (sys.stdout.isatty() or IN_NOTEBOOK): return SilentProgress(items)
     return fastprogress_bar(items, total=total, leave=False)
+
+# %% ../nbs/00_core.ipynb #5e7a1c02
+def plugin_names(
+    group: str,            # of entry points, such as `pli.methods`
+) -> list[str]:
+    "What installed packages bring in a group, by name, fit for a message."
+    return sorted({printable(point.name) for point in metadata.entry_points(group=group)})
+
+def load_plugin(
+    group: str, name: str,
+    what: str,                     # what it is, for messages: `benchmark`
+    taken: Iterable[str] = (),     # names that are this package's own
+):                                 # what the entry point names; None where no package brings that name
+    "Load what an installed package brings. Raises `PliError` where it cannot be loaded, and where the name could mean something else."
+    points = {point.value: point for point in metadata.entry_points(group=group) if point.name == name}
+    if not points: return None
+    whose, said = printable(" and ".join(sorted(points))), f"{what} {printable(name)}"
+    if name in taken:
+        raise PliError(f"{said}: pli has one of that name, and an installed package brings another ({whose}); which is meant? Remove that package")
+    if len(points) > 1: raise PliError(f"{said}: several installed packages bring that name ({whose}); which is meant? Remove all but one")
+    try: return points.popitem()[1].load()
+    except (Exception, SystemExit) as error:      # whatever a foreign module does while it is imported
+        raise PliError(f"{said}: {whose} cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
+
 
 # %% ../nbs/00_core.ipynb #0156001b
 def versions() -> dict[str, str]:

@@ -81,7 +81,7 @@ def test_a_benchmark_of_an_installed_package_is_one_file_and_one_name(tmp_path, 
     asked = read_benchmark("shelf", root, protocol="theirs")
     assert asked.protocol == {"reference": "kept"} and not asked.without_reference and protocol_composer("shelf", "theirs") is None
     with pytest.raises(PliError, match="benchmark gone: shelf_benchmark:GONE cannot be loaded"): find_reader("gone")
-    with pytest.raises(PliError, match="benchmark none: shelf_benchmark:NONE is no Reader but a str"): find_reader("none")
+    with pytest.raises(PliError, match="benchmark none: the package brings no Reader but a str"): find_reader("none")
     chance = rng_for(0, "features")
     features = Features(unit(torch.randn(len(asked.pictures), 8, generator=chance)), unit(torch.randn(len(asked), 8, generator=chance)))
     write_rankings(tmp_path / "ranked.json", asked, rankings_of(features, asked, "text"))

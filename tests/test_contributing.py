@@ -99,9 +99,15 @@ def test_a_method(toy, world, tmp_path, monkeypatch, capsys):
     assert read_json(tmp_path / "run" / "run.json")["settings"]["options"] == "loudness=3"
     pli("index", world / "images", "--model", toy, "--device", "cpu")
     capsys.readouterr()
-    pli("search", world / "images", "red", "--model", tmp_path / "run" / "last", "--k", 3, "--json", "--device", "cpu")      # reads what the start has encoded
+    tuned = tmp_path / "run" / "last"
+    pli("search", world / "images", "red", "--model", toy, "--query-model", tuned, "--k", 3, "--json", "--device", "cpu")      # reads what the start has encoded
     said = capsys.readouterr()
-    assert len(json.loads(said.out)) == 3 and "encoded" not in said.err
+    assert len(json.loads(said.out)) == 3 and "nothing new" in said.err
+    own = ["--queries", world / "queries.json", "--gallery", world / "gallery.json", "--root", world, "--composer", "sum:1", "--device", "cpu"]
+    pli("evaluate", "--model", toy, "--query-model", tuned, *own, "--out", tmp_path / "report.json")
+    assert "method" in read_json(tmp_path / "report.json")["specs"]            # its own query beside the composers
+    for wrong in (["search", world / "images", "red", "--device", "cpu"], ["evaluate", *own]):                # not among its own features
+        assert main([str(word) for word in [*wrong, "--model", tuned]]) == 1 and f"--query-model {tuned}" in capsys.readouterr().err
     assert main([str(word) for word in [*command[:-2], "--prolong", tmp_path / "run", "--learning-rate", 1e-4, "--out", tmp_path / "more"] if word not in ("--model", toy)]) == 1
     assert "a prolonged run no longer has" in capsys.readouterr().err
     assert main([str(word) for word in [*command[:-4], "--options", "noise=3", "--out", tmp_path / "no"]]) == 1 and "it has loudness" in capsys.readouterr().err

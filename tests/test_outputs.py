@@ -321,3 +321,97 @@ def test_modules_are_followed_through_imports(tmp_path, tool):
         "pli.viz.b",
         "pli.core",
     }
+
+
+# ways to fool the check
+
+SHOWS = notebook("1", "print('two')", "#| eval: false\nprint(3)")
+
+
+@pytest.fixture(scope="module")
+def shows(tmp_path_factory) -> Path:
+    "Two stored chapters; the first reads results in every way that goes past `open`."
+    reads = notebook(
+        "import os, subprocess, sys\nfrom pathlib import Path",
+        "len(os.read(os.open(Path('../results/a.json'), os.O_RDONLY), 9))",
+        "subprocess.run([sys.executable, '-c', 'open(\"../results/b.json\").read()'], check=True).returncode",
+        "pid = os.fork()\nif not pid:\n    open('../results/c.json').read(); os._exit(0)\nos.waitpid(pid, 0)[1]",
+        "open('../results/d.json', 'a').close()",
+    )
+    root = repository(tmp_path_factory.mktemp("shows"), **{"01_reads": reads, "02_shows": SHOWS})
+    for name in ("b", "c", "d"): (root / f"results/{name}.json").write_text("[1]")
+    done = run(root)
+    assert done.returncode == 0, done.stdout
+    return root
+
+
+@pytest.mark.parametrize("name", "abc")
+def test_a_result_read_past_open_or_by_a_child_is_read_all_the_same(shows, tmp_path, tool, name):
+    root = shutil.copytree(shows, tmp_path / "copy")
+    (root / f"results/{name}.json").write_text("[2]")
+    assert tool.states(tool.tracked(root), root) == {"nbs/01_reads.ipynb": "moved on", "nbs/02_shows.ipynb": "fresh"}
+
+
+def change_text(cells): cells[1]["outputs"][0]["text"] = ["three\n"]
+
+
+def move_outputs(cells): cells[0]["outputs"], cells[1]["outputs"] = cells[1]["outputs"], cells[0]["outputs"]
+
+
+def delete_outputs(cells): cells[1]["outputs"] = []
+
+
+def add_outputs(cells): cells[2]["outputs"] = cells[1]["outputs"]
+
+
+def as_one_text(cells): cells[1]["outputs"][0]["text"] = "".join(cells[1]["outputs"][0]["text"])
+
+
+@pytest.mark.parametrize("how, state", [(change_text, "edited"), (move_outputs, "edited"), (delete_outputs, "edited"), (add_outputs, "edited"), (as_one_text, "fresh")])
+def test_outputs_that_somebody_edited_are_refused(shows, tmp_path, tool, how, state):
+    from check_notebooks import record_faults
+    root = shutil.copytree(shows, tmp_path / "copy")
+    nb = read(root, "02_shows")
+    how(nb["cells"])
+    (root / "nbs/02_shows.ipynb").write_text(json.dumps(nb))
+    names = tool.tracked(root)
+    assert tool.states(names, root)["nbs/02_shows.ipynb"] == state
+    assert bool(list(record_faults({"nbs/02_shows.ipynb": nb}, names, root))) == (state == "edited")
+    done = run(root, "--check")
+    assert done.returncode == (state == "edited") and ("02_shows.ipynb: its outputs are not those that were stored" in done.stdout) == (state == "edited")
+    del nb["metadata"]["pli"]["outputs"]["shown"]                         # as records were before there was such a digest
+    (root / "nbs/02_shows.ipynb").write_text(json.dumps(nb))
+    assert tool.states(names, root)["nbs/02_shows.ipynb"] == "fresh"
+
+
+def test_a_record_of_another_notebook_is_refused(shows, tmp_path, tool):
+    root = shutil.copytree(shows, tmp_path / "copy")
+    nb, other = read(root, "02_shows"), read(root, "01_reads")
+    nb["metadata"] = other["metadata"]
+    (root / "nbs/02_shows.ipynb").write_text(json.dumps(nb))
+    assert tool.states(tool.tracked(root), root)["nbs/02_shows.ipynb"] == "moved on"
+
+
+@pytest.mark.parametrize("odd, state", [(3, "bare"), ({"outputs": "x"}, "bare"), ({"outputs": {"sources": 3, "reads": 4, "shown": None}}, "moved on"), ({"outputs": []}, "bare")])
+def test_an_odd_record_is_a_fault_and_no_traceback(shows, tmp_path, tool, odd, state):
+    from check_notebooks import notebook_faults
+    root = shutil.copytree(shows, tmp_path / "copy")
+    nb = read(root, "02_shows")
+    nb["metadata"]["pli"] = odd
+    (root / "nbs/02_shows.ipynb").write_text(json.dumps(nb))
+    assert tool.states(tool.tracked(root), root)["nbs/02_shows.ipynb"] == state
+    assert state == "moved on" or any("metadata hold more" in fault for fault in notebook_faults("nbs/02_shows.ipynb", nb))
+
+
+def test_a_conflict_and_a_link_are_named(shows, tmp_path):
+    root = shutil.copytree(shows, tmp_path / "copy")
+    outside = tmp_path / "outside.ipynb"
+    outside.write_text(json.dumps(notebook("1")))
+    (root / "nbs/03_link.ipynb").symlink_to(outside)
+    done = run(root, "nbs/03_link.ipynb")
+    assert done.returncode == 1 and "NOT STORED: it is a link" in done.stdout
+    assert (root / "nbs/03_link.ipynb").is_symlink() and outside.read_text() == json.dumps(notebook("1"))
+    (root / "nbs/03_link.ipynb").unlink()
+    (root / "nbs/03_torn.ipynb").write_text("<<<<<<< HEAD\n{}\n")
+    done = run(root, "--check")
+    assert done.returncode == 1 and done.stderr.strip() == "nbs/03_torn.ipynb: is no notebook; if a merge left conflicts in it, run: nbdev_fix nbs/03_torn.ipynb"

@@ -2,12 +2,14 @@
 import ast
 import json
 import re
+import sys
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 import pli
+from pli.studies.data import imported_modules
 
 PACKAGE = Path(pli.__file__).parent
 BOOKS = Path(__file__).parents[1] / "nbs"
@@ -26,20 +28,37 @@ CHAPTERS = [path for path in sorted(BOOKS.rglob("*.ipynb")) if ".ipynb_checkpoin
 MOST_WORDS, MOST_EXPORTED = 6500, 35
 
 
+def named(words: list[str]) -> str | None:
+    "What `pli.room.module.name` imports: the module, or a room or package as it is said; None for what is not of this package."
+    if words[:1] != ["pli"] or len(words) < 2: return None
+    for end in range(len(words), 1, -1):
+        here = PACKAGE.joinpath(*words[1:end])
+        if here.with_suffix(".py").is_file() or here.is_dir(): return ".".join(words[1:end])
+    return None
+
+
+def imported_by(nodes, path: Path) -> set[str]:
+    """Modules of this package that statements and calls import, as `room.module`, or `room` for all of it: by `import`, `from`, a star, a
+    relative name, `import_module` and `__import__` with a text, and as an attribute of `pli`.
+    """
+    found, own = [], ["pli", *path.relative_to(PACKAGE).with_suffix("").parts]
+    for node in nodes:
+        if isinstance(node, ast.Import): found += [alias.name.split(".") for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            words = [*(own[: -node.level] if node.level else []), *filter(None, (node.module or "").split("."))]
+            found += [[*words, *([] if alias.name == "*" else [alias.name])] for alias in node.names]
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("import_module", "__import__"):
+            said = next((arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)), None)
+            assert said, f"{path.name}, line {node.lineno}: imports what only a run tells; name the module"
+            level = len(said) - len(said.lstrip("."))
+            found.append([*(own[:-level] if level else []), *filter(None, said.split("."))])
+        if isinstance(node, ast.Attribute): found.append(ast.unparse(node).split("."))
+    return {name for name in map(named, found) if name}
+
+
 def imports(path: Path) -> set[str]:
     "Modules of this package that one imports, wherever in its text, as `room.module`."
-    found, parts = set(), path.relative_to(PACKAGE).with_suffix("").parts
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import): found |= {alias.name.removeprefix("pli.") for alias in node.names if alias.name.startswith("pli.")}
-        if not isinstance(node, ast.ImportFrom): continue
-        above = ["pli", *parts][: -node.level] if node.level else []
-        words = [*above, *filter(None, (node.module or "").split("."))]
-        if words[:1] != ["pli"]: continue
-        for alias in node.names:
-            longer = [*words[1:], alias.name]
-            if PACKAGE.joinpath(*longer).with_suffix(".py").is_file(): found.add(".".join(longer))
-            elif PACKAGE.joinpath(*words[1:]).with_suffix(".py").is_file(): found.add(".".join(words[1:]))
-    return found
+    return imported_by(ast.walk(ast.parse(path.read_text())), path)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
@@ -61,16 +80,33 @@ def test_modules_do_not_import_each_other_in_circles():
 def imports_at_once(path: Path) -> set[str]:
     "What a module imports as it is imported itself, not in the body of a function."
     tree = ast.parse(path.read_text())
-    late = {name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) for name in ast.walk(node) if isinstance(name, (ast.Import, ast.ImportFrom))}
-    found, parts = set(), path.relative_to(PACKAGE).with_suffix("").parts
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.ImportFrom) or node in late: continue
-        words = [*(["pli", *parts][: -node.level] if node.level else []), *filter(None, (node.module or "").split("."))]
-        if words[:1] != ["pli"]: continue
-        for alias in node.names:
-            for longer in ([*words[1:], alias.name], words[1:]):
-                if longer and PACKAGE.joinpath(*longer).with_suffix(".py").is_file(): found.add(".".join(longer)); break
-    return found - {".".join(parts)}
+    late = {name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) for name in ast.walk(node)}
+    found = imported_by((node for node in ast.walk(tree) if node not in late), path)
+    return found - {".".join(path.relative_to(PACKAGE).with_suffix("").parts)}
+
+
+UP = (
+    "from ..cli.main import main", "from pli.cli import main", "import pli.cli.main as other", "from pli import cli", "from .. import cli", "from ..cli import *",
+    "def f():\n    from ..cli.main import main", "if TYPE_CHECKING:\n    from ..cli.main import main", "import importlib\nimportlib.import_module('pli.cli.main')",
+    "from importlib import import_module\nimport_module('..cli.main', __package__)", "__import__('pli.cli.main')", "import pli\npli.cli.main.main()",
+)
+
+
+@pytest.mark.parametrize("text", UP)
+def test_no_way_to_import_goes_unseen(text, tmp_path, monkeypatch):
+    module = tmp_path / "data" / "other.py"
+    for place in (module, tmp_path / "cli" / "main.py"): place.parent.mkdir(); place.write_text("")
+    module.write_text(text)
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    assert {name.split(".")[0] for name in imports(module)} == {"cli"}
+    assert bool(imports_at_once(module)) == (not text.startswith("def"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_the_digest_of_a_study_sees_the_same_imports(path):
+    name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    seen = {each for each in imports(path) if PACKAGE.joinpath(*each.split(".")).with_suffix(".py").is_file()}
+    assert seen == imported_modules(name)
 
 
 def public(path: Path) -> list[str]:

@@ -141,15 +141,45 @@ def module_digest(nb: dict, reads: list[str], names: list[str], root: Path = ROO
     return digest(*code, *file_parts(reads, names, root, shipped=True))
 
 
+def read_notebook(root: Path, name: str) -> dict:
+    "A notebook of the repository; ends with a message for a file that is none, as after a merge with conflicts."
+    try:
+        nb = json.loads((root / name).read_text(encoding="utf-8"))
+        if isinstance(nb["metadata"], dict) and isinstance(nb["cells"], list): return nb
+    except (ValueError, KeyError, TypeError): pass
+    raise SystemExit(f"{name}: is no notebook; if a merge left conflicts in it, run: nbdev_fix {name}")
+
+
 def record(nb: dict) -> dict | None:
     "What `tools/outputs.py` wrote down about the outputs of a notebook, or None if it has not stored them."
-    return nb["metadata"].get("pli", {}).get("outputs")
+    kept = nb["metadata"].get("pli")
+    made = kept.get("outputs") if isinstance(kept, dict) else None
+    return made if isinstance(made, dict) else None
+
+
+def reads_of(stored: dict) -> list[str]:
+    "The files that a record says were read."
+    reads = stored.get("reads", [])
+    return [name for name in reads if isinstance(name, str)] if isinstance(reads, list) else []
+
+
+def shown_digest(nb: dict) -> str:
+    "Digest of what all code cells show, one after the other."
+    plain = lambda value: text(value) if isinstance(value, (str, list)) else value
+    parts = lambda out: {name: plain(value) for name, value in (out | out.get("data", {})).items() if name not in ("data", "metadata")}
+    return digest(*(json.dumps([parts(out) for out in cell["outputs"]], sort_keys=True) for cell in code_cells(nb)))
+
+
+def edited(nb: dict) -> bool:
+    "Are the outputs others than those that were stored? Records from before November 2026 cannot tell."
+    stored = record(nb)
+    return stored is not None and stored.get("shown", shown_digest(nb)) != shown_digest(nb)
 
 
 def moved_on(nb: dict, names: list[str], root: Path = ROOT) -> bool:
     "Do the stored outputs no longer belong to the notebook's code cells and the files that it reads?"
     stored = record(nb)
-    return stored is not None and stored.get("sources") != source_digest(nb, stored.get("reads", []), names, root)
+    return stored is not None and stored.get("sources") != source_digest(nb, reads_of(stored), names, root)
 
 
 # what may be stored
@@ -241,6 +271,7 @@ def record_faults(notebooks: dict[str, dict], names: list[str], root: Path = ROO
             yield f"{name}: its outputs have never been stored: run python tools/outputs.py {name}"
         elif moved_on(nb, names, root):
             yield f"{name}: its cells, or files it reads, have moved on since its outputs were stored: run python tools/outputs.py {name}"
+        elif edited(nb): yield f"{name}: its outputs are not those that were stored: run python tools/outputs.py {name}"
 
 
 def new_id(cell: dict, taken: set[str]) -> str:
@@ -272,8 +303,8 @@ def main():
     args = parser.parse_args()
     names, faults, notebooks = tracked(), [], {}
     for name in (name for name in names if name.endswith(".ipynb")):
+        notebooks[name] = nb = read_notebook(ROOT, name)
         before = (ROOT / name).read_text(encoding="utf-8")
-        notebooks[name] = nb = json.loads(before)
         if args.fix:
             fix(name, nb)
             if (after := as_json(nb)) != before: (ROOT / name).write_text(after, encoding="utf-8")

@@ -14,10 +14,12 @@ is done and whole: a run that is killed, or a chapter that raises, leaves the fi
 the rules of what may be stored; this tool makes figures fit by fewer colours, then fewer pixels, and cuts long text. A cell that was left
 out keeps what it showed as long as its source is the same (`--flags slow` runs such cells too).
 
-When have the sources moved on? The record in a notebook's metadata, `pli.outputs`, tells two things apart:
+When have the sources moved on? The record in a notebook's metadata, `pli.outputs`, tells three things apart:
 
-* `sources` is a digest of the notebook's own code cells and of the files in git that it read while it ran (`reads`: results, plans). When
+* `sources` is a digest of the notebook's own code cells and of the files in git that it, or a Python process that it started, read while it
+  ran (`reads`: results, plans). When
   they differ the outputs are not those of this notebook, and the check refuses it. Whoever edits a chapter executes it.
+* `shown` is a digest of the outputs themselves: one that somebody edited, deleted or moved is refused too.
 * `modules` is a digest of the code of all modules that it imports, directly or through others, and of the package's own files that it
   read. When they differ the outputs may still be right, and nearly always are. Were that a fault, a change of `core` would make every
   chapter stale, every branch would rewrite forty files, and no two branches could be merged. So such a chapter is a suspect and no fault:
@@ -52,9 +54,13 @@ from check_notebooks import (
     chapters,
     code_cells,
     digest,
+    edited,
     module_digest,
     moved_on,
+    read_notebook,
+    reads_of,
     record,
+    shown_digest,
     source_digest,
     stored_faults,
     text,
@@ -149,15 +155,28 @@ def fit_outputs(outputs: list[dict], private: tuple[str, ...] = ()) -> list[dict
 
 # running one chapter
 
+WATCH = '''"Write down, a line each, the files below a folder that this process opens for reading; in a child, this is its sitecustomize."
+import os, sys
+
+def begin(root, log):
+    seen = set()
+    def watch(event, args):
+        if event != "open" or not isinstance(args[2], int) or args[2] & (os.O_WRONLY | os.O_RDWR): return
+        try: name = os.path.abspath(os.fsdecode(args[0]))
+        except (TypeError, ValueError, OSError): return     # an open file's number
+        if not name.startswith(root + "/") or name in seen: return
+        seen.add(name)
+        file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(file, os.fsencode(name[len(root) + 1:]) + b"\\n")
+        os.close(file)
+    sys.addaudithook(watch)
+
+if "OUTPUTS_READS" in os.environ: begin(os.environ["OUTPUTS_ROOT"], os.environ["OUTPUTS_READS"])
+'''
+
+
 def run_here(path: Path, report: Path, skip_flags: list[str], root: Path) -> None:
     "Execute the notebook as nbdev_test does, and write what came out of every cell: this is the chapter's own process."
-    reads = set()
-
-    def watch(event, args):
-        if event != "open" or not isinstance(args[0], (str, bytes)) or not isinstance(args[1], str) or not args[1].startswith("r"): return
-        name = os.path.abspath(os.fsdecode(args[0]))
-        if name.startswith(f"{root}/"): reads.add(name[len(str(root)) + 1:])
-
     from execnb.shell import CaptureShell
     from nbdev.frontmatter import FrontmatterProc
     from nbdev.process import NBProcessor, nb_lang
@@ -182,7 +201,9 @@ def run_here(path: Path, report: Path, skip_flags: list[str], root: Path) -> Non
     else:
         shell = CaptureShell(path, mpl_format="png")
         os.chdir(path.parent)
-        sys.addaudithook(watch)
+        log = report.with_suffix(".reads")
+        os.environ |= {"OUTPUTS_ROOT": str(root), "OUTPUTS_READS": str(log)}   # what the chapter starts writes down what it reads, too
+        exec(WATCH, {})
         for cell in nb.cells:
             if left_out(cell): continue
             told["outputs"][cell.id] = shell.run(cell.source)
@@ -190,7 +211,7 @@ def run_here(path: Path, report: Path, skip_flags: list[str], root: Path) -> Non
                 last = (str(shell.exc).strip().splitlines() or [""])[0]
                 told["failed"] = {"cell": cell.id, "why": f"{type(shell.exc).__name__}: {last}"}
                 break
-    told["reads"] = sorted(reads)
+    if not whole and log.is_file(): told["reads"] = sorted(set(os.fsdecode(log.read_bytes()).splitlines()))
     report.write_text(json.dumps(told, default=str), encoding="utf-8")
 
 
@@ -211,7 +232,7 @@ def environment(scratch: Path) -> dict:
         "TERM": "dumb",
         "LC_ALL": "C.UTF-8",
     }
-    return kept | folders | fixed | {"PYTHONPATH": str(scratch / "copy")}  # what a chapter starts imports the copy too
+    return kept | folders | fixed | {"PYTHONPATH": f"{scratch / 'copy'}{os.pathsep}{scratch / 'watch'}"}  # what a chapter starts imports the copy too
 
 
 def execute(name: str, names: list[str], root: Path, flags: list[str], limit: float) -> dict:
@@ -222,6 +243,8 @@ def execute(name: str, names: list[str], root: Path, flags: list[str], limit: fl
         for each in names:
             (copy / each).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(root / each, copy / each)
+        (scratch / "watch").mkdir()
+        (scratch / "watch" / "sitecustomize.py").write_text(WATCH, encoding="utf-8")
         skip = [flag for flag in test_flags(root) if flag not in flags]
         command = [
             sys.executable,
@@ -274,7 +297,8 @@ def folded(reads: list[str], names: list[str]) -> list[str]:
 
 def renew(name: str, names: list[str], root: Path, flags: list[str] = (), limit: float = 600) -> tuple[str, dict]:
     "The text of the notebook with fresh outputs, and some counts for the progress line; `Refused` if it cannot be stored."
-    nb = json.loads((root / name).read_text(encoding="utf-8"))
+    if (root / name).is_symlink(): raise Refused("it is a link: store the notebook that it leads to")
+    nb = read_notebook(root, name)
     told = execute(name, names, root, list(flags), limit)
     private, before = tuple(folder for folder in told["private"] if len(folder) > 1), record(nb) or {}
     if told["failed"]: raise Refused(f"cell {told['failed']['cell']} raised {told['failed']['why']}")
@@ -293,6 +317,7 @@ def renew(name: str, names: list[str], root: Path, flags: list[str] = (), limit:
     if refused: raise Refused("\n    ".join(refused))
     reads = folded(told["reads"], names)
     made = {"sources": source_digest(nb, reads, names, root), "modules": module_digest(nb, reads, names, root)}
+    made |= {"shown": shown_digest(nb)}
     made |= ({"reads": reads} if reads else {}) | ({"left_out": kept} if kept else {})
     nb["metadata"] = METADATA | {"pli": {"outputs": made}}
     nb["nbformat_minor"] = max(5, nb["nbformat_minor"])
@@ -372,24 +397,25 @@ def exact_differences(before: dict, after: dict) -> list[str]:
 # the command
 
 def states(names: list[str], root: Path) -> dict[str, str]:
-    "Of every chapter: `bare` (never stored), `moved on`, `suspect` (its modules have moved on) or `fresh`."
+    "Of every chapter: `bare` (never stored), `moved on`, `edited` (its outputs), `suspect` (its modules have moved on) or `fresh`."
     found = {}
     for name in chapters(names):
-        nb = json.loads((root / name).read_text(encoding="utf-8"))
+        nb = read_notebook(root, name)
         stored = record(nb)
         if stored is None: found[name] = "bare"
         elif moved_on(nb, names, root): found[name] = "moved on"
-        else: found[name] = "fresh" if stored.get("modules") == module_digest(nb, stored.get("reads", []), names, root) else "suspect"
+        elif edited(nb): found[name] = "edited"
+        else: found[name] = "fresh" if stored.get("modules") == module_digest(nb, reads_of(stored), names, root) else "suspect"
     return found
 
 
 def check(found: dict[str, str]) -> int:
     "Name what does not belong together; as long as nothing has been stored, nothing is asked for."
-    reasons = {"moved on": "its sources have moved on since its outputs were stored"}
+    reasons = {"moved on": "its sources have moved on since its outputs were stored", "edited": "its outputs are not those that were stored"}
     if set(found.values()) != {"bare"}: reasons["bare"] = "its outputs have never been stored"
     faults = [name for name, state in found.items() if state in reasons]
     for name in faults: print(f"{name}: {reasons[found[name]]}")
-    counted = ", ".join(f"{sum(state == each for state in found.values())} {each}" for each in ("fresh", "suspect", "moved on", "bare"))
+    counted = ", ".join(f"{sum(state == each for state in found.values())} {each}" for each in ("fresh", "suspect", "edited", "moved on", "bare") if each != "edited" or "edited" in found.values())
     print(f"{len(found)} chapters: {counted}")
     if faults: print("Run: python tools/outputs.py")
     return bool(faults)
@@ -404,7 +430,7 @@ def chosen(found: dict[str, str], args, root: Path) -> list[str]:
         return wanted
     if args.all: return list(found)
     if args.verify: return [name for name, state in found.items() if state == "suspect"]
-    return [name for name, state in found.items() if state in ("bare", "moved on") or args.suspects and state == "suspect"]
+    return [name for name, state in found.items() if state in ("bare", "moved on", "edited") or args.suspects and state == "suspect"]
 
 
 def main():

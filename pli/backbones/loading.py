@@ -12,7 +12,8 @@ import open_clip
 import torch
 
 from .openclip import load_open_clip, register_tiny
-from .protocol import Backbone, loader_of
+from .protocol import Backbone, load_kind, loader_of
+from ..core import PliError, printable
 
 # %% ../../nbs/backbones/02e_loading.ipynb #e7c80a16
 def load_backbone(
@@ -28,7 +29,8 @@ def load_backbone(
     that cannot be used.
     """
     if loader := loader_of(name):
-        return loader(str(name), pretrained=pretrained, device=device, seed=seed, preprocess=preprocess).to(device).eval()
+        if quick_gelu is not None: raise PliError(f"{printable(name)}: quick_gelu says something of open_clip's models only; leave it out")
+        return load_kind(loader, name, pretrained, device, seed, preprocess)
     return load_open_clip(name, pretrained, device, seed, cache_dir, preprocess, quick_gelu)
 
 # %% ../../nbs/backbones/02e_loading.ipynb #a47d9bf1

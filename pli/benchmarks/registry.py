@@ -6,7 +6,6 @@
 __all__ = ['BENCHMARKS', 'benchmark_names', 'find_reader', 'read_benchmark', 'protocol_composer']
 
 # %% ../../nbs/benchmarks/10i_registry.ipynb #1306925e
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from .circo import CIRCO
@@ -15,27 +14,23 @@ from .fashioniq import FASHIONIQ
 from .genecis import GENECIS
 from .protocols import Reader, read_split
 from .shape import Benchmark
-from ..core import PliError, first_line, printable
+from ..core import PliError, load_plugin, plugin_names, printable
 
 # %% ../../nbs/benchmarks/10i_registry.ipynb #78608444
 BENCHMARKS: dict[str, Reader] = {"fashioniq": FASHIONIQ, "cirr": CIRR, "circo": CIRCO, "genecis": GENECIS}   # add yours
 
 def benchmark_names() -> tuple[str, ...]:
     "All benchmarks that can be read by name: those of `BENCHMARKS`, then those that installed packages bring."
-    return tuple(dict.fromkeys([*BENCHMARKS, *sorted(entry_points(group="pli.benchmarks").names)]))
+    return tuple(dict.fromkeys([*BENCHMARKS, *plugin_names("pli.benchmarks")]))
 
 def find_reader(
     name: str,      # one of `benchmark_names`
 ) -> Reader:
     "The reader that goes by a name. Raises `PliError` for a name that nobody brings, or a package whose reader cannot be had."
+    reader = load_plugin("pli.benchmarks", name, "benchmark", taken=BENCHMARKS)
     if name in BENCHMARKS: return BENCHMARKS[name]
-    installed = {point.name: point for point in entry_points(group="pli.benchmarks")}
-    if name not in installed: raise PliError(f"benchmark {printable(repr(name))} is unknown; choose from {', '.join(benchmark_names())}")
-    try: reader = installed[name].load()
-    except Exception as error:      # whatever a foreign module does while it is imported
-        raise PliError(f"benchmark {name}: {installed[name].value} cannot be loaded ({first_line(error)})") from error
-    if not isinstance(reader, Reader):
-        raise PliError(f"benchmark {name}: {installed[name].value} is no Reader but a {type(reader).__name__}")
+    if reader is None: raise PliError(f"benchmark {printable(repr(name))} is unknown; choose from {', '.join(benchmark_names())}")
+    if not isinstance(reader, Reader): raise PliError(f"benchmark {printable(name)}: the package brings no Reader but a {type(reader).__name__}")
     return reader
 
 # %% ../../nbs/benchmarks/10i_registry.ipynb #2891f5fe

@@ -39,6 +39,11 @@ def picture_options(parser: argparse.ArgumentParser) -> None:
         help="model (the backbone's own transform) or target-pad, which many published figures use (default: model)",
     )
     parser.add_argument(
+        "--query-model",
+        metavar="DIR",
+        help="reads the queries: a model that was tuned for the features of --model, as in pli search (default: --model reads them, too)",
+    )
+    parser.add_argument(
         "--cache", metavar="DIR", help="folder where picture features are kept (default: PLI_CACHE, or the user's cache folder)"
     )
     parser.add_argument("--no-cache", action="store_true", help="encode all pictures anew, keep nothing")
@@ -143,13 +148,15 @@ def features_for(args, benchmark, device, composers=()):
     """The backbone that the options name, the queries that can be asked, and their features; all pictures are looked at before any work
     starts.
     """
+    from dataclasses import replace
     from pli.backbones.loading import load_backbone
     from pli.benchmarks.missing import MissingPictures, check_benchmark, drop_files
     from pli.benchmarks.shape import check_complete
     from pli.composition import parse_composer
     from pli.core import PliError
-    from pli.evaluation.ranks import encode
+    from pli.evaluation.ranks import encode, encode_queries
     from pli.gallery.encode import BrokenPictures, FeatureCache
+    from pli.gallery.models import check_gallery_model, check_reader, features_key
     check_complete(benchmark)
     advice = (
         "The server wants every query over every picture"
@@ -172,25 +179,45 @@ def features_for(args, benchmark, device, composers=()):
             raise
         benchmark = drop_files(benchmark, gone)
     check_words(args, benchmark, composers)
-    backbone = load_backbone(args.model, args.pretrained, device, preprocess=args.preprocess, quick_gelu=args.quick_gelu)
+    gallery = load_backbone(args.model, args.pretrained, device, preprocess=args.preprocess, quick_gelu=args.quick_gelu)
+    check_gallery_model(gallery, args.model)
+    backbone = load_backbone(args.query_model, None, device, preprocess=args.preprocess) if args.query_model else gallery
+    if args.query_model: check_reader(backbone, args.query_model, features_key(gallery), args.model)
+    whole, own = gallery if args.query_model else None, own_method(args, backbone)
     cache, lengths = None if args.no_cache else FeatureCache(args.cache), any(parse_composer(spec).raw for spec in composers)
-    try:
-        return (
-            backbone,
-            benchmark,
-            encode(backbone, benchmark, workers=args.workers, cache=cache, check=False, lengths=lengths, word_mean=args.word_mean),
+
+    def encoded(benchmark):
+        found = encode(
+            backbone, benchmark, workers=args.workers, cache=cache, check=False, lengths=lengths, word_mean=args.word_mean, gallery=whole
         )
+        if own is None: return found
+        return replace(found, queries=encode_queries(*own, backbone, benchmark, workers=args.workers, cache=cache, check=False))
+
+    try:
+        return backbone, benchmark, encoded(benchmark)
     except BrokenPictures as error:                                  # their headers are whole, the rest is not
         list_missing(args.list_missing, gone | error.errors)
         if not args.allow_missing:
             raise PliError(f"{error}. {advice}") from None
         benchmark = drop_files(benchmark, error.errors)
     check_words(args, benchmark, composers)
-    return (
-        backbone,
-        benchmark,
-        encode(backbone, benchmark, workers=args.workers, cache=cache, check=False, lengths=lengths, word_mean=args.word_mean),
-    )
+    return backbone, benchmark, encoded(benchmark)
+
+def own_method(args, backbone):
+    "Method and settings that a model was tuned with, where that method makes its query in a way of its own; else None."
+    from pli.core import PliError, printable
+    from pli.gallery.models import tuned_with
+    from pli.methods.controls import PlainClip
+    from pli.methods.method import Method
+    from pli.methods.registry import method_named
+    settings = tuned_with(backbone)
+    if settings is None or args.command == "submit": return None
+    try: method = method_named(settings.objective)
+    except PliError as error:
+        return print(f"{printable(args.query_model or args.model)}: what its own method asks with is not measured ({error})")
+    # the weighted sum, and the words alone, are composers
+    return None if type(method).query in (Method.query, PlainClip.query) else (method, settings)
+
 
 # %% ../../nbs/cli/14f_evaluate.ipynb #9e657838
 def check_words(args, benchmark, composers) -> None:
@@ -295,7 +322,7 @@ def run_evaluate(args) -> None:
     from pli.evaluation.writers import format_page, format_text, check_outputs, sweep_rows, write_report
     from pli.evaluation.choosing import can_choose, default_weights
     from pli.evaluation.report import report
-    from pli.evaluation.ranks import sweep
+    from pli.evaluation.ranks import OWN_QUERY, sweep
     check_outputs(args.out)
     choosing, device = args.sweep or not args.benchmark, pick_device(args.device)
     composers = wanted_composers(with_weight(args.composer or [], args.weight), choosing, usual_composer(args))
@@ -312,11 +339,12 @@ def run_evaluate(args) -> None:
                 " written"
             )
         return print(f"{lacking:,} of {len(benchmark):,} queries have no known answer: nothing can be measured")
-    table = sweep(features, benchmark, composers)
+    own = [OWN_QUERY] * (features.queries is not None)
+    table = sweep(features, benchmark, [*composers, *own])
     chosen = (
-        {spec: spec for spec in composers}
+        {spec: spec for spec in [*composers, *own]}
         if not choosing
-        else default_weights(composers) if len(composers) > 1 and not args.chosen_on and not can_choose(benchmark) else None
+        else default_weights(composers) | {spec: spec for spec in own} if len(composers) > 1 and not args.chosen_on and not can_choose(benchmark) else None
     )
     record = made_by(args, device, backbone) | report(table, benchmark, args.chosen_on, chosen)
     if choosing and chosen:
@@ -355,6 +383,7 @@ def made_by(args, device, backbone) -> dict:
             "model": args.model,
             "pretrained": args.pretrained or ("none, random weights" if named(args.model) else None),
             "weights": backbone.fingerprint(),
+            **({"query model": args.query_model} if args.query_model else {}),
             "preprocess": backbone.preprocess,
             "cut texts": len(backbone.cut_texts),
             "word mean": args.word_mean,

@@ -13,12 +13,11 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import torch
 
-from ..core import INVISIBLE, PliError, atomic, progress_bar, rng_for, printable
+from ..core import INVISIBLE, PliError, atomic, first_line, load_plugin, plugin_names, printable, progress_bar, rng_for
 from .pictures import PICTURE_SUFFIXES, UNREADABLE_SUFFIXES, PictureError, open_header
 from .tables import CAPTION_KEYS, IMAGE_KEYS, PAIR_READERS, Note, PairReader, Record, SkippedRecord, table_suffix, text_lines
 
@@ -262,22 +261,44 @@ def _check_pictures(
 # %% ../../nbs/data/06_pairs.ipynb #974ecf36
 PAIR_READERS["folder"] = PairReader(read_folder, Path.is_dir, "pictures with a .txt of captions beside each")
 
-def pair_readers() -> dict[str, PairReader]:
+def pair_readers(
+    broken: list[str] | None = None,   # gets a line for each reader that cannot be used; if not given, that is an error
+) -> dict[str, PairReader]:
     "All kinds of sources by name: those in `PAIR_READERS`, and those that installed packages bring under the entry point `pli.pairs`."
-    return PAIR_READERS | {point.name: point.load() for point in entry_points(group="pli.pairs")}
+    found = dict(PAIR_READERS)
+    for name in plugin_names("pli.pairs"):
+        try:
+            reader = load_plugin("pli.pairs", name, "pair source", taken=PAIR_READERS)
+            if not isinstance(reader, PairReader): raise PliError(f"pair source {name}: the package brings no PairReader but a {type(reader).__name__}")
+            found[name] = reader
+        except PliError as error:
+            if broken is None: raise
+            broken.append(str(error))
+    return found
 
-def _reader_for(source: Path) -> PairReader:
+def _fits(reader: PairReader, name: str, source: Path) -> bool:
+    "Whether a reader takes a source. Raises `PliError` where it cannot tell."
+    try: return bool(reader.fits(source))
+    except Exception as error:
+        raise PliError(
+            f"pair source {printable(name)}: cannot tell whether it reads {printable(source)} ({type(error).__name__}: {first_line(error)})"
+        ) from error
+
+def _reader_for(
+    source: Path,
+    broken: list[str],      # gets a line for each reader that could not be asked
+) -> PairReader:
     "The reader for a file or folder; a `PliError` lists what can be read."
     if not source.exists(): raise PliError(f"{printable(source)}: no such file or folder")
     if not (source.is_file() or source.is_dir()): raise PliError(f"{printable(source)}: neither a file nor a folder")
-    readers = pair_readers()
-    for reader in reversed(readers.values()):
-        if reader.fits(source): return reader
+    readers = pair_readers(broken)
+    for name, reader in reversed(readers.items()):
+        if _fits(reader, name, source): return reader
     suffixes, others = [name for name in readers if name.startswith(".")], [name for name in readers if name[0] != "." and name != "folder"]
     raise PliError(
         f"{printable(source)}: pairs are read from {', '.join(suffixes)} files (packed as .gz or not) or from a folder of pictures "
         "with .txt"
-        " files" + (f"; also from {', '.join(others)}" if others else "")
+        " files" + (f"; also from {', '.join(others)}" if others else "") + "".join(f"; {line}" for line in broken)
     )
 
 # %% ../../nbs/data/06_pairs.ipynb #b9c89e20
@@ -316,15 +337,18 @@ def read_pairs(
     "Read image-caption pairs; a `PliError` when there is none, or when a column is missing."
     source = Path(source)
     if limit is not None and limit < 1: raise PliError(f"limit must be at least 1, got {limit}")
-    reader = _reader_for(source)
+    unasked: list[str] = []
+    reader = _reader_for(source, unasked)
     root, *others = _root_folders(root) if root is not None else [source if source.is_dir() else source.parent]
-    records, problems, notes, respelled = [], [], [], []
+    records, problems, notes, respelled = [], [], [f"{line}; it was not asked" for line in unasked], []
     inside = confine_to(root, *others, respelled=respelled)
     for entry in reader.read(source, image_key, caption_key, inside):
         if isinstance(entry, Note):
             notes.append(str(entry))
             continue
         if isinstance(entry, Record): entry = validate_record(entry, inside)
+        if not isinstance(entry, Record | SkippedRecord):
+            raise PliError(f"{printable(source)}: its reader yields a {type(entry).__name__}, not a Record, a SkippedRecord or a Note")
         (records if isinstance(entry, Record) else problems).append(entry)
         if len(records) == limit: break
     if check:

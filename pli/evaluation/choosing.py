@@ -19,7 +19,7 @@ from ..benchmarks.shape import Benchmark
 from ..composition import COMPOSERS
 from ..core import PliError, rng_for
 from ..core import printable
-from .ranks import QueryRanks, measure_queries
+from .ranks import OWN_QUERY, QueryRanks, measure_queries
 from ..metrics import bootstrap
 
 # %% ../../nbs/evaluation/11a_choosing.ipynb #959e9cff
@@ -162,7 +162,7 @@ def fit_families(
     fitted = {}
     for name in dict.fromkeys(spec.split(":")[0] for spec in table):
         fitted[name] = cross_fitted({spec: one for spec, one in table.items() if spec.split(":")[0] == name}, benchmark, chosen_on)
-    return fitted | {"best": cross_fitted(table, benchmark, chosen_on)}
+    return fitted | {"best": cross_fitted({spec: one for spec, one in table.items() if spec != OWN_QUERY}, benchmark, chosen_on)}   # other models have no such query
 
 def main_family(names: Iterable[str]) -> str:
     "The family that stands for the composed query: the best, or the first that composes."

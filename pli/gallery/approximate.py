@@ -29,7 +29,7 @@ from ..core import PliError, progress_bar, check_writable, claim_lock, pluralize
 from .encode import warn
 from .ranking import AVOID, Ranker, Where, nothing_left
 from .search import Gallery
-from .models import check_reader, features_key, is_public
+from .models import check_gallery_model, check_reader, features_key, is_public
 from .places import is_copy
 from .store import LARGEST_ROW, Picture, PictureTable, Vectors, check_row, features_in, path_inside
 
@@ -595,6 +595,7 @@ def open_copy(
             " model with the same picture tower fits; --model names it"
         )
     reader = backbone if query_model is None else load_backbone(query_model, None, pick_device(device), preprocess=preprocess)
+    check_gallery_model(backbone, model)
     if reader is not backbone: check_reader(reader, query_model, key, model)
     return Gallery(None, copy, backbone, reader)
 

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['MODEL', 'features_key', 'picture_side', 'with_weights', 'is_public', 'OtherFeatures', 'check_reader', 'features_read',
-           'write_features_read']
+           'write_features_read', 'check_gallery_model', 'tuned_with']
 
 # %% ../../nbs/gallery/09h_models.ipynb #b23f5042
 import hashlib
 import json
 import re
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from ..backbones.openclip import known_weights
@@ -18,6 +19,8 @@ from ..core import PliError, read_json, printable, write_json
 from .encode import features_of, warn
 from .places import folders_without_pictures, galleries_in, noted_models
 from .store import PictureTable
+from ..settings import TuneSettings
+
 
 # %% ../../nbs/gallery/09h_models.ipynb #d66df19b
 def features_key(
@@ -133,16 +136,53 @@ def features_read(
     backbone: Backbone,
 ) -> tuple[str, ...]:
     "The keys of the features that a model reads: its own, and those that it was tuned for, where its folder says so."
-    path, own = Path(backbone.name.removeprefix("local-dir:")) / _READS_FILE, features_key(backbone)
-    if not path.is_file():
+    path, said, own = *_note(backbone), features_key(backbone)
+    if said is None:
         return (own,)
-    said = read_json(path)
     reads = said.get("reads") if isinstance(said, dict) else None
     if not isinstance(reads, str) or not re.fullmatch("[0-9a-f]{16}", reads):
         raise PliError(f"{printable(path)}: does not say which features the model reads; remove it, or tune again")
     return tuple(dict.fromkeys((own, reads)))
 
-def write_features_read(folder: str | Path, backbone: Backbone) -> None:
-    "Write beside a tuned model which features it reads."
-    what = "features that this model reads: those of its own picture tower"
-    write_json(Path(folder) / _READS_FILE, {"reads": features_key(backbone), "what": what})
+def _note(backbone: Backbone):
+    "The place of a model's note, and what it says; None where there is none."
+    path = Path(backbone.name.removeprefix("local-dir:")) / _READS_FILE
+    return path, read_json(path) if path.is_file() else None
+
+def write_features_read(
+    folder: str | Path,
+    backbone: Backbone,                       # tuned
+    gallery: Backbone | None = None,          # read the pictures that its queries search; None: the tuned model itself does
+    settings: TuneSettings | None = None,     # that it was tuned with
+) -> None:
+    "Write beside a tuned model which features it reads, and what its queries are made by."
+    reads, own = features_key(gallery or backbone), features_key(backbone)
+    what = "features that this model reads: those of " + ("its own picture tower" if reads == own else "the model as it was before tuning")
+    more = {} if settings is None else {"settings": asdict(settings)}
+    write_json(Path(folder) / _READS_FILE, {"reads": reads, "what": what, "of another model": reads != own} | more)
+
+# %% ../../nbs/gallery/09h_models.ipynb #5e7a1c08
+def check_gallery_model(
+    backbone: Backbone, model: str | Path,   # and what the user called it
+) -> None:
+    "Raise a `PliError` for a model whose queries search the features of another one."
+    path, said = _note(backbone)
+    if isinstance(said, dict) and said.get("of another model") is True:
+        raise PliError(
+            f"{printable(model)}: was tuned to ask a gallery that the model before tuning has made ({path.name}); name that one with"
+            f" --model, and --query-model {printable(model)}"
+        )
+
+def tuned_with(
+    backbone: Backbone,
+) -> TuneSettings | None:    # None where its folder does not say, as for models that were not tuned, and older ones
+    "The settings that a model was tuned with. Raises `PliError` for a note that is damaged."
+    path, said = _note(backbone)
+    if not isinstance(said, dict) or "settings" not in said: return None
+    known = {item.name: item.default for item in fields(TuneSettings)}
+    kept = said["settings"]
+    fits = lambda value, usual: type(value) is type(usual) or type(usual) is float and type(value) is int
+    if not isinstance(kept, dict) or not all(fits(value, known[name]) for name, value in kept.items() if name in known):
+        raise PliError(f"{printable(path)}: its settings are damaged; bring back a copy, or tune again")
+    return TuneSettings(**{name: value for name, value in kept.items() if name in known})
+

@@ -25,7 +25,7 @@ from ..data.pictures import open_picture
 from .encode import encode_pixels, encode_texts
 from .hits import Hit, Hits, Reference
 from .index import Changes, content_of, small_picture, update
-from .models import check_reader, features_key, own_model, picture_side, with_weights
+from .models import check_gallery_model, check_reader, features_key, own_model, picture_side, with_weights
 from .places import check_folder, found_home, gallery_home, is_copy, remember
 from .ranking import NothingLeft, Ranker, Where, check_at_least, direction_of_avoided, everyday_captions, fit_of, mean_direction
 from .ranking import rank_without
@@ -163,6 +163,7 @@ def open_gallery(
         home = found_home(folder, gallery)
         made_by, model, pretrained, preprocess, quick_gelu = own_model(home, pretrained, preprocess, quick_gelu)
     backbone = load_backbone(model, with_weights(model, pretrained), place, preprocess=preprocess, quick_gelu=quick_gelu)
+    check_gallery_model(backbone, model)
     reader = backbone if query_model is None else load_backbone(query_model, None, place, preprocess=preprocess)
     key = features_key(backbone)
     if made_by not in (None, key):

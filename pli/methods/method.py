@@ -6,6 +6,7 @@
 __all__ = ['TrainingBatch', 'same_picture', 'Method', 'options_of']
 
 # %% ../../nbs/methods/05a_method.ipynb #5bc8fbbc
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -86,14 +87,20 @@ def options_of(
     settings: TuneSettings,
 ) -> dict[str, bool | int | float | str]:   # all of `method.options`, with what the settings say instead
     "A method's own settings. Raises `PliError` for a name that it does not have and for a value of another type."
-    found = dict(method.options)
+    found, said = dict(method.options), set()
+    for name, default in found.items():
+        if type(default) not in (bool, int, float, str):
+            raise PliError(f"options {name}: the objective {method.name} gives it a default of type {type(default).__name__}, not bool, int, float or str")
     for part in filter(str.strip, settings.options.split(",")):
         name, _, text = (piece.strip() for piece in part.partition("="))
         if name not in found:
             known = ", ".join(found) or "none"
             raise PliError(f"options {part.strip()!r}: the objective {method.name} has no option of that name; it has {known}")
+        if name in said: raise PliError(f"options {part.strip()!r}: {name} is said twice; which is meant?")
+        said.add(name)
         kind = type(found[name])
         words = {"true": True, "false": False}
         try: found[name] = words[text.lower()] if kind is bool else kind(text)
         except (KeyError, ValueError): raise PliError(f"options {part.strip()!r}: {name} must be of type {kind.__name__}") from None
+        if kind is float and not math.isfinite(found[name]): raise PliError(f"options {part.strip()!r}: {name} must be a number that is finite")
     return found

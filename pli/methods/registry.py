@@ -7,9 +7,8 @@ __all__ = ['METHODS', 'method_named', 'check_method']
 
 # %% ../../nbs/methods/05d_registry.ipynb #238642ea
 import functools
-from importlib.metadata import entry_points
 
-from ..core import PliError
+from ..core import PliError, first_line, load_plugin, plugin_names, printable
 from .controls import HiddenClip, PictureOnly, PlainClip
 from .masked import MaskedTuning, PaperTuning
 from .method import Method, options_of
@@ -29,10 +28,18 @@ def method_named(
 @functools.cache
 def _installed_method(name: str) -> Method:
     "The method that a package brings, loaded once: every training step asks for it."
-    installed = {point.name: point for point in entry_points(group="pli.methods")}
-    if name not in installed: raise PliError(f"objective must be one of {', '.join({**METHODS, **installed})}, got {name!r}")
-    method = installed[name].load()
-    return method() if isinstance(method, type) else method
+    found = load_plugin("pli.methods", name, "objective")
+    if found is None: raise PliError(f"objective must be one of {', '.join(dict.fromkeys([*METHODS, *plugin_names('pli.methods')]))}, got {name!r}")
+    try: method = found() if isinstance(found, type) else found
+    except Exception as error:
+        raise PliError(f"objective {printable(name)}: its class cannot be called ({type(error).__name__}: {first_line(error)})") from error
+    lacks = [member for member in (*Method.__annotations__, "loss", "query", "check") if not hasattr(method, member)]
+    if lacks:
+        raise PliError(
+            f"objective {printable(name)}: the package brings {printable(repr(found), 80)}, which lacks {', '.join(lacks)}; a method derives from"
+            " pli.methods.method.Method"
+        )
+    return method
 
 # %% ../../nbs/methods/05d_registry.ipynb #21da8978
 def check_method(
@@ -41,6 +48,7 @@ def check_method(
     """The method that the settings name. Raises `PliError`, its first word a setting, for a name that is not known, for settings that
     belong to another method, and for what the method itself refuses.
     """
+    if settings.objective in METHODS: load_plugin("pli.methods", settings.objective, "objective", taken=METHODS)   # a name for two is refused
     method, usual = method_named(settings.objective), TuneSettings()
     owners: dict[str, list[str]] = {}
     for other in METHODS.values():

@@ -210,9 +210,10 @@ def first_ranks(
 def measure(
     backbone: Backbone, material: StudyData, composers: Sequence[str],
     plain: bool = True,   # with recall on held-out pairs
+    gallery: Backbone | None = None,   # makes the features that are searched; None: the model itself
 ) -> dict:
     "What a result says of a model."
-    features = encode(backbone, material.benchmark, with_pictures(material).pictures)
+    features = encode(backbone, material.benchmark, with_pictures(material).pictures, gallery=gallery)
     found = {"ranks": {spec: packed(found) for spec, found in first_ranks(features, material.benchmark, composers).items()}}
     if not plain: return found
     recall = plain_recall(backbone, material.aside(), material.most, with_ranks=True)

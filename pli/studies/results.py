@@ -24,6 +24,7 @@ from safetensors import safe_open
 from ..backbones.loading import load_backbone
 from ..backbones.protocol import Backbone
 from ..core import PliError, open_regular, printable, provenance, read_sealed, sealed, write_json
+from ..methods.registry import method_named
 from ..settings import TuneSettings
 from .data import StudyData, SomePairs, code_digest, measure
 from .plan import Arm, Plan, start_settings, stem
@@ -285,6 +286,11 @@ class Place:
     command: str = "pli.studies.run"
 
 # %% ../../nbs/studies/15c_results.ipynb #60846b4d
+def asks_the_start(plan: Plan, job: Job) -> bool:
+    "Whether a job's queries search the features of the start: its method, or those of all models that are averaged, left the gallery as it was."
+    arms = [] if job.arm is None else [part.arm for part in job.parts(plan) if part.arm] if job.arm.average else [job.arm]
+    return bool(arms) and all(method_named(arm.settings.objective).frozen_gallery for arm in arms)
+
 def made_with(plan: Plan, job: Job, material: StudyData, place: Place) -> dict:
     "What a result says before its model is there: plan, start, queries, pairs. Raises `PliError` if a model of an average is gone."
     about = {
@@ -316,11 +322,17 @@ def make(plan: Plan, job: Job, material: StudyData, place: Place, say: Callable[
         about |= told
     else:
         backbone = model_of(plan, job, material, place.runs, place.device)
+    if (asks := asks_the_start(plan, job)) and job.seed is None and None not in material.starts:
+        averaged = f"averages models that ask the galleries of {len(material.starts)} starts; average within a seed"
+        raise PliError(f"{plan.path}: {printable(job.title)} {averaged}")
+    gallery = material.start(job.seed) if asks else None
+    if gallery is not None: about["gallery"] = "start"
     for name, path in reversed(paths.items()):       # the last step is measured last: the run is done when its file is there
         step, before, began = step_of_name(name), read_result(path) if path.exists() else {"ranks": {}}, time.time()
         specs = [spec for spec in plan.composers if spec not in before["ranks"]]
         if not specs: continue
-        found = measure(backbone if step is None else model_in(folder / f"at-{step}", place.device), material, specs, plain=name in missing)
+        model = backbone if step is None else model_in(folder / f"at-{step}", place.device)
+        found = measure(model, material, specs, plain=name in missing, gallery=gallery)
         made = {"seconds to measure": round(time.time() - began, 1), "code": code_digest()} | provenance(
             place.command, job.seed or 0, place.device
         )

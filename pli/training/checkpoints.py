@@ -21,6 +21,7 @@ from ..backbones.protocol import Backbone, weights_of
 from ..core import PliError, folder_lock, atomic, open_regular, read_regular, save_tensors, owns_folder_lock, tensors_digest
 from ..core import printable
 from ..gallery.models import write_features_read
+from ..settings import TuneSettings
 
 # %% ../../nbs/training/07a_checkpoints.ipynb #a2068acc
 def save_checkpoint(
@@ -106,8 +107,9 @@ def read_log(
 # %% ../../nbs/training/07a_checkpoints.ipynb #7251def1
 class RunFiles:
     "The files of a run: checkpoint, log, best and last model. With no folder, nothing is written."
-    def __init__(self, folder: str | Path | None, gallery: Backbone | None = None):
+    def __init__(self, folder: str | Path | None, gallery: Backbone | None = None, settings: TuneSettings | None = None):
         self.folder = None if folder is None else Path(folder)
+        self.settings = settings                              # for the note beside a model
         self.gallery = gallery                                # reads the pictures that a query searches; None: the model itself
 
     def alone(self): return nullcontext() if self.folder is None else folder_lock(self.folder)
@@ -140,4 +142,4 @@ class RunFiles:
         if self.folder is None: return
         self.check()
         backbone.save(self.folder / name)
-        write_features_read(self.folder / name, self.gallery or backbone)
+        write_features_read(self.folder / name, backbone, self.gallery, self.settings)

@@ -85,7 +85,7 @@ def tune(
             " begin a run of its own"
         )
     gallery = copy.deepcopy(backbone).eval().requires_grad_(False) if method.frozen_gallery else None
-    files, result, before = RunFiles(folder, gallery), TuneResult(), 0
+    files, result, before = RunFiles(folder, gallery, settings), TuneResult(), 0
     if slow := slow_bf16(settings.precision, backbone.device): say(slow)
     if steep := never_warm(settings): say(steep)
     with files.alone(), switched_to_tuning(backbone), explain_worker_errors():
