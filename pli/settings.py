@@ -52,6 +52,8 @@ class TuneSettings:
     schedule: str = setting("cosine", "cosine, step or constant")
     clip_gradient: float = setting(1.0, "greatest gradient norm, 0 for none")
     precision: str = setting("auto", "auto (what the machine is good at), fp32 or bf16")
+    piece: int = setting(0, "pictures or captions that are encoded with a graph at a time (gradient caching), 0 for all at once")
+    gradient_checkpointing: bool = setting(False, "compute activations once more on the way back instead of keeping them", "gradient-checkpointing")
     checkpoint_every: int = setting(100, "steps between checkpoints")
     validate_every: int = setting(0, "steps between validations, 0 for the end only")
     seed: int = setting(0, "order of pairs, masks, corruptions")

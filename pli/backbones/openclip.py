@@ -155,6 +155,12 @@ class OpenClipBackbone(nn.Module):
     def shortcuts(self):
         with class_token_alone(self.model), words_alone(self.model): yield
 
+    def recompute_activations(self, wanted: bool) -> None:
+        "Gradient checkpointing: keep no activations of the transformer blocks, compute them once more on the way back."
+        if not hasattr(self.model, "set_grad_checkpointing"):
+            raise PliError(f"gradient_checkpointing must be left out: open_clip cannot do it for {self.name}")
+        self.model.set_grad_checkpointing(wanted)
+
     def save(self, folder: str | Path) -> None: save_backbone(self, folder)
 
 # %% ../../nbs/backbones/02_openclip.ipynb #7a1c0005

@@ -262,5 +262,10 @@ def main(argv: list[str] | None = None) -> int:   # exit status
         return 0
     except (PliError, OSError) as error:
         from pli.core import printable
+        from pli.training.stopping import STOPPED, RunStopped
         print(f"pli {args.command}: {printable(error, 10_000)}", file=sys.stderr)        # one line, whatever a file or an option holds
-        return 1
+        return STOPPED if isinstance(error, RunStopped) else 1
+
+# %% ../../nbs/cli/14_main.ipynb #41379223
+#| eval: false
+if __name__ == "__main__": sys.exit(main())

@@ -11,6 +11,7 @@ import copy
 import re
 import shlex
 import sys
+import warnings
 from pathlib import Path
 
 from .options import model_options, tune_options
@@ -122,22 +123,37 @@ def check_prolonged(args, settings) -> None:
 
 # %% ../../nbs/cli/14e_tune.ipynb #c3feaa36
 def run_tune(args) -> None:
+    "Tune, alone or as one of the processes that `torchrun` has started."
+    from pli.core import pick_device
+    from pli.ranks import LostRank, process_group, rank
+    from pli.training.stopping import STOPPED, RunStopped
+    with process_group(pick_device(args.device)) as device, warnings.catch_warnings():
+        # the first process speaks for all
+        if rank(): warnings.simplefilter("ignore")
+        try: tune_on(args, device, (lambda *lines: None) if rank() else print)
+        except (LostRank, RunStopped) as error:
+            if rank(): raise SystemExit(STOPPED if isinstance(error, RunStopped) else 1) from None
+            raise
+
+def tune_on(args, device, say) -> None:
+    "Tune on a device."
     from pli.backbones.loading import load_backbone
     from pli.benchmarks.own import read_queries
-    from pli.core import PliError, pick_device, provenance, write_json
+    from pli.core import PliError, provenance, write_json
     from pli.data.batches import PairSet
     from pli.data.pairs import read_pairs
     from pli.evaluation.validation import pair_validator, query_validator
     from pli.methods.registry import method_named
+    from pli.ranks import rank
     from pli.training.loop import tune
     if bool(args.queries) != bool(args.gallery):
         raise PliError("--queries and --gallery go together: the queries name pictures of the gallery")
     if not 0 < args.held_out < 1: raise PliError(f"--held-out must be between 0 and 1, got {args.held_out}")
-    settings, device = tune_settings(args), pick_device(args.device)
+    settings = tune_settings(args)
     if args.prolong: check_prolonged(args, settings)
     validate = query_validator(read_queries(args.queries, args.gallery)) if args.queries else None
     pairs = read_pairs(args.pairs, root=args.root, image_key=args.image_key, caption_key=args.caption_key)
-    print(pairs.report())
+    say(pairs.report())
     learn, held_out = (pairs, None) if validate else aside(pairs, args.held_out, settings.seed)
     if len(learn) < settings.batch_size:
         raise PliError(f"--batch-size {settings.batch_size} is more than the {len(learn)} pairs to learn from")
@@ -147,8 +163,9 @@ def run_tune(args) -> None:
         ask = lambda backbone, pictures, words: method.query(backbone, pictures, words, settings)
         before = copy.deepcopy(backbone) if method.frozen_gallery else None
         validate = pair_validator(PairSet(held_out, backbone.pixels), settings.hide, ask, before)
-    print(f"validation: {measured(settings, min(len(held_out or ()), 1000))}")
-    result = tune(backbone, PairSet(learn, backbone.pixels), settings, args.out, validate, args.workers, prolong=args.prolong)
+    say(f"validation: {measured(settings, min(len(held_out or ()), 1000))}")
+    result = tune(backbone, PairSet(learn, backbone.pixels), settings, args.out, validate, args.workers, say, args.prolong)
+    if rank(): return
     write_problems(Path(args.out) / "problems.jsonl", pairs, result.problems)
     made = Path(args.out) / "provenance.json"
     # a finished run keeps the record of the process that made it

@@ -21,12 +21,14 @@ from ..backbones.protocol import Backbone, weights_of
 from ..core import LOCK_FILE, PliError, rng_for, read_sealed, sealed, remove_part_files, write_json
 from ..methods.method import options_of
 from ..methods.registry import method_named
+from ..ranks import rank_count
 from ..settings import TuneSettings
 from .checkpoints import load_checkpoint
 from .step import uses_bf16
 
 # %% ../../nbs/training/07b_identity.ipynb #2a7c1880
-BEFORE = {"avoid": "none", "batches": "random", "ignore_same_picture": False, "options": ""}   # what was done before these settings existed
+# what was done before these settings existed
+BEFORE = {"avoid": "none", "batches": "random", "ignore_same_picture": False, "options": "", "piece": 0, "gradient_checkpointing": False}
 
 def differences(
     old: Mapping, new: Mapping,      # what two runs or results were made with: a key for each setting, digest, count
@@ -77,13 +79,14 @@ def run_record(backbone: Backbone, data: Dataset, settings: TuneSettings, before
         "pairs digest": data.digest() if hasattr(data, "digest") else None,
         "bf16": uses_bf16(settings.precision, backbone.device),
         "threads": torch.get_num_threads(),
+        **({"processes": rank_count()} if rank_count() > 1 else {}),
         "activation": getattr(backbone, "choices", {}).get("activation"),
     }
     if (files := files_digest(data)) is not None: run["picture files"] = files
     return run | method_record(settings) | ({"steps before": before} if before else {})
 
 # %% ../../nbs/training/07b_identity.ipynb #54f46a69
-BESIDE = ("settings", "threads", "picture files")   # what a record of a run holds that is compared in ways of its own
+BESIDE = ("settings", "threads", "processes", "picture files")   # what a record of a run holds that is compared in ways of its own
 
 def holds_pictures_twice(data: Dataset) -> bool:
     "Whether a picture is there in more than one pair: by name for `PairSet`, by pixels for `TensorPairs`. A data set that cannot say may."
@@ -116,6 +119,11 @@ def claim_folder(
         say(
             f"{folder}: the run began with {before['threads']} threads, this process has {run['threads']}: its numbers will not repeat to"
             " the bit"
+        )
+    if before.get("processes", 1) != run.get("processes", 1):
+        say(
+            f"{folder}: the run began with {before.get('processes', 1)} process(es), now there are {run.get('processes', 1)}: the same batches"
+            " and draws, and numbers that agree to rounding"
         )
     flat = lambda record: {**record.get("settings", {}), **{key: value for key, value in record.items() if key not in BESIDE}}
     old, new = flat(before), BEFORE | flat(run)                                             # older records have fewer names

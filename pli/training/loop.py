@@ -16,17 +16,20 @@ from typing import Callable
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..backbones.protocol import Backbone
-from ..core import PliError, progress_bar, check_workers, rng_for, explain_worker_errors
-from ..data.batches import ResumableBatchSampler, collate
+from ..backbones.protocol import Backbone, weights_of
+from ..core import PliError, SilentProgress, progress_bar, check_workers, rng_for, explain_worker_errors
+from ..data.batches import BatchPartners, ResumableBatchSampler, collate
 from ..hiding.language import parse_hide
 from ..methods.method import Method
 from ..methods.registry import check_method
+from ..ranks import LostRank, copy_from_first, from_first, rank, rank_count
 from ..settings import TuneSettings
 from .batches import check_batches, partners_for
 from .checkpoints import RunFiles, TuneResult
 from .identity import claim_folder, run_record, take_over
-from .step import SCHEDULES, make_optimiser, never_warm, slow_bf16, train_step
+from .rows import part_of, whole_batch
+from .step import SCHEDULES, data_parallel, make_optimiser, never_warm, slow_bf16, train_step
+from .stopping import RunStopped, leave_signals_alone, listening
 
 # %% ../../nbs/training/07_loop.ipynb #567a4031
 MOST = 10**12   # of whatever is counted
@@ -46,7 +49,7 @@ def check_settings(settings: TuneSettings) -> Method:
     for name, known in one_of.items():
         if getattr(settings, name) not in known:
             raise PliError(f"{name} must be one of {', '.join(known)}, got {getattr(settings, name)!r}")
-    for name, least in {"steps": 1, "batch_size": 2, "checkpoint_every": 1, "warmup": 0, "validate_every": 0}.items():
+    for name, least in {"steps": 1, "batch_size": 2, "checkpoint_every": 1, "warmup": 0, "validate_every": 0, "piece": 0}.items():
         if getattr(settings, name) < least: raise PliError(f"{name} must be at least {least}, got {getattr(settings, name)}")
         if getattr(settings, name) > MOST: raise PliError(f"{name} must be at most {MOST:,}, got {getattr(settings, name)}")
     for name in ("learning_rate", "weight_decay", "clip_gradient", "weight", "clip_weight"):
@@ -58,11 +61,81 @@ def check_settings(settings: TuneSettings) -> Method:
 
 # %% ../../nbs/training/07_loop.ipynb #20d858f1
 @contextmanager
-def switched_to_tuning(backbone: Backbone):
-    "Afterwards no weight asks for a gradient, and the towers are in evaluation mode, as they were."
+def tuning_mode(backbone: Backbone, settings: TuneSettings):
+    "The towers in evaluation mode; activations kept or computed once more, as the settings say. Afterwards no weight asks for a gradient."
     backbone.eval()
+    if settings.gradient_checkpointing and not hasattr(backbone, "recompute_activations"):
+        raise PliError(f"gradient_checkpointing must be left out: {backbone.name} has no recompute_activations")
+    if settings.gradient_checkpointing: backbone.recompute_activations(True)
     try: yield
-    finally: backbone.requires_grad_(False)
+    finally:
+        backbone.requires_grad_(False)
+        if settings.gradient_checkpointing: backbone.recompute_activations(False)
+
+class _OwnPart:
+    "Of every batch of an order, the pairs that this process reads."
+    def __init__(self, order): self.order = order
+
+    def __iter__(self): return (part_of(batch, rank(), rank_count()) for batch in self.order)
+
+    def __len__(self) -> int: return len(self.order)
+
+# %% ../../nbs/training/07_loop.ipynb #319ef0e4
+def begin_run(backbone, optimiser, data, settings, files, result, prolong, validate, workers, say) -> tuple[int, int, BatchPartners | None]:
+    "The steps of the runs before this one, the step to begin with, and who stands beside whom in a batch."
+    start = backbone
+    def claim() -> dict:
+        "In the first process: put weights and moments in place."
+        nonlocal start
+        before, first = 0, 0
+        if prolong is not None: before = take_over(Path(prolong), backbone, optimiser, data, files.folder, say)
+        run = run_record(backbone, data, settings, before)
+        if files.folder is not None and claim_folder(files.folder, run, data, say):
+            if settings.batches != "random": start = copy.deepcopy(backbone)   # the checkpoint must not choose the company
+            first = files.load(backbone, optimiser, result, say)
+            say(f"continuing at step {first} of {settings.steps}")
+        if first < settings.steps and check_method(settings).reads_words and hasattr(backbone, "check_words"):
+            backbone.check_words(getattr(data, "captions", ()))
+        return {"before": before, "first": first, "result": dataclasses.asdict(result)}
+
+    def partners() -> dict | None:
+        "In the first process: who may stand beside whom."
+        company = partners_for(settings.batches, start, data, workers, say)
+        return company and {"pictures": list(company.pictures), "partners": [list(pairs) for pairs in company.partners]}
+
+    begun = from_first(claim)
+    for name, value in begun["result"].items(): setattr(result, name, value)
+    copy_training_state(backbone, optimiser)
+    before, first = begun["before"], begun["first"]
+    if first == 0 and validate is not None and getattr(validate, "at_start", True): score_now(backbone, 0, files, result, validate, say)
+    company = from_first(partners) if first < settings.steps and settings.batches != "random" else None
+    return before, first, company and BatchPartners(**company)
+
+def copy_training_state(backbone: Backbone, optimiser: torch.optim.AdamW) -> None:
+    "Give every process the first one's weights and moments."
+    if rank_count() == 1: return
+    copy_from_first(backbone.state_dict().values())
+    weights = weights_of(backbone, learned=True)
+    for name in from_first(lambda: [name for name, weight in weights.items() if optimiser.state.get(weight)]):
+        state = optimiser.state[weights[name]]
+        if not state: state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(weights[name]), exp_avg_sq=torch.zeros_like(weights[name]))
+        copy_from_first([state["step"], state["exp_avg"], state["exp_avg_sq"]])
+
+# %% ../../nbs/training/07_loop.ipynb #4ad9b0a7
+@contextmanager
+def saved_when_lost(backbone, optimiser, step, files, result):
+    "Inside, the first process writes a checkpoint of the last whole step when another process has ended."
+    try: yield
+    except LostRank as error:
+        if files.folder is None: raise
+        files.save(backbone, optimiser, step, result)
+        raise PliError(f"{error}; step {step} is saved in {files.folder}, and the same command goes on from there, on any number of processes") from None
+
+def stop_here(backbone, optimiser, step, settings, files, result, signal_name) -> None:
+    "Save, and raise `RunStopped`."
+    files.save(backbone, optimiser, step, result)
+    kept = f"step {step} of {settings.steps} is saved in {files.folder}, and the same command goes on from there"
+    raise RunStopped(f"{signal_name} was received: {kept if files.folder else f'ended at step {step} of {settings.steps}, without a folder'}")
 
 # %% ../../nbs/training/07_loop.ipynb #abac794f
 def tune(
@@ -84,32 +157,34 @@ def tune(
             f"objective {method.name} reads its gallery with the model as it was before tuning, which a prolonged run no longer has:"
             " begin a run of its own"
         )
+    if settings.batch_size < rank_count():
+        raise PliError(f"batch_size must be at least {rank_count()}, a pair for each process, got {settings.batch_size}")
+    if rank(): folder, say = None, lambda line: None      # the first process writes and speaks for all
+    copy_from_first(backbone.state_dict().values())
     gallery = copy.deepcopy(backbone).eval().requires_grad_(False) if method.frozen_gallery else None
-    files, result, before = RunFiles(folder, gallery, settings), TuneResult(), 0
+    files, result = RunFiles(folder, gallery, settings), TuneResult()
     if slow := slow_bf16(settings.precision, backbone.device): say(slow)
     if steep := never_warm(settings): say(steep)
-    with files.alone(), switched_to_tuning(backbone), explain_worker_errors():
-        optimiser, first, start = make_optimiser(backbone, settings), 0, backbone
-        if prolong is not None: before = take_over(Path(prolong), backbone, optimiser, data, files.folder, say)
-        run = run_record(backbone, data, settings, before)
-        if files.folder is not None and claim_folder(files.folder, run, data, say):
-            if settings.batches != "random": start = copy.deepcopy(backbone)   # the checkpoint must not choose the company
-            first = files.load(backbone, optimiser, result, say)
-            say(f"continuing at step {first} of {settings.steps}")
-        if first < settings.steps and method.reads_words and hasattr(backbone, "check_words"):
-            backbone.check_words(getattr(data, "captions", ()))
-        if first == 0 and validate is not None and getattr(validate, "at_start", True): score_now(backbone, 0, files, result, validate, say)
-        company = partners_for(settings.batches, start, data, workers, say) if first < settings.steps else None
+    with files.alone(), tuning_mode(backbone, settings), explain_worker_errors(), listening() as request:
+        optimiser = make_optimiser(backbone, settings)
+        before, first, company = begin_run(backbone, optimiser, data, settings, files, result, prolong, validate, workers, say)
+        parallel = data_parallel(backbone, settings.piece)
         order = ResumableBatchSampler(len(data), settings.batch_size, settings.seed, before + first, settings.steps - first, company)
         loader = DataLoader(
-            data, batch_sampler=order, collate_fn=collate, num_workers=workers, generator=rng_for(settings.seed, "workers")
+            data, batch_sampler=_OwnPart(order), collate_fn=collate, num_workers=workers, generator=rng_for(settings.seed, "workers"),
+            worker_init_fn=leave_signals_alone,
         )
-        progress = progress_bar(loader, total=len(order))
+        progress = SilentProgress(loader) if rank() else progress_bar(loader, total=len(order))
         for step, batch in enumerate(progress, start=first):
-            result.problems += [[str(path), reason] for path, reason in batch.failed]
-            if len(batch.captions) < 2:
-                raise PliError(f"step {step}: fewer than two pictures of the batch could be read; the first reason: {batch.failed[0]}")
-            record = train_step(backbone, optimiser, batch.pixels, batch.captions, step, settings, batch.pictures, before, gallery)
+            with saved_when_lost(backbone, optimiser, step, files, result):
+                batch, wishes = whole_batch(batch, backbone.device, request.name)
+                if any(wishes): stop_here(backbone, optimiser, step, settings, files, result, next(filter(None, wishes)))
+                result.problems += [[str(path), reason] for path, reason in batch.failed]
+                if len(batch.captions) < 2:
+                    raise PliError(f"step {step}: fewer than two pictures of the batch could be read; the first reason: {batch.failed[0]}")
+                record = train_step(
+                    backbone, optimiser, batch.pixels, batch.captions, step, settings, batch.pictures, before, gallery, parallel
+                )
             result.history.append(record)
             progress.comment = f"loss {result.history[-1]['loss']:.3f}"
             after_step(backbone, optimiser, step + 1, settings, files, result, validate, say)
@@ -120,7 +195,7 @@ def tune(
 # %% ../../nbs/training/07_loop.ipynb #bf2ad639
 def score_now(backbone, done, files, result, validate, say=None) -> None:
     "Validate, and keep the best model so far; of equal ones the later."
-    with torch.no_grad(): score = validate(backbone)
+    with torch.no_grad(): score = from_first(lambda: None if (score := validate(backbone)) is None else float(score))
     if score is None: return
     result.scores.append({"step": done, "score": float(score)})
     if score >= (-math.inf if result.best is None else result.best):

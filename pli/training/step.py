@@ -8,19 +8,23 @@ __all__ = ['SCHEDULES', 'learning_rate', 'never_warm', 'make_optimiser', 'uses_b
 
 # %% ../../nbs/training/07e_step.ipynb #ad8d194a
 import math
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
 
 from ..backbones.protocol import Backbone
 from ..core import PliError, rng_for
 from ..methods.method import TrainingBatch, same_picture
 from ..methods.registry import method_named
+from ..ranks import explain_lost_rank, mean_over_ranks, rank, rank_count
 from ..settings import TuneSettings
+from .rows import SplitBackbone
 
 # %% ../../nbs/training/07e_step.ipynb #c3ad1296
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -92,18 +96,48 @@ def plain_attention(wanted: bool):
     "A context in which attention is computed as its formula says, without fused kernels."
     return sdpa_kernel(SDPBackend.MATH) if wanted else nullcontext()
 
+# %% ../../nbs/training/07e_step.ipynb #f768824a
+class _Loss(nn.Module):
+    "A method's loss as the forward pass of a module that holds the model."
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, loss: Callable, *arguments) -> Tensor: return loss(*arguments)
+
+def data_parallel(
+    backbone: Backbone,   # what learns asks for gradients already
+    piece: int = 0,       # with gradient caching there is no single backward pass: gradients are averaged after it
+) -> nn.Module | None:
+    "What averages gradients over the processes of a run; None where there is only one. All begin with the first process's weights."
+    if rank_count() == 1 or piece: return None
+    device = [backbone.device.index] if backbone.device.type == "cuda" else None
+    with explain_lost_rank():
+        return DistributedDataParallel(_Loss(backbone), device_ids=device, broadcast_buffers=False, find_unused_parameters=True)
+
+def backward(loss: Tensor) -> None:
+    "Gradients of a loss, averaged over processes where there are several. Raises `LostRank`."
+    with warnings.catch_warnings(), explain_lost_rank():
+        # a loss may use all weights in one step, and not in the next
+        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+        loss.backward()
+
 # %% ../../nbs/training/07e_step.ipynb #b60f98d8
 def train_step(
     backbone: Backbone, optimiser: torch.optim.Optimizer, pixels: Tensor, captions: list[str], step: int, settings: TuneSettings,
     pictures: Tensor | None = None,   # `(batch,)` int64, which picture each row shows; None: all different
     before: int = 0,                  # steps of the runs that this one prolongs: chance goes on after them
     gallery: Backbone | None = None,  # reads the whole pictures; None: the model that learns
+    parallel: nn.Module | None = None,   # of `data_parallel`, where several processes share the batch
 ) -> dict:   # loss, learning rate, scale and gradient norm
     "One optimiser step. Raises `PliError` when loss or gradient is no longer a number; the weights are then as before."
     rate = learning_rate(step, settings)
     for group in optimiser.param_groups: group["lr"] = rate
     on_gpu = [backbone.device] if backbone.device.type == "cuda" else []
     half = uses_bf16(settings.precision, backbone.device)
+    shared = rank_count() > 1
+    if shared or settings.piece: reader, gallery = SplitBackbone(backbone, settings.piece), gallery and SplitBackbone(gallery, settings.piece)
+    else: reader = backbone
     same = same_picture(pictures) if pictures is not None and settings.ignore_same_picture else None
     with (
         torch.random.fork_rng(devices=on_gpu),
@@ -112,13 +146,18 @@ def train_step(
         backbone.shortcuts(),
     ):
         # for models that draw random numbers themselves
-        torch.manual_seed(rng_for(settings.seed, "step", before + step).initial_seed())
+        torch.manual_seed(rng_for(settings.seed, "step", before + step, *([rank()] if rank() else [])).initial_seed())
         floats = pixels.to(backbone.device).float().div(255)
         hide = rng_for(settings.seed, "hide", before + step)
         batch = TrainingBatch(floats, captions, hide, step / max(1, settings.steps - 1), same)
-        loss = method_named(settings.objective).loss(backbone, batch, settings, gallery)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+        loss_of = method_named(settings.objective).loss
+        optimiser.zero_grad(set_to_none=True)
+        loss = parallel(loss_of, reader, batch, settings, gallery) if parallel else loss_of(reader, batch, settings, gallery)
+        # what is encoded once more is encoded as before
+        if settings.piece: reader.backward(loss)
+        elif settings.gradient_checkpointing or shared: backward(loss)
+    if not (settings.piece or settings.gradient_checkpointing or shared): loss.backward()
+    if shared and parallel is None: mean_over_ranks(weight.grad for group in optimiser.param_groups for weight in group["params"] if weight.grad is not None)
     weights = [weight for group in optimiser.param_groups for weight in group["params"] if weight.grad is not None]
     norm = torch.nn.utils.clip_grad_norm_(weights, settings.clip_gradient or math.inf)
     if not (torch.isfinite(loss) and torch.isfinite(norm)):

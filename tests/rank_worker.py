@@ -1,0 +1,70 @@
+"One process of a run that several share: `torchrun rank_worker.py OUT CASES [FORGET]`; the first one writes what came of every case."
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+import pli.ranks
+import pli.training.rows
+import pli.training.step
+from pli import world
+from pli.backbones.loading import load_backbone
+from pli.backbones.protocol import weights_of
+from pli.core import rng_for, save_tensors
+from pli.data.batches import TensorPairs
+from pli.ranks import process_group, rank
+from pli.settings import TuneSettings
+from pli.training.loop import tune
+
+PICTURES = 96
+
+
+def drawn_pairs() -> TensorPairs:
+    "A small world, with one picture that is there twice."
+    attributes = world.sample(PICTURES, rng_for(0, "pictures"))
+    pixels, captions = world.render(attributes, size=48), world.caption(attributes, world.SPARSE, rng_for(0, "captions"))
+    pixels[1] = pixels[0]
+    return TensorPairs(pixels, captions)
+
+
+def run_case(settings: dict, folder: Path | None = None, stop_after: int = 0) -> tuple[dict, dict]:
+    "Weights after a run, and its log."
+    data = drawn_pairs()
+    if stop_after: data.__class__ = type("Fuse", (TensorPairs,), {"left": stop_after, "__getitem__": fused})
+    backbone = load_backbone("pli-tiny-48")
+    result = tune(backbone, data, TuneSettings(**settings), folder, say=lambda line: None)
+    weights = {name: value.float() for name, value in weights_of(backbone).items() if value.is_floating_point()}
+    return weights, {"history": result.history, "scores": result.scores}
+
+
+def fused(self, index):
+    "Pairs of which one breaks the process that reads it, as a lost machine would."
+    type(self).left -= 1
+    if type(self).left < 0 and rank(): raise KeyboardInterrupt
+    return TensorPairs.__getitem__(self, index)
+
+
+def forget(what: str) -> None:
+    "Leave out what makes several processes compute one gradient, so that a test can see that it would notice."
+    if what == "gather": pli.training.rows.gather_rows = lambda own, total: torch.cat([own] * pli.ranks.rank_count())[:total]
+    if what == "average": pli.training.step.data_parallel, pli.training.step.mean_over_ranks = (lambda *arguments: None), (lambda weights: None)
+    if what == "average": sys.modules["pli.training.loop"].data_parallel = lambda *arguments: None
+    if what == "scale": pli.ranks._GatherRows.backward = staticmethod(lambda context, gradient: gradient[rank() * context.rows:][: context.rows])
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    out, cases, *rest = sys.argv[1:]
+    with process_group(torch.device("cpu")):
+        if rest: forget(rest[0])
+        for name, case in json.loads(cases).items():
+            weights, log = run_case(**{key: Path(value) if key == "folder" else value for key, value in case.items()})
+            if rank(): continue
+            Path(out).mkdir(parents=True, exist_ok=True)
+            save_tensors(Path(out) / f"{name}.safetensors", weights)
+            (Path(out) / f"{name}.json").write_text(json.dumps(log))
+
+
+if __name__ == "__main__": main()

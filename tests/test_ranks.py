@@ -1,0 +1,173 @@
+"Several processes share a run: real ones, joined by gloo, against one process."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import rank_worker
+import torch
+from safetensors.torch import load_file
+
+from pli.backbones.loading import load_backbone
+from pli.backbones.protocol import weights_of
+from pli.ranks import own_rows
+from pli.training.rows import part_of
+
+HERE = Path(__file__).parent
+USUAL = {"steps": 24, "batch_size": 18, "learning_rate": 1e-3, "warmup": 2, "precision": "fp32", "checkpoint_every": 5}
+CASES = {
+    "masked": {"hide": "random:0.75", "clip_weight": 0.5},
+    "borrowing": {"hide": "mix:0.5|swap:0.3+random:0.5", "avoid": "all"},
+    "near": {"batches": "near", "hide": "random:0.5"},
+    "kin": {"batches": "kin:colour", "hide": "recolour+random:0.5", "objective": "paper", "learning_rate": 1e-4},
+    "text alone": {"tune": "text", "objective": "masked", "hide": "drop:0.5"},
+    "pieces": {"hide": "mix:0.5", "piece": 4},
+    "recomputed": {"hide": "random:0.75", "gradient_checkpointing": True},
+}
+AS_SETTINGS = {name: {"settings": USUAL | case} for name, case in CASES.items()}
+
+
+def shared_run(count: int, out: Path, cases: dict, forget: str = "", check: bool = True) -> subprocess.CompletedProcess:
+    "Run cases in several real processes."
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), str(HERE / "rank_worker.py"), str(out), json.dumps(cases)]
+    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]))
+    done = subprocess.run([*command, *filter(None, [forget])], env=environment, capture_output=True, text=True, timeout=900)
+    assert not check or done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def far_off(one: dict, other: dict) -> float:
+    "How far two runs ended from each other, as a share of how far the first one went, less what rounding is allowed."
+    start = {name: value.float() for name, value in weights_of(load_backbone("pli-tiny-48")).items()}
+    moved = sum(((one[name] - start[name]) ** 2).sum() for name in one).sqrt()
+    apart = sum(((one[name] - other[name]) ** 2).sum() for name in one).sqrt()
+    assert moved > 0.1, "the run did not go anywhere"
+    return float((apart - 1e-5).clamp_min(0) / moved)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    "What one process makes of every case."
+    return {name: rank_worker.run_case(**case) for name, case in AS_SETTINGS.items()}
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_end_with_the_weights_of_one(count, alone, tmp_path):
+    shared_run(count, tmp_path, AS_SETTINGS)
+    for name in CASES:
+        weights, log = alone[name]
+        losses = [record["loss"] for record in log["history"]]
+        assert sum(losses[-5:]) < sum(losses[:5]), f"{name}: the loss does not fall, so the case says nothing"
+        others = json.loads((tmp_path / f"{name}.json").read_text())["history"]
+        assert [record["loss"] for record in others] == pytest.approx(losses, rel=0.02), name
+        assert far_off(weights, load_file(tmp_path / f"{name}.safetensors")) < 0.01, name
+
+
+@pytest.mark.parametrize("forgotten", ["gather", "average", "scale"])
+def test_what_makes_one_gradient_of_many_is_needed(forgotten, alone, tmp_path):
+    cases = {"masked": AS_SETTINGS["masked"]}
+    done = shared_run(2, tmp_path, cases, forgotten, check=False)
+    if done.returncode == 0: assert far_off(alone["masked"][0], load_file(tmp_path / "masked.safetensors")) > 0.02
+
+
+def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
+    case = {"settings": USUAL | CASES["borrowing"], "folder": str(tmp_path / "run")}
+    done = shared_run(2, tmp_path, {"first": case | {"stop_after": 9 * 12}}, check=False)
+    assert done.returncode != 0
+    assert "another process of this run has ended" in done.stderr and "is saved in" in done.stderr
+    weights, log = rank_worker.run_case(case["settings"], tmp_path / "run")
+    assert len(log["history"]) == 24
+    assert far_off(alone["borrowing"][0], weights) < 0.01
+
+
+def test_rows_of_a_batch():
+    for total in (1, 2, 5, 8):
+        for count in (1, 2, 3, 4):
+            rows = torch.cat([own_rows(total, number, count) for number in range(count)])
+            assert rows[:total].tolist() == list(range(total)) and len({len(own_rows(total, number, count)) for number in range(count)}) == 1
+            assert sum((part_of(list(range(total)), number, count) for number in range(count)), []) == list(range(total))
+
+
+def test_pieces_and_recomputing_give_the_plain_gradient(alone):
+    plain = {name: rank_worker.run_case(USUAL | {"hide": hide, "steps": 6, "learning_rate": 1e-3})[0] for name, hide in (("pieces", "mix:0.5"), ("recomputed", "random:0.75"))}
+    for name, weights in plain.items():
+        assert far_off(weights, rank_worker.run_case(USUAL | CASES[name] | {"steps": 6})[0]) < 0.01
+
+
+PEAK = """
+import resource, sys, torch
+from pli.backbones.loading import load_backbone
+from pli.core import rng_for
+from pli.settings import TuneSettings
+from pli.training.step import make_optimiser, train_step
+batch, piece = map(int, sys.argv[1:])
+torch.set_num_threads(1)
+settings = TuneSettings(piece=piece, hide="random:0.5")
+backbone = load_backbone("pli-tiny-64")
+optimiser, pixels = make_optimiser(backbone, settings), torch.randint(0, 255, (batch, 3, *backbone.size), dtype=torch.uint8)
+train_step(backbone, optimiser, pixels[:16], ["a"] * 16, 0, settings)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+train_step(backbone, optimiser, pixels, ["a word"] * batch, 1, settings)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def peak_of(batch: int, piece: int) -> int:
+    "How far the peak of memory of a fresh process rises in a step, in kB on Linux."
+    return int(subprocess.run([sys.executable, "-c", PEAK, str(batch), str(piece)], capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of a peak differs")
+def test_memory_hardly_grows_with_the_batch_when_features_are_cached():
+    plain, cached = peak_of(512, 0), peak_of(512, 16)
+    assert cached < 0.35 * plain, (plain, cached)
+
+
+def write_pairs(folder: Path) -> Path:
+    "Pictures in files, and a table of them."
+    from PIL import Image
+    folder.mkdir()
+    data = rank_worker.drawn_pairs()
+    lines = ["filepath,title"]
+    for number, (pixels, caption) in enumerate(zip(data.pixels, data.captions)):
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
+        lines.append(f'{number}.png,"{caption}"')
+    (folder / "pairs.csv").write_text("\n".join(lines))
+    return folder / "pairs.csv"
+
+
+def tune_command(pairs: Path, out: Path, steps: int = 400) -> list[str]:
+    return [sys.executable, "-m", "pli.cli.main", "tune", str(pairs), "--model", "pli-tiny-48", "--out", str(out), "--steps", str(steps), "--batch-size", "16",
+            "--learning-rate", "1e-3", "--checkpoint-every", "1000", "--device", "cpu"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no such signals")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_ends_a_run_with_a_checkpoint_and_a_status_of_its_own(name, tmp_path):
+    command = tune_command(write_pairs(tmp_path / "pairs"), tmp_path / "run") + ["--workers", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not (tmp_path / "run" / "best").exists(): assert process.poll() is None; time.sleep(0.1)      # the start is measured
+    time.sleep(1)
+    os.killpg(process.pid, getattr(signal, name))      # as a cluster does: to the processes that read pictures too
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    assert f"{name} was received" in err and "the same command goes on" in err
+    assert not (tmp_path / "run" / "last").exists()
+    record = json.loads(next(line for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1:]))
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0 and f"continuing at step {record['step'] + 1} of 400" in again.stdout
+
+
+def test_torchrun_prints_and_writes_once(tmp_path):
+    command = tune_command(write_pairs(tmp_path / "pairs"), tmp_path / "run", steps=6)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *command[2:]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=dict(os.environ, OMP_NUM_THREADS="1"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("tuned model:") == 1 and done.stdout.count("step 6/6") == 1
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 2
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300, env=dict(os.environ, OMP_NUM_THREADS="1"))
+    assert again.returncode == 0, again.stderr
