@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import toy_backbone
-from pli.backbones.protocol import BACKBONES
+from pli.backbones.registry import BACKBONES
 from pli.benchmarks.own import read_queries
 from pli.benchmarks.protocols import Reader
 from pli.benchmarks.registry import BENCHMARKS

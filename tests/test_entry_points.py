@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from pli.backbones.loading import load_backbone
-from pli.backbones.protocol import loader_of
+from pli.backbones.registry import loader_of
 from pli.benchmarks.registry import benchmark_names, find_reader
 from pli.core import PliError
 from pli.data.pairs import pair_readers, read_pairs

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import toy_backbone
-from pli.backbones.protocol import BACKBONES
+from pli.backbones.registry import BACKBONES
 from pli.benchmarks.own import read_queries
 from pli.cli.main import main
 from pli.core import PliError, read_json, unit, write_json

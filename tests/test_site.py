@@ -187,6 +187,12 @@ def test_the_reference_reads_comments_behind_and_above_parameters(site, tmp_path
     assert known["hide"] == "pli.masking.hide"
 
 
+def test_words_in_angle_brackets_are_no_tags(site):
+    source = '__all__ = ["f"]\ndef f(x: int,   # a <script>alert(1)</script>\n) -> int:   # `a<b`\n    "Move <OLD> to `<NEW>`, see <https://a.example>."\n'
+    page, _ = site.reference("pli.a", source, None, "")
+    assert "<script" not in page and "&lt;script>" in page and "Move &lt;OLD> to `<NEW>`, see <https://a.example>." in page and "`a<b`" in page
+
+
 def test_classes_show_fields_and_public_methods(site):
     source = (
         '__all__ = ["A", "B", "N"]\nN: dict[str, int] = {}  # by name\n@dataclass(frozen=True)\nclass A:\n    "A record."\n'

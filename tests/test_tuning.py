@@ -41,7 +41,7 @@ from pli.training.step import SCHEDULES, learning_rate, make_optimiser, train_st
 from pli.settings import TuneSettings
 from pli.training.average import average
 from pli.training.checkpoints import read_log
-from pli.training.identity import claim_folder, files_digest, fingerprint, holds_pictures_twice
+from pli.training.identity import claim_folder, files_digest, state_digest, holds_pictures_twice
 from pli.training.batches import partners_for
 
 TEXT = {"context_length": 10, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
@@ -715,10 +715,10 @@ def test_claim_folder_by_hand(tmp_path):
 
 def test_fingerprints(fresh):
     one, two = fresh(), fresh()
-    assert fingerprint(one) == fingerprint(two) != fingerprint(fresh(seed=1))
+    assert state_digest(one) == state_digest(two) != state_digest(fresh(seed=1))
     with torch.no_grad(): two.model.logit_scale += 1e-6
-    assert fingerprint(one) != fingerprint(two)
-    assert fingerprint(fresh("resnet")) == fingerprint(fresh("resnet"))           # whole-number buffers too
+    assert state_digest(one) != state_digest(two)
+    assert state_digest(fresh("resnet")) == state_digest(fresh("resnet"))           # whole-number buffers too
 
 
 # ---- settings
@@ -783,8 +783,8 @@ def test_where_nothing_beats_the_start_it_is_said(fresh, tmp_path, scores, wante
     result = run(fresh(), tmp_path, validate=lambda backbone: next(numbers), validate_every=4, say=lines.append)
     told = [line for line in lines if "did not help" in line]
     assert (len(told) == 1 and wanted in told[0] and "\n" not in told[0]) if wanted else not told
-    start = fingerprint(fresh())
-    assert (fingerprint(load_backbone(str(tmp_path / "best"))) == start) == (scores[0] > max(scores[1:], key=lambda score: -1 if math.isnan(score) else score) or math.isnan(scores[1]))
+    start = state_digest(fresh())
+    assert (state_digest(load_backbone(str(tmp_path / "best"))) == start) == (scores[0] > max(scores[1:], key=lambda score: -1 if math.isnan(score) else score) or math.isnan(scores[1]))
     assert run(fresh(), tmp_path, say=lines.append, validate_every=4).best == result.best      # a finished run says nothing again
     assert [line for line in lines if "did not help" in line] == told
 
@@ -928,7 +928,7 @@ def test_a_warm_up_that_outlasts_the_run_is_told(fresh):
 def test_the_record_beside_the_weights_is_complete(fresh, tmp_path):
     run(fresh(), tmp_path)
     record = json.loads((tmp_path / "run.json").read_text())
-    assert TuneSettings(**record["settings"]) == SHORT and record["pairs"] == 40 and record["start"] == fingerprint(fresh())
+    assert TuneSettings(**record["settings"]) == SHORT and record["pairs"] == 40 and record["start"] == state_digest(fresh())
     assert same(load_backbone(str(tmp_path / "last")), load_backbone(str(tmp_path / "last"), seed=5))
 
 
@@ -1135,12 +1135,12 @@ def test_company_leaves_the_callers_random_numbers_alone(fresh):
 
 def test_average_is_the_weighted_mean_and_new(fresh):
     one, two, three = fresh(), fresh(seed=1), fresh(seed=2)
-    before = [fingerprint(backbone) for backbone in (one, two, three)]
+    before = [state_digest(backbone) for backbone in (one, two, three)]
     mean = average([one, two, three], [0.5, 0.25, 0.25])
     for a, b, c, got in zip(*(backbone.parameters() for backbone in (one, two, three, mean))): assert torch.allclose(0.5 * a + 0.25 * b + 0.25 * c, got, atol=1e-6)
-    assert [fingerprint(backbone) for backbone in (one, two, three)] == before and not any(weight.requires_grad for weight in mean.parameters())
+    assert [state_digest(backbone) for backbone in (one, two, three)] == before and not any(weight.requires_grad for weight in mean.parameters())
     with torch.no_grad(): mean.model.visual.proj.zero_()
-    assert fingerprint(one) == before[0]
+    assert state_digest(one) == before[0]
     assert same(average([one, two], [1, 0]), one) and same(average([one, two], [0, 1]), two) and same(average([one, one, one]), one)
     assert same(average([one, two]), average([two, one]))
 

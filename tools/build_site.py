@@ -244,6 +244,11 @@ def cell_text(value: str) -> str:
     return " ".join(value.split()).replace("|", "\\|")
 
 
+def without_tags(markdown: str) -> str:
+    "Markdown in which `<OLD>` is these words and no tag, which would vanish or, as a script, run; addresses in such brackets stay links."
+    return outside_code(markdown, lambda plain: re.sub(r"<(?=[A-Za-z/!?])(?!https?:)", "&lt;", plain))
+
+
 def code_text(value: str) -> str:
     "Inline code, also if it holds backquotes."
     return f"`` {value} ``" if "`" in value else f"`{value}`"
@@ -297,6 +302,7 @@ def parameters(source: Source, node: ast.FunctionDef) -> list[tuple[str, str, st
         if arg.arg in ("self", "cls"): continue
         alone = lines.count(line) == 1 and not (node.returns and node.returns.end_lineno == line)
         kind, said = kind_of(arg.annotation), source.said(arg, line) if alone else ""
+        said = without_tags(said)
         if kind or said: rows.append((stars.get(id(arg), "") + arg.arg, kind, said))
     if node.returns:
         kind = kind_of(node.returns)
@@ -305,7 +311,7 @@ def parameters(source: Source, node: ast.FunctionDef) -> list[tuple[str, str, st
             if node.returns.end_lineno not in lines or not plain
             else source.behind.get(node.returns.end_lineno, "")
         )
-        if kind != "None" or said: rows.append(("returns", kind, said))
+        if kind != "None" or said: rows.append(("returns", kind, without_tags(said)))
     return rows
 
 
@@ -329,7 +335,7 @@ def entry(directive: str, name: str, body: list[str], depth: int) -> list[str]:
 def described(node) -> list[str]:
     "The docstring, as paragraphs of Markdown."
     said = ast.get_docstring(node) or ""
-    return ["", said, ""] if said else [""]
+    return ["", without_tags(said), ""] if said else [""]
 
 
 def function_entry(source: Source, node: ast.FunctionDef, depth: int = 0) -> list[str]:

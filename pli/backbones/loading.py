@@ -12,7 +12,8 @@ import open_clip
 import torch
 
 from .openclip import load_open_clip, register_tiny
-from .protocol import Backbone, load_kind, loader_of
+from .protocol import Backbone
+from .registry import load_kind, loader_of
 from ..core import PliError, printable
 
 # %% ../../nbs/backbones/02e_loading.ipynb #e7c80a16

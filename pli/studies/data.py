@@ -35,7 +35,7 @@ from ..evaluation.validation import plain_recall
 from ..gallery.encode import check_files
 from ..metrics import ranks
 from .plan import Plan, start_model, start_settings
-from ..training.identity import fingerprint
+from ..training.identity import state_digest
 
 # %% ../../nbs/studies/15b_data.ipynb #6ba0f004
 def packed(
@@ -137,7 +137,7 @@ class StudyData:
         "The fingerprint of the start of a seed; of all of them for what is made of all seeds."
         seeds = [None] if None in self.starts else [seed] if seed is not None else plan.seeds
         for one in seeds:
-            if one in self.starts and one not in self.prints: self.prints[one] = fingerprint(self.starts[one])
+            if one in self.starts and one not in self.prints: self.prints[one] = state_digest(self.starts[one])
         return "+".join(self.prints[one] for one in seeds) if {*seeds} <= self.prints.keys() else None
 
 # %% ../../nbs/studies/15b_data.ipynb #0a03b114

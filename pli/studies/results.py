@@ -30,7 +30,7 @@ from .data import StudyData, SomePairs, code_digest, measure
 from .plan import Arm, Plan, start_settings, stem
 from ..training.average import average
 from ..training.checkpoints import read_log
-from ..training.identity import BEFORE, differences, fingerprint
+from ..training.identity import BEFORE, differences, state_digest
 from ..training.loop import tune
 from ..training.step import uses_bf16
 
@@ -170,7 +170,7 @@ def finished(folder: Path, settings: TuneSettings, start: Backbone, pairs: SomeP
         record = read_sealed(folder / "run.json", "")
     except PliError:
         return None
-    wanted = {"start": fingerprint(start), "pairs digest": pairs.digest(), "bf16": uses_bf16(settings.precision, start.device)}
+    wanted = {"start": state_digest(start), "pairs digest": pairs.digest(), "bf16": uses_bf16(settings.precision, start.device)}
     if not isinstance(record, dict) or not isinstance(record.get("settings"), dict) or kept(record["settings"]) != kept(asdict(settings)):
         return None
     if any(record.get(key) != value for key, value in wanted.items()): return None
