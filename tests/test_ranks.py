@@ -18,7 +18,7 @@ from pli.ranks import own_rows
 from pli.training.rows import part_of
 
 HERE = Path(__file__).parent
-USUAL = {"steps": 24, "batch_size": 18, "learning_rate": 1e-3, "warmup": 2, "precision": "fp32", "checkpoint_every": 5}
+USUAL = {"steps": 20, "batch_size": 18, "learning_rate": 1e-3, "warmup": 2, "precision": "fp32", "checkpoint_every": 5}
 CASES = {
     "masked": {"hide": "random:0.75", "clip_weight": 0.5},
     "borrowing": {"hide": "mix:0.5|swap:0.3+random:0.5", "avoid": "all"},
@@ -63,7 +63,9 @@ def test_several_processes_end_with_the_weights_of_one(count, alone, tmp_path):
         losses = [record["loss"] for record in log["history"]]
         assert sum(losses[-5:]) < sum(losses[:5]), f"{name}: the loss does not fall, so the case says nothing"
         others = json.loads((tmp_path / f"{name}.json").read_text())["history"]
-        assert [record["loss"] for record in others] == pytest.approx(losses, rel=0.02), name
+        # AdamW does not care how long a gradient is, so the weights alone would not show a factor
+        for key in ("loss", "gradient_norm"):
+            assert [record[key] for record in others] == pytest.approx([record[key] for record in log["history"]], rel=0.02), (name, key)
         assert far_off(weights, load_file(tmp_path / f"{name}.safetensors")) < 0.01, name
 
 
@@ -71,7 +73,11 @@ def test_several_processes_end_with_the_weights_of_one(count, alone, tmp_path):
 def test_what_makes_one_gradient_of_many_is_needed(forgotten, alone, tmp_path):
     cases = {"masked": AS_SETTINGS["masked"]}
     done = shared_run(2, tmp_path, cases, forgotten, check=False)
-    if done.returncode == 0: assert far_off(alone["masked"][0], load_file(tmp_path / "masked.safetensors")) > 0.02
+    if done.returncode: return                                  # nothing came of it
+    weights, log = alone["masked"]
+    others = json.loads((tmp_path / "masked.json").read_text())["history"]
+    norms = [one["gradient_norm"] / other["gradient_norm"] for one, other in zip(others, log["history"])]
+    assert far_off(weights, load_file(tmp_path / "masked.safetensors")) > 0.02 or max(map(abs, (norm - 1 for norm in norms))) > 0.1
 
 
 def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
@@ -80,7 +86,7 @@ def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
     assert done.returncode != 0
     assert "another process of this run has ended" in done.stderr and "is saved in" in done.stderr
     weights, log = rank_worker.run_case(case["settings"], tmp_path / "run")
-    assert len(log["history"]) == 24
+    assert len(log["history"]) == 20
     assert far_off(alone["borrowing"][0], weights) < 0.01
 
 
