@@ -39,6 +39,11 @@ class TuneSettings:
         " counts it, as released)",
         "keep-false-negatives",
     )
+    target: str = setting(
+        "tuned",
+        "tuned or frozen: who reads the whole pictures. frozen is the model as it was before tuning: their features are computed once, and a"
+        " gallery that it has indexed stays right (search it with --query-model)",
+    )
     options: str = setting("", "further settings of the objective's own, as in 'layers=3, dropout=0.1'")
     tune: str = setting("both", "which towers learn: both, image, text")
     steps: int = setting(1000, "optimiser steps")

@@ -39,6 +39,20 @@ def run_case(settings: dict, folder: Path | None = None, stop_after: int = 0) ->
     return weights, {"history": result.history, "scores": result.scores}
 
 
+def stopped_run(backbone, settings: TuneSettings, folder: Path, after: int) -> None:
+    "A run in one process that an interrupt ends after so many pictures were read, those that are encoded before the first step aside."
+    data = drawn_pairs()
+    left = after + PICTURES * (settings.target == "frozen")
+
+    class Stopped(TensorPairs):
+        def __getitem__(self, index):
+            nonlocal left
+            left -= 1
+            if left < 0: raise KeyboardInterrupt
+            return super().__getitem__(index)
+    tune(backbone, Stopped(data.pixels, data.captions), settings, folder, say=lambda line: None)
+
+
 def fused(self, index):
     "Pairs of which one breaks the process that reads it, as a lost machine would."
     type(self).left -= 1

@@ -143,7 +143,7 @@ def tune_on(args, device, say) -> None:
     from pli.data.batches import PairSet
     from pli.data.pairs import read_pairs
     from pli.evaluation.validation import pair_validator, query_validator
-    from pli.methods.registry import method_named
+    from pli.methods.registry import asks_frozen_gallery, method_named
     from pli.ranks import rank
     from pli.training.loop import tune
     if bool(args.queries) != bool(args.gallery):
@@ -161,7 +161,7 @@ def tune_on(args, device, say) -> None:
     method = method_named(settings.objective)
     if validate is None:
         ask = lambda backbone, pictures, words: method.query(backbone, pictures, words, settings)
-        before = copy.deepcopy(backbone) if method.frozen_gallery else None
+        before = copy.deepcopy(backbone) if asks_frozen_gallery(settings) else None
         validate = pair_validator(PairSet(held_out, backbone.pixels), settings.hide, ask, before)
     say(f"validation: {measured(settings, min(len(held_out or ()), 1000))}")
     result = tune(backbone, PairSet(learn, backbone.pixels), settings, args.out, validate, args.workers, say, args.prolong)

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from ..backbones.loading import load_backbone
 from ..backbones.protocol import Backbone
 from ..core import PliError, open_regular, printable, provenance, read_sealed, sealed, write_json
-from ..methods.registry import method_named
+from ..methods.registry import asks_frozen_gallery
 from ..settings import TuneSettings
 from .data import StudyData, SomePairs, code_digest, measure
 from .plan import Arm, Plan, start_settings, stem
@@ -289,7 +289,7 @@ class Place:
 def asks_the_start(plan: Plan, job: Job) -> bool:
     "Whether a job's queries search the features of the start: its method, or those of all models that are averaged, left the gallery as it was."
     arms = [] if job.arm is None else [part.arm for part in job.parts(plan) if part.arm] if job.arm.average else [job.arm]
-    return bool(arms) and all(method_named(arm.settings.objective).frozen_gallery for arm in arms)
+    return bool(arms) and all(asks_frozen_gallery(arm.settings) for arm in arms)
 
 def made_with(plan: Plan, job: Job, material: StudyData, place: Place) -> dict:
     "What a result says before its model is there: plan, start, queries, pairs. Raises `PliError` if a model of an average is gone."

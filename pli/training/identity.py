@@ -28,7 +28,7 @@ from .step import uses_bf16
 
 # %% ../../nbs/training/07b_identity.ipynb #2a7c1880
 # what was done before these settings existed
-BEFORE = {"avoid": "none", "batches": "random", "ignore_same_picture": False, "options": "", "piece": 0, "gradient_checkpointing": False}
+BEFORE = {"avoid": "none", "batches": "random", "ignore_same_picture": False, "options": "", "target": "tuned", "piece": 0, "gradient_checkpointing": False}
 
 def differences(
     old: Mapping, new: Mapping,      # what two runs or results were made with: a key for each setting, digest, count

@@ -21,7 +21,7 @@ from ..core import PliError, SilentProgress, progress_bar, check_workers, rng_fo
 from ..data.batches import BatchPartners, ResumableBatchSampler, collate
 from ..hiding.language import parse_hide
 from ..methods.method import Method
-from ..methods.registry import check_method
+from ..methods.registry import asks_frozen_gallery, check_method
 from ..ranks import LostRank, copy_from_first, from_first, rank, rank_count
 from ..settings import TuneSettings
 from .batches import check_batches, partners_for
@@ -29,6 +29,7 @@ from .checkpoints import RunFiles, TuneResult
 from .identity import claim_folder, run_record, take_over
 from .rows import part_of, whole_batch
 from .step import SCHEDULES, data_parallel, make_optimiser, never_warm, slow_bf16, train_step
+from .targets import WholeFeatures
 from .stopping import RunStopped, leave_signals_alone, listening
 
 # %% ../../nbs/training/07_loop.ipynb #567a4031
@@ -45,6 +46,7 @@ def check_settings(settings: TuneSettings) -> Method:
         "tune": ("both", "image", "text"),
         "precision": ("auto", "fp32", "bf16"),
         "avoid": ("none", "own", "all"),
+        "target": ("tuned", "frozen"),
     }
     for name, known in one_of.items():
         if getattr(settings, name) not in known:
@@ -152,23 +154,26 @@ def tune(
     "Tune a backbone on picture-caption pairs. Raises `PliError` for settings, folders or losses that cannot be used."
     method = check_settings(settings)
     check_workers(workers)
-    if method.frozen_gallery and prolong is not None:
+    frozen = asks_frozen_gallery(settings)
+    if frozen and prolong is not None:
+        by = f"objective {method.name}" if method.frozen_gallery else "target frozen"
         raise PliError(
-            f"objective {method.name} reads its gallery with the model as it was before tuning, which a prolonged run no longer has:"
+            f"{by} reads its gallery with the model as it was before tuning, which a prolonged run no longer has:"
             " begin a run of its own"
         )
     if settings.batch_size < rank_count():
         raise PliError(f"batch_size must be at least {rank_count()}, a pair for each process, got {settings.batch_size}")
     if rank(): folder, say = None, lambda line: None      # the first process writes and speaks for all
     copy_from_first(backbone.state_dict().values())
-    gallery = copy.deepcopy(backbone).eval().requires_grad_(False) if method.frozen_gallery else None
+    gallery = copy.deepcopy(backbone).eval().requires_grad_(False) if frozen else None
     files, result = RunFiles(folder, gallery, settings), TuneResult()
     if slow := slow_bf16(settings.precision, backbone.device): say(slow)
     if steep := never_warm(settings): say(steep)
     with files.alone(), tuning_mode(backbone, settings), explain_worker_errors(), listening() as request:
         optimiser = make_optimiser(backbone, settings)
         before, first, company = begin_run(backbone, optimiser, data, settings, files, result, prolong, validate, workers, say)
-        parallel = data_parallel(backbone, settings.piece)
+        parallel, targets = data_parallel(backbone, settings.piece), None
+        if frozen and first < settings.steps: targets = WholeFeatures(gallery, data, files.folder, workers, say)
         order = ResumableBatchSampler(len(data), settings.batch_size, settings.seed, before + first, settings.steps - first, company)
         loader = DataLoader(
             data, batch_sampler=_OwnPart(order), collate_fn=collate, num_workers=workers, generator=rng_for(settings.seed, "workers"),
@@ -183,7 +188,8 @@ def tune(
                 if len(batch.captions) < 2:
                     raise PliError(f"step {step}: fewer than two pictures of the batch could be read; the first reason: {batch.failed[0]}")
                 record = train_step(
-                    backbone, optimiser, batch.pixels, batch.captions, step, settings, batch.pictures, before, gallery, parallel
+                    backbone, optimiser, batch.pixels, batch.captions, step, settings, batch.pictures, before, gallery,
+                    targets and targets.of(batch.indices), parallel,
                 )
             result.history.append(record)
             progress.comment = f"loss {result.history[-1]['loss']:.3f}"

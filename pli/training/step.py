@@ -25,6 +25,7 @@ from ..methods.registry import method_named
 from ..ranks import explain_lost_rank, mean_over_ranks, rank, rank_count
 from ..settings import TuneSettings
 from .rows import SplitBackbone
+from .targets import KnownFeatures
 
 # %% ../../nbs/training/07e_step.ipynb #c3ad1296
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -128,6 +129,7 @@ def train_step(
     pictures: Tensor | None = None,   # `(batch,)` int64, which picture each row shows; None: all different
     before: int = 0,                  # steps of the runs that this one prolongs: chance goes on after them
     gallery: Backbone | None = None,  # reads the whole pictures; None: the model that learns
+    whole: Tensor | None = None,      # `(batch, width)`, what `gallery` has made of the whole pictures, where that is known
     parallel: nn.Module | None = None,   # of `data_parallel`, where several processes share the batch
 ) -> dict:   # loss, learning rate, scale and gradient norm
     "One optimiser step. Raises `PliError` when loss or gradient is no longer a number; the weights are then as before."
@@ -149,6 +151,7 @@ def train_step(
         torch.manual_seed(rng_for(settings.seed, "step", before + step, *([rank()] if rank() else [])).initial_seed())
         floats = pixels.to(backbone.device).float().div(255)
         hide = rng_for(settings.seed, "hide", before + step)
+        if whole is not None: gallery = KnownFeatures(gallery, floats, whole.to(floats.device))
         batch = TrainingBatch(floats, captions, hide, step / max(1, settings.steps - 1), same)
         loss_of = method_named(settings.objective).loss
         optimiser.zero_grad(set_to_none=True)
