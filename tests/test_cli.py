@@ -148,8 +148,9 @@ def test_stored_commands_name_no_folder_of_a_machine(typed, wanted):
 def test_options_arrive():
     given = {"hide": "mix:0.25", "weight": 0.5, "clip-weight": 0.25, "tune": "text", "steps": 7, "batch-size": 9, "learning-rate": 0.5, "weight-decay": 0.125,
              "warmup": 3, "schedule": "step", "clip-gradient": 0.0, "precision": "fp32", "checkpoint-every": 5, "validate-every": 2, "seed": 11,
-             "avoid": "own", "batches": "kin:colour"}
-    assert {f"--{name}" for name in given} | {"--objective", "--options", "--one-way", "--keep-false-negatives"} == set(tune_options())
+             "avoid": "own", "batches": "kin:colour", "beta2": 0.5, "epsilon": 0.25, "preprocess": "target-pad"}
+    epochs = {"epochs": 3, "schedule": "epochs", "warmup-epochs": 2, "decay-epochs": 4, "validate-epochs": 1}
+    assert {f"--{name}" for name in given | epochs} | {"--objective", "--options", "--one-way", "--keep-false-negatives", "--decay-all"} == set(tune_options())
     base = ["tune", "pairs.csv", "--model", "m", "--out", "o"]
     settings = tune_settings(make_parser().parse_args(base + [word for name, value in given.items() for word in (f"--{name}", str(value))] + ["--one-way"]))
     assert settings == TuneSettings(**{name.replace("-", "_"): value for name, value in given.items()}, symmetric=False)
@@ -158,6 +159,8 @@ def test_options_arrive():
     for name in ("--weight", "--clip-weight"):                                                       # the paper's loss has neither: not ignored, but refused
         with pytest.raises(PliError, match="belong to the objective masked, not to paper"): tune_settings(make_parser().parse_args(base + ["--objective", "paper", name, "0.5"]))
     assert tune_settings(make_parser().parse_args(base)) == TuneSettings()                           # defaults live in TuneSettings only
+    words = [word for name, value in epochs.items() for word in (f"--{name}", str(value))]
+    assert tune_settings(make_parser().parse_args(base + words + ["--decay-all"])) == TuneSettings(**{name.replace("-", "_"): value for name, value in epochs.items()}, decay_all=True)
 
 
 def test_composers_that_were_asked_for():

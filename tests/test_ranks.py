@@ -146,7 +146,7 @@ def write_pairs(folder: Path) -> Path:
     return folder / "pairs.csv"
 
 
-def tune_command(pairs: Path, out: Path, steps: int = 400) -> list[str]:
+def tune_command(pairs: Path, out: Path, steps: int = 120) -> list[str]:
     return [sys.executable, "-m", "pli.cli.main", "tune", str(pairs), "--model", "pli-tiny-48", "--out", str(out), "--steps", str(steps), "--batch-size", "16",
             "--learning-rate", "1e-3", "--checkpoint-every", "1000", "--device", "cpu"]
 
@@ -165,7 +165,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_a_status_of_its_own(name, tmp
     assert not (tmp_path / "run" / "last").exists()
     record = json.loads(next(line for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1:]))
     again = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert again.returncode == 0 and f"continuing at step {record['step'] + 1} of 400" in again.stdout
+    assert again.returncode == 0 and f"continuing at step {record['step'] + 1} of 120" in again.stdout
 
 
 def test_torchrun_prints_and_writes_once(tmp_path):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DIGEST_KEY', 'PREPROCESS_VALUES', 'Notice', 'WeightsNotice', 'Weights', 'in_whole_words', 'check_beside',
-           'read_weights', 'put_weights', 'check_preprocess', 'check_config', 'Evidence', 'evidence_from_config',
-           'evidence_of', 'Choices', 'named_activation', 'choose_for_file', 'choose_for_model', 'tuned_from_a_file',
-           'similar_names', 'check_tag']
+           'read_weights', 'read_content', 'put_weights', 'check_preprocess', 'check_config', 'Evidence',
+           'evidence_from_config', 'evidence_of', 'Choices', 'named_activation', 'choose_for_file', 'choose_for_model',
+           'tuned_from_a_file', 'similar_names', 'check_tag']
 
 # %% ../../nbs/backbones/02a_weights.ipynb #1371c060
 import difflib
@@ -134,9 +134,8 @@ def _unwrap(
         seen.append(content)
         if isinstance(content.get("image_encoder"), dict) and isinstance(content.get("text_encoder"), dict):
             raise PliError(f"{printable(path)}: it is a checkpoint of masked tuning's authors (image_encoder and text_encoder beside each "
-                           f"other), whose names are others than open_clip's; it has to be renamed first: "
-                           "visual_encoder.X of image_encoder becomes visual.X, text_encoder stays as it is, vision_mask_token goes, "
-                           "and logit_scale comes from the model it was tuned from")
+                           f"other), whose names are others than open_clip's; pli import {printable(path.name)} OUT --model NAME makes a "
+                           "model of it, NAME being that of the model it was tuned from, such as ViT-B-32")
         inner = next((key for key in _WRAPPERS if isinstance(content.get(key), dict)), None)
         if inner is None: break
         if isinstance(content.get("name"), str): said = said | {"name": content["name"]}
@@ -222,11 +221,18 @@ def read_weights(
     path: str | Path,
 ) -> Weights:
     "Read a file of weights; no code in it is run. Raises `PliError` naming the file and what is wrong with it."
+    content, said = read_content(path)
+    return Weights(Path(path), {}) if content is None else _unwrap(Path(path), content, said)
+
+def read_content(
+    path: str | Path,
+) -> tuple[object, dict[str, str]]:   # what the file holds, None for NumPy's; and what it says about itself
+    "Read a file of weights as it is, wrappers and all; no code in it is run. Raises what `read_weights` does."
     path, kind = Path(path), check_file_kind(path)
     needed, free = _unpacked_size(path), _memory_free()
     if needed > free:
         raise PliError(f"{printable(path)}: its weights need {needed / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} GiB are free")
-    if kind == "numpy": return Weights(path, {})     # of big_vision; open_clip alone knows its names
+    if kind == "numpy": return None, {}              # of big_vision; open_clip alone knows its names
     try:
         if kind == "safetensors":
             with safe_open(path, "pt") as file: content, said = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
@@ -238,12 +244,12 @@ def read_weights(
     except Exception as error:
         names = re.search(r"GLOBAL ([\w.]+)", str(error))
         if "weights_only" in str(error) and names:
-            raise PliError(f"{printable(path)}: it is a pickle that asks for {printable(names[1])}, which is no part of weights; such a "
-                           f"file can run any code and is not read. Ask its owner for safetensors") from None
+            raise PliError(f"{printable(path)}: it is a pickle that asks for {printable(names[1])}, which is no part of weights; such a file "
+                           f"can run any code and is not read. Ask its owner for safetensors") from None
         broken = f"it cannot be read ({in_whole_words(error) or type(error).__name__})"
         if "weights_only" in str(error): broken = "it is a pickle that cannot be read without running it"
         raise PliError(f"{printable(path)}: {broken}; copy or download it again, or ask its owner for safetensors") from None
-    return _unwrap(path, content, said)
+    return content, said
 
 # %% ../../nbs/backbones/02a_weights.ipynb #933728cd
 def _first_few(

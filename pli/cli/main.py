@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 
 from .evaluate import add_compare, add_evaluate, add_score, add_submit
+from .export import add_export, add_import
 from .gallery import add_index, add_search
 from .manage import add_gallery, add_model
 from .options import Parser, natural, workers
@@ -35,6 +36,8 @@ def make_parser() -> argparse.ArgumentParser:
         add_model,
         add_tune,
         add_average,
+        add_export,
+        add_import,
         add_evaluate,
         add_compare,
         add_submit,

@@ -146,6 +146,8 @@ def settings_from(
     settings = replace(base, **given)
     try: check_settings(settings)
     except PliError as error: raise PliError(f"{place}: {error}") from None
+    if settings.epochs or settings.preprocess != "model":
+        raise PliError(f"{place}: epochs and preprocess are for pli tune; every arm of a plan takes the same steps on the same pictures")
     return settings
 
 # %% ../../nbs/studies/15a_plan.ipynb #5dd955b7

@@ -28,7 +28,11 @@ from .step import uses_bf16
 
 # %% ../../nbs/training/07b_identity.ipynb #2a7c1880
 # what was done before these settings existed
-BEFORE = {"avoid": "none", "batches": "random", "ignore_same_picture": False, "options": "", "target": "tuned", "piece": 0, "gradient_checkpointing": False}
+BEFORE = {
+    "avoid": "none", "batches": "random", "ignore_same_picture": False, "options": "", "target": "tuned", "piece": 0,
+    "gradient_checkpointing": False, "epochs": 0, "warmup_epochs": 5, "decay_epochs": 0, "validate_epochs": 0, "beta2": 0.98,
+    "epsilon": 1e-6, "decay_all": False, "preprocess": "model",
+}
 
 def differences(
     old: Mapping, new: Mapping,      # what two runs or results were made with: a key for each setting, digest, count
