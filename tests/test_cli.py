@@ -148,9 +148,10 @@ def test_stored_commands_name_no_folder_of_a_machine(typed, wanted):
 def test_options_arrive():
     given = {"hide": "mix:0.25", "weight": 0.5, "clip-weight": 0.25, "tune": "text", "steps": 7, "batch-size": 9, "learning-rate": 0.5, "weight-decay": 0.125,
              "warmup": 3, "schedule": "step", "clip-gradient": 0.0, "precision": "fp32", "checkpoint-every": 5, "validate-every": 2, "seed": 11,
-             "avoid": "own", "batches": "kin:colour", "beta2": 0.5, "epsilon": 0.25, "preprocess": "target-pad"}
+             "avoid": "own", "batches": "kin:colour", "beta2": 0.5, "epsilon": 0.25, "preprocess": "target-pad",
+             "target": "frozen", "piece": 4}
     epochs = {"epochs": 3, "schedule": "epochs", "warmup-epochs": 2, "decay-epochs": 4, "validate-epochs": 1}
-    assert {f"--{name}" for name in given | epochs} | {"--objective", "--options", "--one-way", "--keep-false-negatives", "--decay-all"} == set(tune_options())
+    assert {f"--{name}" for name in given | epochs} | {"--objective", "--options", "--one-way", "--keep-false-negatives", "--decay-all", "--gradient-checkpointing"} == set(tune_options())
     base = ["tune", "pairs.csv", "--model", "m", "--out", "o"]
     settings = tune_settings(make_parser().parse_args(base + [word for name, value in given.items() for word in (f"--{name}", str(value))] + ["--one-way"]))
     assert settings == TuneSettings(**{name.replace("-", "_"): value for name, value in given.items()}, symmetric=False)

@@ -17,7 +17,8 @@ from pli.cli import tune as tune_command
 from pli.cli.main import main
 from pli.core import read_json, unit
 from pli.data.pairs import read_pairs
-from pli.data.tables import PAIR_READERS, PairReader, Record
+from pli.data.registry import PAIR_READERS
+from pli.data.tables import PairReader, Record
 from pli.losses import compose_query
 from pli.methods.masked import MaskedTuning
 from pli.methods.method import Method, options_of

@@ -21,7 +21,8 @@ from pli.data.pictures import MOST_PIXELS, PictureError, open_header, open_pictu
 from pli.data.batches import Batch, ResumableBatchSampler, BatchPartners, PairSet, TensorPairs, collate
 from pli.data.pairs import Pairs, read_pairs, split_pairs
 from pli.core import printable
-from pli.data.tables import PAIR_READERS, TABLE_BYTES, UNPACKED_BYTES, PairReader, Record, SkippedRecord, text_lines
+from pli.data.registry import PAIR_READERS
+from pli.data.tables import TABLE_BYTES, UNPACKED_BYTES, PairReader, Record, SkippedRecord, text_lines
 
 
 def save(path: Path, colour=(200, 30, 30), size=(12, 10), **options) -> Path:

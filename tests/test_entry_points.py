@@ -7,7 +7,8 @@ from pli.backbones.loading import load_backbone
 from pli.backbones.registry import loader_of
 from pli.benchmarks.registry import benchmark_names, find_reader
 from pli.core import PliError
-from pli.data.pairs import pair_readers, read_pairs
+from pli.data.pairs import read_pairs
+from pli.data.registry import pair_readers
 from pli.methods.masked import MaskedTuning
 from pli.methods.method import options_of
 from pli.methods.registry import METHODS, check_method, method_named

@@ -848,7 +848,7 @@ def test_an_arm_can_be_made_without_its_plan():
     for arm, seed in [("control", 0), ("random 0.75", 2), ("mixture", 1)]:
         typed = shlex.split(command_for_arm(study, arm, seed))
         args = make_parser().parse_args(typed[1:])
-        assert tune_settings(args) == replace(TuneSettings(**study.results[arm][seed]["settings"]), seed=seed, checkpoint_every=100) and (args.pairs, args.model, args.out) == ("shop/pairs.csv", "shop/base", f"{slug(arm)}-{seed}")
+        assert tune_settings(args) == replace(TuneSettings(**study.results[arm][seed]["settings"]), seed=seed, checkpoint_every=100) and (args.pairs, args.model, args.out) == (["shop/pairs.csv"], "shop/base", f"{slug(arm)}-{seed}")
     args = make_parser().parse_args(shlex.split(command_for_arm(study, "mixture, a third of the start"))[1:])
     assert args.models == ["shop/base", "mixture-0/last"] and args.shares == [0.34, 0.66]
     args = make_parser().parse_args(shlex.split(command_for_arm(study, "mixture, soup of all seeds"))[1:])

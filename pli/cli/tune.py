@@ -8,6 +8,7 @@ __all__ = ['add_tune', 'recipe_options', 'command_line', 'add_average', 'run_ave
 # %% ../../nbs/cli/14e_tune.ipynb #fe859b0d
 import argparse
 import copy
+import dataclasses
 import re
 import shlex
 import sys
@@ -17,6 +18,54 @@ from pathlib import Path
 from .options import model_options, tune_options
 from ..settings import TuneSettings
 
+# %% ../../nbs/cli/14e_tune.ipynb #14e0b001
+def source_options(parser) -> None:
+    "What can be said of the pairs; four of the options may be repeated, one for each source."
+    each = dict(action="append", default=[])
+    parser.add_argument(
+        "--format",
+        metavar="NAME",
+        help=(
+            "kind of the pairs, where it cannot be told: coco, karpathy, karpathy-all, flickr30k, flickr30k-all, llava, fashioniq, "
+            "imagenet,"
+            " webdataset, folder, .csv ...; repeated, one for each of PAIRS"
+        ),
+        **each,
+    )
+    parser.add_argument(
+        "--root",
+        metavar="DIR",
+        help=(
+            "folder that the pairs' paths start from (default: the folder of the table); DIR:OTHER lets links in DIR lead to OTHER;"
+            " repeated, one for each of PAIRS"
+        ),
+        **each,
+    )
+    parser.add_argument(
+        "--image-key",
+        help="column or field of the picture (default: the first of filepath, image, file_name, filename, image_path, path)",
+        **each,
+    )
+    parser.add_argument(
+        "--caption-key", help="column or field of the caption (default: the first of title, caption, captions, text)", **each
+    )
+    parser.add_argument(
+        "--mix", nargs="+", type=float, metavar="W", help="how often each of PAIRS is drawn, as in --mix 1 2 (default: every pair the same)"
+    )
+    parser.add_argument(
+        "--captions",
+        choices=("each", "one"),
+        default="each",
+        help="each: every caption is a pair; one: every picture is drawn once a pass, with one of its captions (default: each)",
+    )
+    parser.add_argument(
+        "--most-bad", type=float, default=0.5, metavar="SHARE",
+        help=(
+            "stop where a greater share of the records, or of the pictures while they are read, is no good; fewer are told, listed and"
+            " left out (default: 0.5)"
+        ),
+    )
+
 # %% ../../nbs/cli/14e_tune.ipynb #f0c61973
 def add_tune(commands) -> None:
     parser = commands.add_parser("tune", help="tune a model on picture-caption pairs",
@@ -24,21 +73,16 @@ def add_tune(commands) -> None:
     parser.add_argument(
         "pairs",
         metavar="PAIRS",
+        nargs="+",
         help=(
-            "CSV, TSV or Parquet with columns filepath,title; JSONL with the same fields (.gz or not); or a folder of pictures with a .txt"
-            " beside each"
+            "CSV, TSV or Parquet with columns filepath,title; JSONL with the same fields (.gz or not); a folder of pictures with a .txt"
+            " beside each; captions of COCO, Flickr30k, LLaVA, FashionIQ, ImageNet; tar shards, as a file, a pattern such as "
+            "'cc-{00000..00331}.tar' or"
+            " an http(s) address. Several are put together"
         ),
     )
+    source_options(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run: best/ and last/ hold the tuned model")
-    parser.add_argument(
-        "--root",
-        metavar="DIR",
-        help="folder that the pairs' paths start from (default: the folder of the table); DIR:OTHER lets links in DIR lead to OTHER",
-    )
-    parser.add_argument(
-        "--image-key", help="column or field of the picture (default: the first of filepath, image, file_name, filename, image_path, path)"
-    )
-    parser.add_argument("--caption-key", help="column or field of the caption (default: the first of title, caption, captions, text)")
     parser.add_argument(
         "--held-out",
         type=float,
@@ -83,7 +127,6 @@ def recipe_options(parser: argparse.ArgumentParser) -> None:
         "--validate-on", metavar="NAME=DIR", help="choose best/ by recall@10 on the val split of a benchmark, such as fashioniq=DIR"
     )
     parser.add_argument("--validate-composer", metavar="SPEC", help="how its queries are asked (default: the recipe's, or sum:1)")
-
 
 # %% ../../nbs/cli/14e_tune.ipynb #8d58df27
 def tune_settings(args):
@@ -179,6 +222,46 @@ def check_prolonged(args, settings) -> None:
         )
 
 # %% ../../nbs/cli/14e_tune.ipynb #c3feaa36
+def read_sources(args, say=print):
+    "The pairs of all sources that were named. Raises `PliError` for options that do not match them, and where too much is no good."
+    from pli.core import PliError, printable
+    from pli.data.mixtures import join_pairs
+    from pli.data.pairs import read_pairs
+    count, said = len(args.pairs), {}
+    for option, values in {"root": args.root, "kind": args.format, "image_key": args.image_key, "caption_key": args.caption_key}.items():
+        if len(values) not in (0, 1, count):
+            name = {"kind": "--format"}.get(option, "--" + option.replace("_", "-"))
+            raise PliError(f"{name} is there {len(values)} times for {count} sources: name it once for all, or once for each")
+        said[option] = values * count if len(values) == 1 else values or [None] * count
+    if args.mix and len(args.mix) != count: raise PliError(f"--mix needs one number for each of PAIRS: got {len(args.mix)} for {count}")
+    if args.mix and getattr(args, "batches", "random") != "random":
+        raise PliError("--mix and --batches both decide which pairs stand in a batch: leave one out")
+    if not 0 <= args.most_bad <= 1: raise PliError(f"--most-bad must be from 0 to 1, got {args.most_bad}")
+    sources = []
+    for number, source in enumerate(args.pairs):
+        pairs = read_pairs(source, **{option: values[number] for option, values in said.items()})
+        say(pairs.report() if count == 1 else f"{printable(source)}: {pairs.report()}")
+        bad = len(pairs.problems) / (len(pairs.problems) + len(pairs))
+        if bad > args.most_bad:
+            raise PliError(
+                f"{printable(source)}: {len(pairs.problems):,} of {len(pairs.problems) + len(pairs):,} records are no good, more "
+                f"than the share of {args.most_bad:g} that --most-bad allows; the first: {pairs.problems[0]}"
+            )
+        sources.append(pairs)
+    return join_pairs(sources, args.mix or ())
+
+def what_an_epoch_is(settings, learn) -> str | None:
+    "One line about passes, for a run that counts them, or that draws in a way of its own. Raises `PliError` for what does not go together."
+    from pli.core import PliError
+    if learn.draws is not None and settings.batches != "random":
+        raise PliError(f"--captions one and --mix decide which pairs stand in a batch, and so does --batches {settings.batches}: leave one out")
+    if not settings.epochs and learn.draws is None: return None
+    visits = len(learn) if learn.draws is None else len(learn.draws)
+    shares = f", {' + '.join(f'{count:,}' for count in learn.draws.counts)} of the sources" if learn.draws is not None and learn.draws.weights else ""
+    what = "pictures, each with one of its captions" if learn.captions_drawn == "one" else "pairs"
+    each = visits // settings.batch_size
+    return f"an epoch is {visits:,} {what}{shares}, {each:,} steps; {settings.steps:,} steps are {settings.steps / max(1, each):.3g} epochs"
+
 def run_tune(args) -> None:
     "Tune, alone or as one of the processes that `torchrun` has started."
     from pli.core import pick_device
@@ -198,7 +281,7 @@ def tune_on(args, device, say) -> None:
     from pli.benchmarks.own import read_queries
     from pli.core import PliError, provenance, write_json
     from pli.data.batches import PairSet
-    from pli.data.pairs import read_pairs
+    from pli.data.mixtures import draws_of
     from pli.evaluation.validation import pair_validator, query_validator
     from pli.methods.registry import asks_frozen_gallery, method_named
     from pli.ranks import rank
@@ -212,12 +295,12 @@ def tune_on(args, device, say) -> None:
     validate, asked = benchmark_validator(args) if args.validate_on else (None, "")
     if args.validate_composer and not (args.validate_on or args.recipe): raise PliError("--validate-composer belongs to --validate-on")
     if args.queries: validate = query_validator(read_queries(args.queries, args.gallery))
-    pairs = read_pairs(args.pairs, root=args.root, image_key=args.image_key, caption_key=args.caption_key)
-    say(pairs.report())
+    pairs = read_sources(args, say)
     learn, held_out = (pairs, None) if validate else aside(pairs, args.held_out, settings.seed)
     if len(learn) < settings.batch_size:
         raise PliError(f"--batch-size {settings.batch_size} is more than the {len(learn)} pairs to learn from")
-    settings, model = resolve_epochs(settings, len(learn)), args.model or Path(args.prolong) / "last"
+    draws = draws_of(learn, args.captions)
+    settings, model = resolve_epochs(settings, len(learn) if draws is None else len(draws)), args.model or Path(args.prolong) / "last"
     backbone = load_backbone(model, args.pretrained, device, settings.seed, preprocess=settings.preprocess, quick_gelu=args.quick_gelu)
     method = method_named(settings.objective)
     if validate is None:
@@ -226,7 +309,9 @@ def tune_on(args, device, say) -> None:
         validate = pair_validator(PairSet(held_out, backbone.pixels), settings.hide, ask, before)
     measures = asked or measured(settings, min(len(held_out or ()), 1000))
     say(f"validation: {measures}")
-    result = tune(backbone, PairSet(learn, backbone.pixels), settings, args.out, validate, args.workers, say, args.prolong)
+    learn = PairSet(learn, backbone.pixels, args.captions)
+    if epoch := what_an_epoch_is(settings, learn): say(epoch)
+    result = tune(backbone, learn, settings, args.out, validate, args.workers, say, args.prolong, args.most_bad)
     if rank(): return
     write_problems(Path(args.out) / "problems.jsonl", pairs, result.problems)
     made = Path(args.out) / "provenance.json"
@@ -238,7 +323,7 @@ def tune_on(args, device, say) -> None:
             | {"model": args.model, "pretrained": args.pretrained, "cut texts": len(backbone.cut_texts)}
             | {
                 "pairs": {
-                    "table": Path(args.pairs).resolve().name,
+                    "table": ", ".join(Path(source.partition("?")[0]).resolve().name for source in args.pairs),
                     "learned from": len(learn),
                     "held out": len(held_out or ()),
                     "left out": len(pairs.problems),
@@ -248,7 +333,8 @@ def tune_on(args, device, say) -> None:
             }
             | backbone.choices
             | {"scores": result.scores}
-            | ({"prolongs": args.prolong} if args.prolong else {}),
+            | ({"prolongs": args.prolong} if args.prolong else {})
+            | (learn.draws_record or {}),
         )
     scores = [f"{name} {score:.4f}" for name, score in (("start", result.start), ("best", result.best)) if score is not None]
     print(
@@ -257,6 +343,11 @@ def tune_on(args, device, say) -> None:
     )
 
 # %% ../../nbs/cli/14e_tune.ipynb #e1f0953a
+def causes_of(problems) -> str:
+    "How many problems there are of each cause."
+    from collections import Counter
+    return ", ".join(f"{cause}: {count:,}" for cause, count in Counter(problem.cause for problem in problems).most_common())
+
 def write_problems(
     path: Path,
     pairs,                        # `pli.data.pairs.Pairs`: what was left out while reading the table
@@ -267,6 +358,8 @@ def write_problems(
     from pli.data.tables import SkippedRecord
     late = tuple(SkippedRecord(name, None, "broken picture", reason) for name, reason in dict(broken).items())
     if late: print(f"{len(late)} pictures broke while they were read; the first: {late[0].detail}")
+    if pairs.problems or late:
+        print(f"left out in all: {len(pairs.problems) + len(late):,} ({causes_of(pairs.problems + late)}); each is a line of {path.name}")
     if pairs.problems or late: Pairs((), (), pairs.root, pairs.problems + late).write_problems(path)
 
 # %% ../../nbs/cli/14e_tune.ipynb #be5ef202

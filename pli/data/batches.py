@@ -7,6 +7,7 @@ __all__ = ['DecodeFailure', 'PairSet', 'TensorPairs', 'Batch', 'picture_digests'
            'ResumableBatchSampler']
 
 # %% ../../nbs/data/06e_batches.ipynb #545d17c3
+import functools
 import hashlib
 import itertools
 import json
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..core import PliError, rng_for, printable
+from .mixtures import Draws, describe_draws, draws_of
 from .pairs import Pairs
 from .pictures import PictureError, open_picture
 
@@ -49,8 +51,15 @@ class PairSet(Dataset):
         self,
         pairs: Pairs,
         pixels_fn: Callable[[Image.Image], Tensor],  # an RGB picture -> `(3, h, w)` uint8, all of one size, such as `backbone.pixels`
+        captions_drawn: str = "each",                # what an epoch visits: `each` pair, or `one` caption of every picture
     ):
-        self.pairs, self.pixels_fn = pairs, pixels_fn
+        self.pairs, self.pixels_fn, self.captions_drawn = pairs, pixels_fn, captions_drawn
+
+    @functools.cached_property
+    def draws(self) -> Draws | None: return draws_of(self.pairs, self.captions_drawn)
+
+    @property
+    def draws_record(self) -> dict | None: return describe_draws(self.pairs, self.captions_drawn)
 
     def __len__(self) -> int: return len(self.pairs)
 
@@ -134,11 +143,14 @@ class ResumableBatchSampler:
         first_step: int = 0,      # where to begin, counted from the start of the whole run
         steps: int | None = None, # how many batches to give from there; None never ends
         partners: BatchPartners | None = None,   # half of every batch brings partners along; None: chance alone
+        draws: Draws | None = None,              # which pairs an epoch visits; None: all of them once
     ):
         if batch_size < 1: raise PliError(f"batch_size must be at least 1, got {batch_size}")
-        if count < batch_size:
+        visits, what = (count, "pairs") if draws is None else (len(draws), "visits of an epoch")
+        if visits < batch_size:
             raise PliError(
-                f"{count} pairs do not fill one batch of {batch_size}: set the batch size to {max(count, 1)} or less, or bring more pairs"
+                f"{visits} {what} do not fill one batch of {batch_size}: set the batch size to {max(visits, 1)} or less, or bring "
+                "more pairs"
             )
         if first_step < 0 or (steps or 0) < 0: raise PliError(f"first_step and steps must not be negative, got {first_step} and {steps}")
         if partners is not None and len(set(partners.pictures)) < batch_size:
@@ -154,17 +166,23 @@ class ResumableBatchSampler:
             steps,
             partners,
         )
+        self.draws = draws
         self.drawn = batch_size if partners is None else batch_size - batch_size // 2   # pairs of a batch that come from the epoch's order
-        self.per_epoch = count // self.drawn
+        self.per_epoch = visits // self.drawn
         self.epoch, self.order = -1, None
 
     def at(self, step: int) -> list[int]:
         "The indices of one step."
         epoch, place = divmod(step, self.per_epoch)
         if epoch != self.epoch:
-            self.epoch, self.order = epoch, torch.randperm(self.count, generator=rng_for(self.seed, "order", epoch))
+            self.epoch, self.order = epoch, self.visited(epoch)
         drawn = self.order[place * self.drawn:(place + 1) * self.drawn].tolist()
         return drawn if self.partners is None else self.with_partners(drawn, rng_for(self.seed, "company", step))
+
+    def visited(self, epoch: int) -> Tensor:
+        "The pairs of an epoch, in their order."
+        if self.draws is not None: return self.draws.epoch(self.seed, epoch)
+        return torch.randperm(self.count, generator=rng_for(self.seed, "order", epoch))
 
     def with_partners(self, drawn: list[int], random: torch.Generator) -> list[int]:
         "A full batch: pairs that were drawn, a partner of each as far as there is one, and others by chance until it is full."

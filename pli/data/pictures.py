@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PICTURE_FORMATS', 'PICTURE_SUFFIXES', 'MOST_PIXELS', 'MOST_RATIO', 'RAW_SUFFIXES', 'UNREADABLE_SUFFIXES',
-           'PictureError', 'readable_formats', 'identify_file', 'open_header', 'open_picture']
+           'PictureError', 'readable_formats', 'identify_file', 'picture_size', 'picture_bytes', 'open_header',
+           'open_picture']
 
 # %% ../../nbs/data/06d_pictures.ipynb #b078c506
 import functools
@@ -18,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..core import MissingFile, PliError, first_line, open_regular, printable
 from . import decoders
+from .shards import find_member, open_member
 
 # %% ../../nbs/data/06d_pictures.ipynb #e019d1b1
 class PictureError(PliError):
@@ -152,10 +154,24 @@ def _read_header(
 def _open_picture_file(
     path: str | Path,
 ) -> BinaryIO:        # the caller closes it
-    "Open the file of a picture. Raises `PictureError`."
+    "Open the file of a picture, or the member of a shard that it is. Raises `PictureError`."
     try: return open_regular(path)
-    except MissingFile: raise PictureError(path, "missing picture", "no such file") from None
+    except MissingFile:
+        try: member = open_member(path)
+        except PliError as error: raise PictureError(path, "broken picture", str(error).removeprefix(f"{printable(path)}: ")) from None
+        if member is None: raise PictureError(path, "missing picture", "no such file") from None
+        return member
     except PliError as error: raise PictureError(path, "broken picture", str(error).removeprefix(f"{printable(path)}: ")) from None
+
+def picture_size(path: str | Path) -> int | None:
+    "Bytes of a picture's file, or of the member of a shard that it is; None where there is none."
+    if os.path.isfile(path): return os.path.getsize(path)
+    found = find_member(path)
+    return None if found is None else int(found[0].sizes[found[1]])
+
+def picture_bytes(path: str | Path) -> bytes:
+    "All bytes of a picture, wherever it lies. Raises `PictureError`."
+    with _open_picture_file(path) as file: return file.read()
 
 def open_header(
     path: str | Path,  # a picture

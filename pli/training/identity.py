@@ -9,7 +9,6 @@ __all__ = ['BEFORE', 'SAMPLE', 'METHOD_KEYS', 'BESIDE', 'differences', 'state_di
 # %% ../../nbs/training/07b_identity.ipynb #0585a01c
 import hashlib
 import inspect
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +20,7 @@ from ..backbones.protocol import Backbone, weights_of
 from ..core import LOCK_FILE, PliError, rng_for, read_sealed, sealed, remove_part_files, write_json
 from ..methods.method import options_of
 from ..methods.registry import method_named
+from ..data.pictures import picture_bytes, picture_size
 from ..ranks import rank_count
 from ..settings import TuneSettings
 from .checkpoints import load_checkpoint
@@ -58,9 +58,9 @@ def files_digest(data: Dataset) -> str | None:
     pairs = getattr(getattr(data, "data", data), "pairs", None)     # a part of a data set has the whole under `data`
     if pairs is None: return None
     paths, digest = list(dict.fromkeys(pairs.paths)), hashlib.sha256()
-    for path in paths: digest.update(f"{os.path.getsize(path) if os.path.isfile(path) else None}\n".encode())
+    for path in paths: digest.update(f"{picture_size(path)}\n".encode())
     for i in torch.randperm(len(paths), generator=rng_for("picture files"))[:SAMPLE].tolist():
-        if os.path.isfile(paths[i]): digest.update(hashlib.sha256(Path(paths[i]).read_bytes()).digest())
+        if picture_size(paths[i]) is not None: digest.update(hashlib.sha256(picture_bytes(paths[i])).digest())
     return digest.hexdigest()[:16]
 
 METHOD_KEYS = ("method options", "method code")   # of a method that has some, or is another package's
@@ -87,6 +87,7 @@ def run_record(backbone: Backbone, data: Dataset, settings: TuneSettings, before
         "activation": getattr(backbone, "choices", {}).get("activation"),
     }
     if (files := files_digest(data)) is not None: run["picture files"] = files
+    if drawn := getattr(data, "draws_record", None): run |= drawn
     return run | method_record(settings) | ({"steps before": before} if before else {})
 
 # %% ../../nbs/training/07b_identity.ipynb #54f46a69

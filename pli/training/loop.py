@@ -82,6 +82,16 @@ def resolve_epochs(
     every = settings.validate_epochs * each or settings.validate_every
     return dataclasses.replace(settings, steps=settings.epochs * each, validate_every=every)
 
+SEEN = 200   # pictures; with fewer, a share says nothing
+
+def too_many_broken(step: int, seen: int, broken: int, most: float, failed: list) -> PliError:
+    "The error of a run in which too much cannot be read."
+    first = f"; the last: {failed[-1][1]}" if failed else ""
+    return PliError(
+        f"step {step}: {broken:,} of {seen:,} pictures could not be decoded, more than the share of {most:g} that is allowed "
+        f"(--most-bad / most_bad=){first}"
+    )
+
 @contextmanager
 def tuning_mode(backbone: Backbone, settings: TuneSettings):
     "The towers in evaluation mode; activations kept or computed once more, as the settings say. Afterwards no weight asks for a gradient."
@@ -170,9 +180,12 @@ def tune(
     workers: int = 0,                                      # processes that read pictures
     say: Callable[[str], None] = print,                    # where a line goes now and then
     prolong: str | Path | None = None,                     # a finished run: begin with its weights and moments
+    most_bad: float = 1.0,                                 # stop where a greater share of the pictures cannot be decoded
 ) -> TuneResult:
     "Tune a backbone on picture-caption pairs. Raises `PliError` for settings, folders or losses that cannot be used."
-    method, settings = check_settings(settings), resolve_epochs(settings, len(data))
+    draws = getattr(data, "draws", None)
+    method, settings = check_settings(settings), resolve_epochs(settings, len(data) if draws is None else len(draws))
+    if not 0 <= most_bad <= 1: raise PliError(f"most_bad must be from 0 to 1, got {most_bad}")
     check_workers(workers)
     if settings.preprocess not in ("model", ready := getattr(backbone, "preprocess", "model")):
         raise PliError(f"preprocess {settings.preprocess}: the backbone was loaded with {ready}, by which its pairs were prepared; load it so")
@@ -196,17 +209,20 @@ def tune(
         before, first, company = begin_run(backbone, optimiser, data, settings, files, result, prolong, validate, workers, say)
         parallel, targets = data_parallel(backbone, settings.piece), None
         if frozen and first < settings.steps: targets = WholeFeatures(gallery, data, files.folder, workers, say)
-        order = ResumableBatchSampler(len(data), settings.batch_size, settings.seed, before + first, settings.steps - first, company)
+        order = ResumableBatchSampler(len(data), settings.batch_size, settings.seed, before + first, settings.steps - first, company, draws)
         loader = DataLoader(
             data, batch_sampler=_OwnPart(order), collate_fn=collate, num_workers=workers, generator=rng_for(settings.seed, "workers"),
             worker_init_fn=leave_signals_alone,
         )
         progress = SilentProgress(loader) if rank() else progress_bar(loader, total=len(order))
+        seen = broken = 0
         for step, batch in enumerate(progress, start=first):
             with saved_when_lost(backbone, optimiser, step, files, result):
                 batch, wishes = whole_batch(batch, backbone.device, request.name)
                 if any(wishes): stop_here(backbone, optimiser, step, settings, files, result, next(filter(None, wishes)))
                 result.problems += [[str(path), reason] for path, reason in batch.failed]
+                seen, broken = seen + len(batch.captions) + len(batch.failed), broken + len(batch.failed)
+                if seen >= SEEN and broken > most_bad * seen: raise too_many_broken(step, seen, broken, most_bad, batch.failed)
                 if len(batch.captions) < 2:
                     raise PliError(f"step {step}: fewer than two pictures of the batch could be read; the first reason: {batch.failed[0]}")
                 record = train_step(
