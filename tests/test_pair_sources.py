@@ -545,18 +545,18 @@ def test_a_mixture_is_resumed_to_the_bit_and_is_not_another_one(tmp_path, capsys
 def test_epochs_are_steps(tmp_path, capsys):
     one = table(tmp_path / "a", 30)
     short = [word for word in SHORT if word not in ("--steps", 6)]
-    assert pli("tune", one, *short, "--epochs", 1.5, "--out", tmp_path / "run") == 0
-    assert "an epoch is 48 pairs, 6 steps; 9 steps are 1.5 epochs" in capsys.readouterr().out
-    assert read_json(tmp_path / "run" / "run.json")["settings"]["steps"] == 9
-    assert pli("tune", one, *SHORT, "--epochs", 2, "--out", tmp_path / "no") == 1 and "--epochs and --steps" in capsys.readouterr().err
+    assert pli("tune", one, *short, "--epochs", 2, "--out", tmp_path / "run") == 0
+    assert "an epoch is 48 pairs, 6 steps; 12 steps are 2 epochs" in capsys.readouterr().out
+    assert read_json(tmp_path / "run" / "run.json")["settings"]["steps"] == 12
+    assert pli("tune", one, *SHORT, "--epochs", 2, "--out", tmp_path / "no") == 1 and "--steps counts steps, and this run goes by epochs" in capsys.readouterr().err
     assert pli("tune", one, *short, "--epochs", 1, "--captions", "one", "--out", tmp_path / "one") == 0
-    assert "an epoch is 24 pictures, 3 steps; 3 steps are 1 epochs" in capsys.readouterr().out
+    assert "an epoch is 24 pictures, each with one of its captions, 3 steps; 3 steps are 1 epochs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("options, message", [
     (["--mix", 1], "--mix needs one number for each of PAIRS"), (["--mix", 1, -1], "at least 0"), (["--mix", 1, 0.0001], "never draws it"),
     (["--format", "coco", "--format", "coco", "--format", "coco"], "--format is there 3 times for 2 sources"), (["--most-bad", 2], "--most-bad must be from 0 to 1"),
-    (["--mix", 1, 2, "--batches", "near"], "leave one out"), (["--epochs", -1], "--epochs and --steps"), (["--format", "llava"], "not valid JSON"),
+    (["--mix", 1, 2, "--batches", "near"], "leave one out"), (["--epochs", 2], "--steps counts steps"), (["--format", "llava"], "not valid JSON"),
 ])
 def test_options_of_sources_that_do_not_fit_are_told(tmp_path, capsys, options, message):
     import re
