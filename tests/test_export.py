@@ -135,7 +135,7 @@ def test_an_average_says_what_it_is_made_of(run, tmp_path, capfd):
 
 def test_another_kind_of_model_is_refused_by_name(tmp_path, monkeypatch):
     import toy_backbone
-    from pli.backbones.protocol import BACKBONES
+    from pli.backbones.registry import BACKBONES
     monkeypatch.setitem(BACKBONES, "toy", toy_backbone.load)
     with pytest.raises(PliError, match="is a Toy, no model of open_clip"): export.export_model("toy:small", tmp_path / "out")
     with pytest.raises(PliError, match="it is a Toy, no model of open_clip"): check_layout(load_backbone("toy:small"))

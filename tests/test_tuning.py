@@ -729,7 +729,9 @@ BAD = {
     "clip_weight": [-0.1, math.nan, "0"], "avoid": ["both", "", None, True], "ignore_same_picture": [1, None, "no"], "tune": ["all", None, True], "steps": [0, -1, 1.5, "10", None, True], "batch_size": [1, 0, 2.5, "8", None], "batches": ["hard", "", "kin", "kin:smell", "near:3", "random:1", None], "learning_rate": [-1e-9, math.nan, math.inf, "1e-4", None],
     "weight_decay": [-0.1, math.nan, math.inf, None], "warmup": [-1, 0.5, None], "schedule": ["linear", None, {}], "clip_gradient": [-1.0, math.nan, math.inf, None],
     "precision": ["fp16", None, 16], "checkpoint_every": [0, -5, 1.5, None], "validate_every": [-1, 0.5, None], "seed": [0.5, None, "0", True],
-    "options": [None, 3, "layers=3", "layers"],
+    "options": [None, 3, "layers=3", "layers"], "target": ["", "other", None, True], "piece": [-1, 0.5, None, True], "gradient_checkpointing": [1, None, "yes"],
+    "epochs": [-1, 0.5, None, True], "warmup_epochs": [-1, 0.5, None], "decay_epochs": [-2, 1.5, None], "validate_epochs": [-1, 3, None, 0.5], "beta2": [-0.1, 1.0, math.nan, "0.9", None],
+    "epsilon": [-1e-9, math.nan, math.inf, None], "decay_all": [1, None, "yes"], "preprocess": ["", "square", None, True],
 }
 
 
