@@ -18,7 +18,7 @@ from pli.ranks import own_rows
 from pli.training.rows import part_of
 
 HERE = Path(__file__).parent
-USUAL = {"steps": 20, "batch_size": 18, "learning_rate": 1e-3, "warmup": 2, "precision": "fp32", "checkpoint_every": 5}
+USUAL = {"steps": 20, "batch_size": 12, "learning_rate": 1e-3, "warmup": 2, "precision": "fp32", "checkpoint_every": 5}
 CASES = {
     "masked": {"hide": "random:0.75", "clip_weight": 0.5},
     "borrowing": {"hide": "mix:0.5|swap:0.3+random:0.5", "avoid": "all"},
@@ -82,7 +82,7 @@ def test_what_makes_one_gradient_of_many_is_needed(forgotten, alone, tmp_path):
 
 def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
     case = {"settings": USUAL | CASES["borrowing"], "folder": str(tmp_path / "run")}
-    done = shared_run(2, tmp_path, {"first": case | {"stop_after": 9 * 12}}, check=False)
+    done = shared_run(2, tmp_path, {"first": case | {"stop_after": 9 * 6}}, check=False)
     assert done.returncode != 0
     assert "another process of this run has ended" in done.stderr and "is saved in" in done.stderr
     weights, log = rank_worker.run_case(case["settings"], tmp_path / "run")
@@ -146,7 +146,7 @@ def write_pairs(folder: Path) -> Path:
     return folder / "pairs.csv"
 
 
-def tune_command(pairs: Path, out: Path, steps: int = 120) -> list[str]:
+def tune_command(pairs: Path, out: Path, steps: int = 80) -> list[str]:
     return [sys.executable, "-m", "pli.cli.main", "tune", str(pairs), "--model", "pli-tiny-48", "--out", str(out), "--steps", str(steps), "--batch-size", "16",
             "--learning-rate", "1e-3", "--checkpoint-every", "1000", "--device", "cpu"]
 
@@ -165,7 +165,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_a_status_of_its_own(name, tmp
     assert not (tmp_path / "run" / "last").exists()
     record = json.loads(next(line for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1:]))
     again = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert again.returncode == 0 and f"continuing at step {record['step'] + 1} of 120" in again.stdout
+    assert again.returncode == 0 and f"continuing at step {record['step'] + 1} of 80" in again.stdout
 
 
 def test_torchrun_prints_and_writes_once(tmp_path):
