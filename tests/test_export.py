@@ -330,3 +330,20 @@ def test_a_stranger_writes_words_and_nothing_else(run, tmp_path, capfd, evil):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "](" not in card and "<img" not in card and "\n# Free" not in card and "\x1b" not in card and "\u202e" not in card
     assert card.split("---")[1].count("\n") == 6
+
+
+def test_a_model_that_asks_another_gallery_says_so_in_its_copy(tmp_path):
+    "The note of a run with frozen targets goes along, and the card names both models."
+    import rank_worker
+    from pli.core import read_json
+    from pli.gallery.models import check_gallery_model
+    from pli.settings import TuneSettings
+    from pli.training.loop import tune
+    settings = TuneSettings(steps=2, batch_size=12, warmup=0, target="frozen", learning_rate=1e-3)
+    tune(load_backbone("pli-tiny-48"), rank_worker.drawn_pairs(), settings, tmp_path / "run", say=lambda line: None)
+    export.export_model(tmp_path / "run", tmp_path / "out", last=True)
+    assert read_json(tmp_path / "out" / "features.json") == read_json(tmp_path / "run" / "last" / "features.json")
+    with pytest.raises(PliError, match="was tuned to ask a gallery that the model before tuning has made"):
+        check_gallery_model(load_backbone(str(tmp_path / "out")), "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "--model BASE --query-model FOLDER" in card and '--model FOLDER` searches' not in card

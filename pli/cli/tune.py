@@ -50,7 +50,7 @@ def source_options(parser) -> None:
         "--caption-key", help="column or field of the caption (default: the first of title, caption, captions, text)", **each
     )
     parser.add_argument(
-        "--mix", nargs="+", type=float, metavar="W", help="how often each of PAIRS is drawn, as in --mix 1 2 (default: every pair the same)"
+        "--mix", nargs="+", type=float, metavar="W", help="shares of the sources, after PAIRS: --mix 1 2 draws a third of each epoch from the first (default: every pair counts the same)"
     )
     parser.add_argument(
         "--captions",
@@ -141,7 +141,7 @@ def tune_settings(args):
     in_steps = {"steps": settings.epochs, "validate_every": settings.validate_epochs, "warmup": settings.schedule == "epochs"}
     for name, in_epochs in in_steps.items():
         other = {"steps": "epochs", "validate_every": "validate-epochs", "warmup": "warmup-epochs"}[name]
-        if name in typed and in_epochs: raise PliError(f"{options[name]} counts steps, and this run goes by epochs: give --{other} instead")
+        if name in typed and in_epochs: raise PliError(f"{options[name]} counts steps, and this run goes by epochs: give --{other} instead, or --epochs 0 --schedule cosine to count steps")
     for name in ("warmup_epochs", "decay_epochs"):
         if name in typed and settings.schedule != "epochs": raise PliError(f"{options[name]} belongs to --schedule epochs, not to {settings.schedule}")
     try:
@@ -294,7 +294,7 @@ def tune_on(args, device, say) -> None:
     if args.prolong: check_prolonged(args, settings)
     validate, asked = benchmark_validator(args) if args.validate_on else (None, "")
     if args.validate_composer and not (args.validate_on or args.recipe): raise PliError("--validate-composer belongs to --validate-on")
-    if args.queries: validate = query_validator(read_queries(args.queries, args.gallery))
+    if args.queries: validate = query_validator(read_queries(args.queries, args.gallery), say=say)
     pairs = read_sources(args, say)
     learn, held_out = (pairs, None) if validate else aside(pairs, args.held_out, settings.seed)
     if len(learn) < settings.batch_size:
@@ -306,7 +306,7 @@ def tune_on(args, device, say) -> None:
     if validate is None:
         ask = lambda backbone, pictures, words: method.query(backbone, pictures, words, settings)
         before = copy.deepcopy(backbone) if asks_frozen_gallery(settings) else None
-        validate = pair_validator(PairSet(held_out, backbone.pixels), settings.hide, ask, before)
+        validate = pair_validator(PairSet(held_out, backbone.pixels), settings.hide, ask, before, say=say)
     measures = asked or measured(settings, min(len(held_out or ()), 1000))
     say(f"validation: {measures}")
     learn = PairSet(learn, backbone.pixels, args.captions)

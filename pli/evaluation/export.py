@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .. import __version__
@@ -22,7 +22,7 @@ from ..backbones.protocol import Backbone
 from ..backbones.released import load_released
 from ..core import LOCK_FILE, PliError, atomic, check_writable, folder_lock, is_locked, printable, read_json, read_sealed, to_disk, write_json
 from .writers import escape_markdown, format_markdown, report_title, wide_rows
-from ..gallery.models import features_read, with_weights
+from ..gallery.models import copy_features_read, features_read, with_weights
 
 # %% ../../nbs/evaluation/11g_export.ipynb #f691161b
 @contextmanager
@@ -196,6 +196,12 @@ tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")
 
 `pli search PICTURES "words" --model FOLDER` searches with it."""
 
+_SEARCH = '`pli search PICTURES "words" --model FOLDER` searches with it.'
+_SEARCH_ANOTHER = (
+    '`pli search PICTURES "words" --model BASE --query-model FOLDER` searches with it, where BASE is the model before tuning: this one was'
+    " tuned to ask a gallery that BASE has indexed, and makes no gallery of its own."
+)
+
 _USE_HF = """```python
 from transformers import CLIPModel, CLIPProcessor
 model = CLIPModel.from_pretrained("FOLDER")
@@ -285,12 +291,12 @@ def _write(backbone: Backbone, source: Source, out: str | Path, kind: Layout, li
     kind.check(backbone)
     reports, reads = reports_of(backbone, source), features_read(backbone)
     if len(reads) > 1:
-        told = [*told, "It asks with a tuned model and reads whole pictures with the model as it was before tuning: encode a gallery with the base"]
+        told = [*told, "It reads the features of another model beside its own: those of the model as it was before tuning"]
     assumed = [f"{name} is {value}" for name, value in backbone.choices.items() if str(value).endswith("assumed")]
     with new_folder(out) as folder:
         kind.write(backbone, folder)
-        if len(reads) > 1 and kind.library == "open_clip":
-            write_json(folder / "features.json", {"reads": reads[1], "what": "features that this model reads beside its own"})
+        asks_another = kind.library == "open_clip" and copy_features_read(backbone, folder)
+        if asks_another: kind = replace(kind, use=kind.use.replace(_SEARCH, _SEARCH_ANOTHER))
         if "imported" in source.made: write_json(folder / "provenance.json", source.made)
         agreement = kind.compare(backbone, folder)
         text = model_card(source, kind, agreement, reports, licence, told + assumed)

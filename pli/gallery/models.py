@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODEL', 'features_key', 'picture_side', 'with_weights', 'is_public', 'OtherFeatures', 'check_reader', 'features_read',
-           'write_features_read', 'check_gallery_model', 'tuned_with']
+           'write_features_read', 'copy_features_read', 'check_gallery_model', 'tuned_with']
 
 # %% ../../nbs/gallery/09h_models.ipynb #b23f5042
 import hashlib
@@ -162,6 +162,16 @@ def write_features_read(
     write_json(Path(folder) / _READS_FILE, {"reads": reads, "what": what, "of another model": reads != own} | more)
 
 # %% ../../nbs/gallery/09h_models.ipynb #5e7a1c08
+def copy_features_read(
+    backbone: Backbone, folder: str | Path,   # a model, and the new folder of the same weights
+) -> bool:                                    # whether its queries search the features of another model
+    "Take a tuned model's note along to a copy of it; a model without one has none."
+    path, said = _note(backbone)
+    if said is None: return False
+    features_read(backbone), tuned_with(backbone)          # damaged notes are told, not copied
+    write_json(Path(folder) / _READS_FILE, said)
+    return said.get("of another model") is True
+
 def check_gallery_model(
     backbone: Backbone, model: str | Path,   # and what the user called it
 ) -> None:

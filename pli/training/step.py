@@ -126,7 +126,9 @@ def data_parallel(
     if rank_count() == 1 or piece: return None
     device = [backbone.device.index] if backbone.device.type == "cuda" else None
     with explain_lost_rank():
-        return DistributedDataParallel(_Loss(backbone), device_ids=device, broadcast_buffers=False, find_unused_parameters=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)      # `broadcast_buffers` will be called otherwise
+            return DistributedDataParallel(_Loss(backbone), device_ids=device, broadcast_buffers=False, find_unused_parameters=True)
 
 def backward(loss: Tensor) -> None:
     "Gradients of a loss, averaged over processes where there are several. Raises `LostRank`."
