@@ -597,12 +597,17 @@ def load_plugin(
 ):                                 # what the entry point names; None where no package brings that name
     "Load what an installed package brings. Raises `PliError` where it cannot be loaded, and where the name could mean something else."
     points = {point.value: point for point in metadata.entry_points(group=group) if point.name == name}
-    if not points: return None
+    if not points:
+        return None
     whose, said = printable(" and ".join(sorted(points))), f"{what} {printable(name)}"
     if name in taken:
-        raise PliError(f"{said}: pli has one of that name, and an installed package brings another ({whose}); which is meant? Remove that package")
-    if len(points) > 1: raise PliError(f"{said}: several installed packages bring that name ({whose}); which is meant? Remove all but one")
-    try: return points.popitem()[1].load()
+        raise PliError(
+            f"{said}: pli has one of that name, and an installed package brings another ({whose}); which is meant? Remove that package"
+        )
+    if len(points) > 1:
+        raise PliError(f"{said}: several installed packages bring that name ({whose}); which is meant? Remove all but one")
+    try:
+        return points.popitem()[1].load()
     except (Exception, SystemExit) as error:      # whatever a foreign module does while it is imported
         raise PliError(f"{said}: {whose} cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
 

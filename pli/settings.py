@@ -41,8 +41,8 @@ class TuneSettings:
     )
     target: str = setting(
         "tuned",
-        "tuned or frozen: who reads the whole pictures. frozen is the model as it was before tuning: their features are computed once, and a"
-        " gallery that it has indexed stays right (search it with --query-model)",
+        "tuned or frozen: who reads the whole pictures. frozen is the model as it was before tuning: their features are computed once, and"
+        " a gallery that it has indexed stays right (search it with --query-model)",
     )
     options: str = setting("", "further settings of the objective's own, as in 'layers=3, dropout=0.1'")
     tune: str = setting("both", "which towers learn: both, image, text")
@@ -64,7 +64,9 @@ class TuneSettings:
     clip_gradient: float = setting(1.0, "greatest gradient norm, 0 for none")
     precision: str = setting("auto", "auto (what the machine is good at), fp32 or bf16")
     piece: int = setting(0, "pictures or captions that are encoded with a graph at a time (gradient caching), 0 for all at once")
-    gradient_checkpointing: bool = setting(False, "compute activations once more on the way back instead of keeping them", "gradient-checkpointing")
+    gradient_checkpointing: bool = setting(
+        False, "compute activations once more on the way back instead of keeping them", "gradient-checkpointing"
+    )
     checkpoint_every: int = setting(100, "steps between checkpoints")
     validate_every: int = setting(0, "steps between validations, 0 for the end only")
     validate_epochs: int = setting(0, "the same in epochs, where epochs are given")

@@ -27,11 +27,41 @@ from ..core import PliError, atomic, printable, rng_for, save_tensors, write_jso
 # %% ../../nbs/backbones/02f_huggingface.ipynb #0027ac4b
 # settings of a tower that are written into a configuration, or that change no feature
 _WRITTEN = {
-    "vision_cfg": {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "norm_kwargs", "patch_dropout", "pos_embed_type",
-                   "final_ln_after_pool", "attn_pooler_queries", "attn_pooler_heads", "timm_model_pretrained", "timm_pool", "timm_proj",
-                   "timm_proj_bias", "timm_drop", "timm_drop_path"},
-    "text_cfg": {"layers", "width", "heads", "mlp_ratio", "context_length", "vocab_size", "norm_kwargs", "pad_id", "eos_id", "pool_type",
-                 "hf_model_pretrained", "hf_proj_type", "hf_pooler_type"},
+    "vision_cfg": {
+        "layers",
+        "width",
+        "head_width",
+        "mlp_ratio",
+        "patch_size",
+        "image_size",
+        "norm_kwargs",
+        "patch_dropout",
+        "pos_embed_type",
+        "final_ln_after_pool",
+        "attn_pooler_queries",
+        "attn_pooler_heads",
+        "timm_model_pretrained",
+        "timm_pool",
+        "timm_proj",
+        "timm_proj_bias",
+        "timm_drop",
+        "timm_drop_path",
+    },
+    "text_cfg": {
+        "layers",
+        "width",
+        "heads",
+        "mlp_ratio",
+        "context_length",
+        "vocab_size",
+        "norm_kwargs",
+        "pad_id",
+        "eos_id",
+        "pool_type",
+        "hf_model_pretrained",
+        "hf_proj_type",
+        "hf_pooler_type",
+    },
 }
 
 def _unusual(tower: str, config: dict) -> list[str]:
@@ -49,8 +79,10 @@ def check_layout(
     "Raise a `PliError` that names what of a model has no place in the Hugging Face CLIP layout."
     faults = _layout_faults(backbone)
     if faults:
-        raise PliError(f"{printable(backbone.name)}: cannot be written in the Hugging Face CLIP layout, which holds OpenAI's architecture alone "
-                       f"(a ViT read at its class token, a causal text transformer): {'; '.join(faults)}. Take the format open-clip")
+        raise PliError(
+            f"{printable(backbone.name)}: cannot be written in the Hugging Face CLIP layout, which holds OpenAI's architecture alone "
+            f"(a ViT read at its class token, a causal text transformer): {'; '.join(faults)}. Take the format open-clip"
+        )
 
 def _layout_faults(backbone: Backbone) -> list[str]:
     "What of a model has no place there, in words."
@@ -157,11 +189,15 @@ def huggingface_pictures(
     said = backbone.config["preprocess_cfg"]
     mode = said.get("resize_mode") or "shortest"
     if backbone.preprocess != "model":
-        raise PliError(f"{printable(backbone.name)}: the transform {printable(backbone.preprocess)} cannot be said in the Hugging Face layout; "
-                       "load the model with its own transform, and pad pictures yourself where a measurement did")
+        raise PliError(
+            f"{printable(backbone.name)}: the transform {printable(backbone.preprocess)} cannot be said in the Hugging Face layout; "
+            "load the model with its own transform, and pad pictures yourself where a measurement did"
+        )
     if mode not in ("shortest", "squash"):
-        raise PliError(f"{printable(backbone.name)}: its pictures are resized by the {printable(mode)} side and padded, which the Hugging Face CLIP "
-                       "layout cannot say. Take the format open-clip")
+        raise PliError(
+            f"{printable(backbone.name)}: its pictures are resized by the {printable(mode)} side and padded, which the Hugging Face CLIP "
+            "layout cannot say. Take the format open-clip"
+        )
     side, square = backbone.size[0], {"height": backbone.size[0], "width": backbone.size[1]}
     return {
         "image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True, "do_resize": True,
@@ -210,8 +246,19 @@ def save_huggingface(
 # %% ../../nbs/backbones/02f_huggingface.ipynb #d8033206
 FEATURE_TOLERANCE = 1e-4   # the most that a feature may differ, as a share of its length
 PLAIN_CAPTIONS = (
-    "a dog runs over the grass", "A Dog's 3 puppies, they're small!", "l'été à Zürich: 25°C", "x_y-z/w (no. 7) #1 @home 50% <b>", "",
-    "  two   spaces\tand a\nline ", "犬が走る", "собака бежит", "😀 a smile 👍🏽", "don't; we'll; I'd; you've; i'm", "!!!...---???", "e\u0301tude", "a" * 300,
+    "a dog runs over the grass",
+    "A Dog's 3 puppies, they're small!",
+    "l'été à Zürich: 25°C",
+    "x_y-z/w (no. 7) #1 @home 50% <b>",
+    "",
+    "  two   spaces\tand a\nline ",
+    "犬が走る",
+    "собака бежит",
+    "😀 a smile 👍🏽",
+    "don't; we'll; I'd; you've; i'm",
+    "!!!...---???",
+    "e\u0301tude",
+    "a" * 300,
     "one two three four five six seven eight nine ten " * 12,
 )
 
@@ -244,9 +291,12 @@ def compare_open_clip(
 ) -> Agreement:
     "Load a folder with open_clip itself, and compare features. Raises `PliError` where they differ."
     if not isinstance(backbone, OpenClipBackbone):
-        raise PliError(f"{printable(backbone.name)}: is a {printable(type(backbone).__name__)}, no model of open_clip, and cannot be written in "
-                       "its layout")
-    try: model = open_clip.create_model(f"local-dir:{folder}", device=backbone.device).eval()
+        raise PliError(
+            f"{printable(backbone.name)}: is a {printable(type(backbone).__name__)}, no model of open_clip, and cannot be written in "
+            "its layout"
+        )
+    try:
+        model = open_clip.create_model(f"local-dir:{folder}", device=backbone.device).eval()
     except Exception as error:
         raise PliError(f"{printable(folder)}: open_clip cannot load what was written ({in_whole_words(error)})") from None
     inputs, tokens = _inputs(backbone)
@@ -259,12 +309,14 @@ def compare_open_clip(
 def _inputs(backbone: OpenClipBackbone) -> tuple[Tensor, Tensor]:
     "The sample as a model takes it: normalised pixels, and tokens of the captions."
     pixels = (_sample(backbone).to(backbone.device) - backbone.mean) / backbone.std
-    if backbone.tokenizer is None: backbone.tokenizer = backbone.make_tokenizer()
+    if backbone.tokenizer is None:
+        backbone.tokenizer = backbone.make_tokenizer()
     return pixels, backbone.tokenizer(list(PLAIN_CAPTIONS)).to(backbone.device)
 
 def _accepted(folder: str | Path, found: Agreement) -> Agreement:
     "The same agreement. Raises `PliError` for one that is none."
-    if found.pictures <= FEATURE_TOLERANCE and found.words <= FEATURE_TOLERANCE: return found
+    if found.pictures <= FEATURE_TOLERANCE and found.words <= FEATURE_TOLERANCE:
+        return found
     raise PliError(f"{printable(folder)}: what was written is another model when it is read back: {found}")
 
 # %% ../../nbs/backbones/02f_huggingface.ipynb #3b75d094
@@ -285,7 +337,10 @@ def compare_huggingface(
     own, tokens = _inputs(backbone)
     rows = processor.tokenizer(list(PLAIN_CAPTIONS), padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
     odd = [text for text, one, other in zip(PLAIN_CAPTIONS, tokens.tolist(), rows.tolist()) if _to_the_end(one) != _to_the_end(other)]
-    if odd: raise PliError(f"{printable(folder)}: {len(odd)} captions became other tokens when they were read back; the first: {printable(odd[0], 60)}")
+    if odd:
+        raise PliError(
+            f"{printable(folder)}: {len(odd)} captions became other tokens when they were read back; the first: {printable(odd[0], 60)}"
+        )
     found = Agreement(
         _apart(backbone.encode_image(_sample(backbone)), _features(model.get_image_features(pixel_values=own.cpu())).to(own.device)),
         _apart(backbone.model.encode_text(tokens), _features(model.get_text_features(input_ids=rows)).to(own.device)),

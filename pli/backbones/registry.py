@@ -31,7 +31,8 @@ def loader_of(
     word = said.get("kind") if isinstance(said, dict) else None if folder else str(name).partition(":")[0]
     found = load_plugin("pli.backbones", word, "kind of model", taken=(*BACKBONES, *_OPEN_CLIP_WORDS)) if isinstance(word, str) else None
     if isinstance(word, str) and word in BACKBONES: found = BACKBONES[word]
-    if found is not None and not callable(found): raise PliError(f"kind of model {printable(word)}: the package brings no loader but a {type(found).__name__}")
+    if found is not None and not callable(found):
+        raise PliError(f"kind of model {printable(word)}: the package brings no loader but a {type(found).__name__}")
     if found is not None: return found
     if said is not None:
         known = ", ".join(dict.fromkeys([*BACKBONES, *plugin_names("pli.backbones")])) or "none beside open_clip's"

@@ -37,8 +37,10 @@ def read_released(
         raise PliError(f"{printable(path)}: is no checkpoint of masked tuning's authors, in which image_encoder and text_encoder lie under "
                        "model_state_dict; other files of weights are loaded as they are, with --model NAME --pretrained FILE")
     if head:
-        raise PliError(f"{printable(path)}: its queries are made by a learned head ({pluralize(len(head), 'entry', 'entries')} under compositor), "
-                       "which pli does not have; its two towers alone would be another model")
+        raise PliError(
+            f"{printable(path)}: its queries are made by a learned head ({pluralize(len(head), 'entry', 'entries')} under compositor), "
+            "which pli does not have; its two towers alone would be another model"
+        )
     tensors = {_tower_name(path, key): weight for key, weight in image.items() if str(key).rpartition(".")[2] != "vision_mask_token"}
     odd = next((key for key, weight in [*image.items(), *text.items()] if not isinstance(key, str) or not isinstance(weight, Tensor)), None)
     if odd is not None: raise PliError(f"{printable(path)}: {printable(odd)} among its weights is no tensor; copy the file again")

@@ -232,22 +232,28 @@ def read_content(
     needed, free = _unpacked_size(path), _memory_free()
     if needed > free:
         raise PliError(f"{printable(path)}: its weights need {needed / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} GiB are free")
-    if kind == "numpy": return None, {}              # of big_vision; open_clip alone knows its names
+    if kind == "numpy":
+        return None, {}              # of big_vision; open_clip alone knows its names
     try:
         if kind == "safetensors":
-            with safe_open(path, "pt") as file: content, said = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            with safe_open(path, "pt") as file:
+                content, said = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
             _check_digest(path, content, said)
-        else: content, said = torch.load(path, map_location="cpu", weights_only=True), {}
+        else:
+            content, said = torch.load(path, map_location="cpu", weights_only=True), {}
     except SafetensorError as error:
         raise PliError(f"{printable(path)}: it is a safetensors file that is not whole or not valid ({in_whole_words(error)}); copy or "
                        f"download it again") from None
     except Exception as error:
         names = re.search(r"GLOBAL ([\w.]+)", str(error))
         if "weights_only" in str(error) and names:
-            raise PliError(f"{printable(path)}: it is a pickle that asks for {printable(names[1])}, which is no part of weights; such a file "
-                           f"can run any code and is not read. Ask its owner for safetensors") from None
+            raise PliError(
+                f"{printable(path)}: it is a pickle that asks for {printable(names[1])}, which is no part of weights; such a file "
+                "can run any code and is not read. Ask its owner for safetensors"
+            ) from None
         broken = f"it cannot be read ({in_whole_words(error) or type(error).__name__})"
-        if "weights_only" in str(error): broken = "it is a pickle that cannot be read without running it"
+        if "weights_only" in str(error):
+            broken = "it is a pickle that cannot be read without running it"
         raise PliError(f"{printable(path)}: {broken}; copy or download it again, or ask its owner for safetensors") from None
     return content, said
 

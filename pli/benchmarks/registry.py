@@ -30,7 +30,8 @@ def find_reader(
     reader = load_plugin("pli.benchmarks", name, "benchmark", taken=BENCHMARKS)
     if name in BENCHMARKS: return BENCHMARKS[name]
     if reader is None: raise PliError(f"benchmark {printable(repr(name))} is unknown; choose from {', '.join(benchmark_names())}")
-    if not isinstance(reader, Reader): raise PliError(f"benchmark {printable(name)}: the package brings no Reader but a {type(reader).__name__}")
+    if not isinstance(reader, Reader):
+        raise PliError(f"benchmark {printable(name)}: the package brings no Reader but a {type(reader).__name__}")
     return reader
 
 # %% ../../nbs/benchmarks/10i_registry.ipynb #2891f5fe

@@ -344,7 +344,11 @@ def run_evaluate(args) -> None:
     chosen = (
         {spec: spec for spec in [*composers, *own]}
         if not choosing
-        else default_weights(composers) | {spec: spec for spec in own} if len(composers) > 1 and not args.chosen_on and not can_choose(benchmark) else None
+        else (
+            default_weights(composers) | {spec: spec for spec in own}
+            if len(composers) > 1 and not args.chosen_on and not can_choose(benchmark)
+            else None
+        )
     )
     record = made_by(args, device, backbone) | report(table, benchmark, args.chosen_on, chosen)
     if choosing and chosen:
@@ -409,7 +413,9 @@ def draw_curve(table, benchmark, path: str) -> None:
         if weight and float(weight) > 0:
             curves.setdefault(name, {})[float(weight)] = 100 * grouped_mean(grouping_of(benchmark), measure_queries(found, measure))
     save_figure(
-        weight_curves({name: curve for name, curve in curves.items() if len(curve) > 1}, f"{benchmark.title}, {short_measure(measure)}, percent"),
+        weight_curves(
+            {name: curve for name, curve in curves.items() if len(curve) > 1}, f"{benchmark.title}, {short_measure(measure)}, percent"
+        ),
         path,
     )
 

@@ -18,7 +18,9 @@ def add_export(commands) -> None:
             " recorded. What was written is read back and compared first; OUT is whole or not there."
         ),
     )
-    parser.add_argument("source", metavar="RUN_OR_MODEL", help="folder of a finished run, folder of a model, or a name that open_clip knows")
+    parser.add_argument(
+        "source", metavar="RUN_OR_MODEL", help="folder of a finished run, folder of a model, or a name that open_clip knows"
+    )
     parser.add_argument("out", metavar="OUT", help="folder to write: not there, or empty")
     parser.add_argument(
         "--format",
@@ -30,7 +32,9 @@ def add_export(commands) -> None:
     licence_option(parser)
     parser.add_argument("--pretrained", metavar="TAG", help="weights for a named model: a tag such as openai, or a checkpoint file")
     parser.add_argument(
-        "--quick-gelu", action=argparse.BooleanOptionalAction, help="the weights were trained with QuickGELU (default: what tag or folder say)"
+        "--quick-gelu",
+        action=argparse.BooleanOptionalAction,
+        help="the weights were trained with QuickGELU (default: what tag or folder say)",
     )
     parser.set_defaults(run=run_export)
 
@@ -57,9 +61,13 @@ def add_import(commands) -> None:
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="file of PyTorch")
     parser.add_argument("out", metavar="OUT", help="folder to write: not there, or empty")
-    parser.add_argument("--model", required=True, metavar="NAME", help="the model that was tuned, as open_clip calls it: ViT-B-32, ViT-L-14")
     parser.add_argument(
-        "--pretrained", metavar="TAG", help="weights that it was tuned from, for the temperature, which the file lacks (default: 100 is taken)"
+        "--model", required=True, metavar="NAME", help="the model that was tuned, as open_clip calls it: ViT-B-32, ViT-L-14"
+    )
+    parser.add_argument(
+        "--pretrained",
+        metavar="TAG",
+        help="weights that it was tuned from, for the temperature, which the file lacks (default: 100 is taken)",
     )
     parser.add_argument(
         "--quick-gelu", action=argparse.BooleanOptionalAction, help="its activation is QuickGELU (default: yes, as in the authors' code)"

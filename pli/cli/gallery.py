@@ -102,7 +102,9 @@ def run_index(args) -> None:
         _updated(gallery, args, wait=True)
         for place in places: _published(gallery, place)
         if args.problems:
-            broken = [f"{printable(picture.path, WHOLE)}\t{printable(picture.broken)}" for picture in gallery.table.select("broken IS NOT NULL")]
+            broken = [
+                f"{printable(picture.path, WHOLE)}\t{printable(picture.broken)}" for picture in gallery.table.select("broken IS NOT NULL")
+            ]
             with atomic(args.problems) as temporary: temporary.write_text("".join(f"{line}\n" for line in broken), encoding="utf-8")
             _tell(f"{pluralize(len(broken), 'problem')}: {printable(args.problems)}")
 

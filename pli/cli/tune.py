@@ -50,7 +50,13 @@ def source_options(parser) -> None:
         "--caption-key", help="column or field of the caption (default: the first of title, caption, captions, text)", **each
     )
     parser.add_argument(
-        "--mix", nargs="+", type=float, metavar="W", help="shares of the sources, after PAIRS: --mix 1 2 draws a third of each epoch from the first (default: every pair counts the same)"
+        "--mix",
+        nargs="+",
+        type=float,
+        metavar="W",
+        help=(
+            "shares of the sources, after PAIRS: --mix 1 2 draws a third of each epoch from the first (default: every pair counts the same)"
+        ),
     )
     parser.add_argument(
         "--captions",
@@ -107,7 +113,8 @@ def add_tune(commands) -> None:
         usual, text, more = item.default, item.metadata["help"], {"dest": item.name, "default": argparse.SUPPRESS}
         if item.metadata["flag"]:
             parser.add_argument(option, action="store_const", const=not usual, help=text, **more)
-            parser.add_argument(f"--no-{option[2:]}", action="store_const", const=usual, help=argparse.SUPPRESS, **more)   # overrules a recipe
+            # overrules a recipe
+            parser.add_argument(f"--no-{option[2:]}", action="store_const", const=usual, help=argparse.SUPPRESS, **more)
         else:
             kind = type(usual)
             parser.add_argument(option, type=kind, metavar=kind.__name__.upper(), help=f"{text} (default: {usual})", **more)
@@ -119,8 +126,9 @@ def recipe_options(parser: argparse.ArgumentParser) -> None:
         "--recipe",
         metavar="NAME",
         help=(
-            "settings under a name, or a file that ends in .toml; what is typed beside it overrules it, a switch with --no- before its name."
-            " Recipes of the paper: masked-tuning-MODEL-PAIRS with vit-b-32 or vit-l-14 and coco, flickr30k or llava; of ours: mixture"
+            "settings under a name, or a file that ends in .toml; what is typed beside it overrules it, a switch with --no- before its"
+            " name. Recipes of the paper: masked-tuning-MODEL-PAIRS with vit-b-32 or vit-l-14 and coco, flickr30k or llava; of ours:"
+            " mixture"
         ),
     )
     parser.add_argument(
@@ -141,9 +149,14 @@ def tune_settings(args):
     in_steps = {"steps": settings.epochs, "validate_every": settings.validate_epochs, "warmup": settings.schedule == "epochs"}
     for name, in_epochs in in_steps.items():
         other = {"steps": "epochs", "validate_every": "validate-epochs", "warmup": "warmup-epochs"}[name]
-        if name in typed and in_epochs: raise PliError(f"{options[name]} counts steps, and this run goes by epochs: give --{other} instead, or --epochs 0 --schedule cosine to count steps")
+        if name in typed and in_epochs:
+            raise PliError(
+                f"{options[name]} counts steps, and this run goes by epochs: give --{other} instead, or --epochs 0 --schedule cosine to"
+                " count steps"
+            )
     for name in ("warmup_epochs", "decay_epochs"):
-        if name in typed and settings.schedule != "epochs": raise PliError(f"{options[name]} belongs to --schedule epochs, not to {settings.schedule}")
+        if name in typed and settings.schedule != "epochs":
+            raise PliError(f"{options[name]} belongs to --schedule epochs, not to {settings.schedule}")
     try:
         check_settings(settings)
     except PliError as error:
@@ -171,7 +184,10 @@ def measured(settings, pairs: int) -> str:
     if not pairs: return "the share of the queries that find a right answer among their first ten (composer sum:1)"
     from pli.methods.registry import method_named
     asks = method_named(settings.objective).asks_with
-    return f"the share of {pairs:,} held-out pairs whose {asks} {'find' if ' and ' in asks else 'finds'} the whole picture first, among those of all of them"
+    return (
+        f"the share of {pairs:,} held-out pairs whose {asks} {'find' if ' and ' in asks else 'finds'} the whole picture first, among those"
+        " of all of them"
+    )
 
 def follow_recipe(args, say=print):
     "The recipe of a command, None without one: its model and composer count where none are typed, and what it leaves open is printed."
@@ -185,7 +201,10 @@ def follow_recipe(args, say=print):
     for line in (f"recipe {recipe.name}: {recipe.title}; from {recipe.source}", *(f"  open: {line}" for line in recipe.open)): say(line)
     if recipe.pairs: say(f"  its pairs: {recipe.pairs}")
     if recipe.validate_on and not (args.validate_on or args.queries):
-        say(f"  its best step is chosen on {recipe.validate_on}; without --validate-on {recipe.validate_on}=DIR held-out pairs choose it here")
+        say(
+            f"  its best step is chosen on {recipe.validate_on}; without --validate-on {recipe.validate_on}=DIR held-out pairs choose it"
+            " here"
+        )
     return recipe
 
 def benchmark_validator(args):
@@ -254,10 +273,16 @@ def what_an_epoch_is(settings, learn) -> str | None:
     "One line about passes, for a run that counts them, or that draws in a way of its own. Raises `PliError` for what does not go together."
     from pli.core import PliError
     if learn.draws is not None and settings.batches != "random":
-        raise PliError(f"--captions one and --mix decide which pairs stand in a batch, and so does --batches {settings.batches}: leave one out")
+        raise PliError(
+            f"--captions one and --mix decide which pairs stand in a batch, and so does --batches {settings.batches}: leave one out"
+        )
     if not settings.epochs and learn.draws is None: return None
     visits = len(learn) if learn.draws is None else len(learn.draws)
-    shares = f", {' + '.join(f'{count:,}' for count in learn.draws.counts)} of the sources" if learn.draws is not None and learn.draws.weights else ""
+    shares = (
+        f", {' + '.join(f'{count:,}' for count in learn.draws.counts)} of the sources"
+        if learn.draws is not None and learn.draws.weights
+        else ""
+    )
     what = "pictures, each with one of its captions" if learn.captions_drawn == "one" else "pairs"
     each = visits // settings.batch_size
     return f"an epoch is {visits:,} {what}{shares}, {each:,} steps; {settings.steps:,} steps are {settings.steps / max(1, each):.3g} epochs"

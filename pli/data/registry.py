@@ -40,7 +40,8 @@ def pair_readers(
     for name in plugin_names("pli.pairs"):
         try:
             reader = load_plugin("pli.pairs", name, "pair source", taken=PAIR_READERS)
-            if not isinstance(reader, PairReader): raise PliError(f"pair source {name}: the package brings no PairReader but a {type(reader).__name__}")
+            if not isinstance(reader, PairReader):
+                raise PliError(f"pair source {name}: the package brings no PairReader but a {type(reader).__name__}")
             readers[name] = reader
         except PliError as error:
             if broken is None: raise

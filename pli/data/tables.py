@@ -194,7 +194,9 @@ def _records_of(
     fields: str,          # what the two are called, for messages
 ) -> Iterator[Record | SkippedRecord]:
     "A record for every caption of a picture."
-    wrong = lambda why: SkippedRecord(file, line, "not text", f"{fields} {why}: {printable(repr(name), 40)}, {printable(repr(captions), 80)}")
+    wrong = lambda why: SkippedRecord(
+        file, line, "not text", f"{fields} {why}: {printable(repr(name), 40)}, {printable(repr(captions), 80)}"
+    )
     if not isinstance(name, str):
         yield wrong("must be text")
     elif isinstance(captions, str):
@@ -235,7 +237,9 @@ def read_json_lines(
             notes.add(note)
         if image is None or caption is None:
             wanted = (image_key or " or ".join(IMAGE_KEYS)) if image is None else (caption_key or " or ".join(CAPTION_KEYS))
-            yield SkippedRecord(str(path), line, "missing field", f"no {printable(wanted)}, found {printable(', '.join(fields)) or 'nothing'}")
+            yield SkippedRecord(
+                str(path), line, "missing field", f"no {printable(wanted)}, found {printable(', '.join(fields)) or 'nothing'}"
+            )
         else:
             yield from _records_of(str(path), line, fields[image], fields[caption], f"{printable(image, 40)} and {printable(caption, 40)}")
 

@@ -162,7 +162,8 @@ def fit_families(
     fitted = {}
     for name in dict.fromkeys(spec.split(":")[0] for spec in table):
         fitted[name] = cross_fitted({spec: one for spec, one in table.items() if spec.split(":")[0] == name}, benchmark, chosen_on)
-    return fitted | {"best": cross_fitted({spec: one for spec, one in table.items() if spec != OWN_QUERY}, benchmark, chosen_on)}   # other models have no such query
+    # other models have no such query
+    return fitted | {"best": cross_fitted({spec: one for spec, one in table.items() if spec != OWN_QUERY}, benchmark, chosen_on)}
 
 def main_family(names: Iterable[str]) -> str:
     "The family that stands for the composed query: the best, or the first that composes."

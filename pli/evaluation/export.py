@@ -20,7 +20,19 @@ from ..backbones.huggingface import Agreement, check_layout, check_transformers,
 from ..backbones.loading import load_backbone
 from ..backbones.protocol import Backbone
 from ..backbones.released import load_released
-from ..core import LOCK_FILE, PliError, atomic, check_writable, folder_lock, is_locked, printable, read_json, read_sealed, to_disk, write_json
+from pli.core import (
+    LOCK_FILE,
+    PliError,
+    atomic,
+    check_writable,
+    folder_lock,
+    is_locked,
+    printable,
+    read_json,
+    read_sealed,
+    to_disk,
+    write_json,
+)
 from .writers import escape_markdown, format_markdown, report_title, wide_rows
 from ..gallery.models import copy_features_read, features_read, with_weights
 
@@ -78,7 +90,8 @@ def read_source(
         if last: raise PliError(f"{printable(where)}: holds no run.json, so it is no run, and has no last")
         return Source(str(where), made=_record(where / "provenance.json"), folder=where)
     run, which = read_sealed(where / "run.json", "bring back a copy, or name the model's folder in it"), "last" if last else "best"
-    if not isinstance(run, dict) or not isinstance(run.get("settings"), dict): raise PliError(f"{printable(where / 'run.json')}: is no record of a run")
+    if not isinstance(run, dict) or not isinstance(run.get("settings"), dict):
+        raise PliError(f"{printable(where / 'run.json')}: is no record of a run")
     if not (where / "last").is_dir():
         raise PliError(f"{printable(where)}: this run has not come to its end; finish it first, with its own command")
     if not (where / which).is_dir():
@@ -156,7 +169,11 @@ def _setting_lines(source: Source) -> list[str]:
     run = source.run
     if run is None: return ["Nothing is recorded of how it was tuned."]
     versions = source.made.get("versions") if isinstance(source.made.get("versions"), dict) else {}
-    more = [("computed in bf16", run.get("bf16")), ("threads", run.get("threads")), ("steps before, of earlier runs", run.get("steps before"))]
+    more = [
+        ("computed in bf16", run.get("bf16")),
+        ("threads", run.get("threads")),
+        ("steps before, of earlier runs", run.get("steps before")),
+    ]
     made = [(name, versions.get(name)) for name in ("pli", "torch", "open_clip_torch")]
     return _facts([*run["settings"].items(), *more, ("date", source.made.get("date")), *made])
 
@@ -174,7 +191,8 @@ def _measured_lines(source: Source, reports: list[dict]) -> list[str]:
         lines += ["", format_markdown(["step", "score"], kept), ""]
         if len(rows) > len(kept): lines.append(f"{len(rows) - len(kept):,} validations between the first and these are left out.")
     for record in reports: lines += _report_lines(record)
-    if not reports: lines.append("No report of `pli evaluate` on these very weights was found beside the model: nothing is said of any benchmark.")
+    if not reports:
+        lines.append("No report of `pli evaluate` on these very weights was found beside the model: nothing is said of any benchmark.")
     return lines
 
 def _report_lines(record: dict) -> list[str]:
@@ -241,8 +259,16 @@ def model_card(
     if licence is not None and not re.fullmatch(r"[\w.+-]{1,60}", licence, re.ASCII):
         raise PliError(f"--licence {printable(licence, 60)}: give an identifier such as mit, apache-2.0 or cc-by-nc-4.0")
     base = re.fullmatch(r"hf-hub:([\w-][\w.-]*/[\w-][\w.-]*)", str(source.made.get("model")), re.ASCII)
-    head = ["---", f"library_name: {layout.library}", f"license: {(licence or 'unknown').lower()}", *([f"base_model: {base[1]}"] if base else []),
-            "tags:", "- clip", "- composed-image-retrieval", "---"]
+    head = [
+        "---",
+        f"library_name: {layout.library}",
+        f"license: {(licence or 'unknown').lower()}",
+        *([f"base_model: {base[1]}"] if base else []),
+        "tags:",
+        "- clip",
+        "- composed-image-retrieval",
+        "---",
+    ]
     tuned = source.run is not None
     unknown = [
         "Whether the licences of base, captions and pictures let this model be passed on.",
@@ -256,13 +282,20 @@ def model_card(
         "What was measured": _measured_lines(source, reports),
         "How to load it": [layout.use],
         "What was checked, and what was not": [
-            f"Read back by {layout.library} when it was written: {agreement}.", *map(lambda line: escape_markdown(line, 1000) + ".", told), "",
-            "Not checked:", "", *(f"- {line}" for line in unknown)],
+            f"Read back by {layout.library} when it was written: {agreement}.",
+            *map(lambda line: escape_markdown(line, 1000) + ".", told),
+            "",
+            "Not checked:",
+            "",
+            *(f"- {line}" for line in unknown),
+        ],
     }
     title = "A CLIP model tuned on image-caption pairs" if tuned else "A CLIP model"
     which = {"best": " It is the one with the best validation of its run.", "last": " It is the end of its run.", "": ""}[source.which]
     first = f"Written by pli {__version__} with `pli export` or `pli import`, from what its run has recorded and nothing else.{which}"
-    return "\n".join([*head, "", f"# {title}", "", first, *(line for name, lines in parts.items() for line in ("", f"## {name}", "", *lines)), ""])
+    return "\n".join(
+        [*head, "", f"# {title}", "", first, *(line for name, lines in parts.items() for line in ("", f"## {name}", "", *lines)), ""]
+    )
 
 # %% ../../nbs/evaluation/11g_export.ipynb #eff1654f
 def export_model(
@@ -280,7 +313,8 @@ def export_model(
     kind.needs()
     _check_empty(Path(out).absolute())
     check_writable(out, folder=True)
-    if source.folder is not None and pretrained: raise PliError(f"{printable(where)}: brings its own weights: leave out {printable(pretrained)}")
+    if source.folder is not None and pretrained:
+        raise PliError(f"{printable(where)}: brings its own weights: leave out {printable(pretrained)}")
     weights = with_weights(source.model, pretrained)
     backbone = load_backbone(source.model, weights, quick_gelu=quick_gelu)
     if source.folder is None: source = Source(source.model, made={"model": source.model, "pretrained": weights})

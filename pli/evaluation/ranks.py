@@ -99,7 +99,9 @@ def encode_gallery(
     part = used_pictures(benchmark).nonzero().flatten()
     names, boxes = ([items[i] for i in part.tolist()] if items else () for items in (benchmark.files, benchmark.boxes))
     found = encode_files(backbone, names, benchmark.root, boxes, cache, workers=workers, check=check, raw=raw)
-    return found if len(part) == len(benchmark.pictures) else torch.zeros(len(benchmark.pictures), found.shape[1]).index_copy_(0, part, found)
+    return (
+        found if len(part) == len(benchmark.pictures) else torch.zeros(len(benchmark.pictures), found.shape[1]).index_copy_(0, part, found)
+    )
 
 # %% ../../nbs/evaluation/11_ranks.ipynb #40fe28ca
 def encode_with_lengths(
@@ -127,7 +129,9 @@ def encode_queries(
     backbone: Backbone, benchmark: Benchmark,
     pictures: Tensor | None = None, workers: int = 0, cache: FeatureCache | None = None, check: bool = True,   # as in `encode`
 ) -> Tensor:                                      # `(queries, width)` unit, for `Features.queries`
-    "What a method makes of every query by its own `query`; of several wordings the direction of their mean. Raises `PliError` for no vector."
+    """What a method makes of every query by its own `query`; of several wordings the direction of their mean. Raises `PliError` for no
+    vector.
+    """
     whole = encode_gallery(backbone, benchmark, pictures, workers, cache, check, raw=True)[benchmark.references]
     owner = torch.repeat_interleave(torch.arange(len(benchmark)), torch.tensor([len(words) for words in benchmark.texts]))
     words, found = list(itertools.chain.from_iterable(benchmark.texts)), []
@@ -135,7 +139,9 @@ def encode_queries(
         made = method.query(backbone, whole[owner[rows]].to(backbone.device), [words[i] for i in rows.tolist()], settings)
         if not isinstance(made, Tensor) or made.shape != (len(rows), whole.shape[1]) or not torch.isfinite(made).all():
             shape = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
-            raise PliError(f"objective {method.name}: its query must be {(len(rows), whole.shape[1])} numbers for {len(rows)} queries, got {shape}")
+            raise PliError(
+                f"objective {method.name}: its query must be {(len(rows), whole.shape[1])} numbers for {len(rows)} queries, got {shape}"
+            )
         found.append(unit(made.float().cpu()))
     return average_wordings(torch.cat(found), map(len, benchmark.texts))
 
@@ -151,7 +157,8 @@ def scores_of(
     reference left out.
     """
     composers, several = {spec: None if spec == OWN_QUERY else parse_composer(spec) for spec in specs}, len(benchmark.galleries) > 1
-    if OWN_QUERY in composers and features.queries is None: raise PliError("these features hold no queries of a method's own; see encode_queries")
+    if OWN_QUERY in composers and features.queries is None:
+        raise PliError("these features hold no queries of a method's own; see encode_queries")
     text_mean = features.text_mean
     # of a single text, `score` says why it has none
     if text_mean is None and len(set(benchmark.texts)) > 1: text_mean = mean_feature(features.texts)

@@ -98,7 +98,9 @@ def report_title(record: dict) -> str:
     kept = record["benchmark"]
     sizes = list(dict.fromkeys(kept["gallery"].values()))
     assumed = [name for name in ("activation", "normalisation") if str(record.get(name, "")).endswith("assumed")]
-    model = ", ".join(f"{name} {printable(record[name])}" for name in ("model", "query model", "pretrained", "preprocess", *assumed) if record.get(name))
+    model = ", ".join(
+        f"{name} {printable(record[name])}" for name in ("model", "query model", "pretrained", "preprocess", *assumed) if record.get(name)
+    )
     if record.get("word mean", "queries") != "queries": model += f", words centred on {printable(record['word mean'])} captions"
     if record.get("cut texts"): model += f", {record['cut texts']:,} texts cut at the model's length"
     return (

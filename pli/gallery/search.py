@@ -156,7 +156,9 @@ def open_gallery(
         return open_copy(folder, model, pretrained, query_model, device, preprocess, quick_gelu)
     folder = Path(folder)
     if not folder.is_dir():
-        raise PliError(f"{printable(folder)}: is not a folder" if folder.exists() else f"{printable(folder)}: no such folder; is the drive there?")
+        raise PliError(
+            f"{printable(folder)}: is not a folder" if folder.exists() else f"{printable(folder)}: no such folder; is the drive there?"
+        )
     gallery_home(folder, gallery)                        # tells of a place that is no folder, before a model is loaded
     place, made_by = pick_device(device), None
     if model is None:
@@ -180,7 +182,8 @@ def open_gallery(
     if not writable and not path.exists():
         raise PliError(f"{printable(home)}: holds no gallery of this model and cannot be written to; --gallery names another place")
     table = PictureTable(path, create=writable, writable=writable)
-    try: about = _own_about(table, key, backbone.width)
+    try:
+        about = _own_about(table, key, backbone.width)
     except PliError:
         table.close()
         raise
@@ -209,7 +212,8 @@ def open_gallery(
 def _own_about(table: PictureTable, key: str, width: int) -> dict:
     "What a table says of itself. Raises a `PliError` for one of other features, and for an empty one that nothing can be written to."
     about = table.about()
-    if "key" not in about and table.writable: return about
+    if "key" not in about and table.writable:
+        return about
     if "key" not in about:
         raise PliError(
             f"{printable(table.path)}: was begun and holds nothing yet, and it cannot be written to; --gallery names another place"

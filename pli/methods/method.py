@@ -90,7 +90,10 @@ def options_of(
     found, said = dict(method.options), set()
     for name, default in found.items():
         if type(default) not in (bool, int, float, str):
-            raise PliError(f"options {name}: the objective {method.name} gives it a default of type {type(default).__name__}, not bool, int, float or str")
+            raise PliError(
+                f"options {name}: the objective {method.name} gives it a default of type {type(default).__name__}, not bool, int, float"
+                " or str"
+            )
     for part in filter(str.strip, settings.options.split(",")):
         name, _, text = (piece.strip() for piece in part.partition("="))
         if name not in found:
@@ -100,7 +103,8 @@ def options_of(
         said.add(name)
         kind = type(found[name])
         words = {"true": True, "false": False}
-        try: found[name] = words[text.lower()] if kind is bool else kind(text)
+        try:found[name] = words[text.lower()] if kind is bool else kind(text)
         except (KeyError, ValueError): raise PliError(f"options {part.strip()!r}: {name} must be of type {kind.__name__}") from None
-        if kind is float and not math.isfinite(found[name]): raise PliError(f"options {part.strip()!r}: {name} must be a number that is finite")
+        if kind is float and not math.isfinite(found[name]):
+            raise PliError(f"options {part.strip()!r}: {name} must be a number that is finite")
     return found

@@ -29,21 +29,25 @@ def method_named(
 def _installed_method(name: str) -> Method:
     "The method that a package brings, loaded once: every training step asks for it."
     found = load_plugin("pli.methods", name, "objective")
-    if found is None: raise PliError(f"objective must be one of {', '.join(dict.fromkeys([*METHODS, *plugin_names('pli.methods')]))}, got {name!r}")
-    try: method = found() if isinstance(found, type) else found
+    if found is None:
+        raise PliError(f"objective must be one of {', '.join(dict.fromkeys([*METHODS, *plugin_names('pli.methods')]))}, got {name!r}")
+    try:
+        method = found() if isinstance(found, type) else found
     except Exception as error:
         raise PliError(f"objective {printable(name)}: its class cannot be called ({type(error).__name__}: {first_line(error)})") from error
     lacks = [member for member in (*Method.__annotations__, "loss", "query", "check") if not hasattr(method, member)]
     if lacks:
         raise PliError(
-            f"objective {printable(name)}: the package brings {printable(repr(found), 80)}, which lacks {', '.join(lacks)}; a method derives from"
-            " pli.methods.method.Method"
+            f"objective {printable(name)}: the package brings {printable(repr(found), 80)}, which lacks {', '.join(lacks)}; a method"
+            " derives from pli.methods.method.Method"
         )
     return method
 
 # %% ../../nbs/methods/05d_registry.ipynb #21da8978
 def asks_frozen_gallery(settings: TuneSettings) -> bool:
-    "Whether the whole pictures, and the gallery, are read by the model as it was before tuning: by the settings, or by the method's nature."
+    """Whether the whole pictures, and the gallery, are read by the model as it was before tuning: by the settings, or by the method's
+    nature.
+    """
     return settings.target == "frozen" or method_named(settings.objective).frozen_gallery
 
 def check_method(
@@ -52,7 +56,8 @@ def check_method(
     """The method that the settings name. Raises `PliError`, its first word a setting, for a name that is not known, for settings that
     belong to another method, and for what the method itself refuses.
     """
-    if settings.objective in METHODS: load_plugin("pli.methods", settings.objective, "objective", taken=METHODS)   # a name for two is refused
+    # a name for two is refused
+    if settings.objective in METHODS: load_plugin("pli.methods", settings.objective, "objective", taken=METHODS)
     method, usual = method_named(settings.objective), TuneSettings()
     owners: dict[str, list[str]] = {}
     for other in METHODS.values():

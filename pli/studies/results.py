@@ -287,7 +287,9 @@ class Place:
 
 # %% ../../nbs/studies/15c_results.ipynb #60846b4d
 def asks_the_start(plan: Plan, job: Job) -> bool:
-    "Whether a job's queries search the features of the start: its method, or those of all models that are averaged, left the gallery as it was."
+    """Whether a job's queries search the features of the start: its method, or those of all models that are averaged, left the gallery
+    as it was.
+    """
     arms = [] if job.arm is None else [part.arm for part in job.parts(plan) if part.arm] if job.arm.average else [job.arm]
     return bool(arms) and all(asks_frozen_gallery(arm.settings) for arm in arms)
 

@@ -511,7 +511,16 @@ def gallery_cells(
         path = table.picture(id).path
         name = printable(path.rpartition("/")[2], 120)
         cells.append(
-            {"id": id, "rank": 0, "name": name, "path": printable(path, 1000), "score": "", "moved": "", "mark": "", "alt": f"Picture {name}"}
+            {
+                "id": id,
+                "rank": 0,
+                "name": name,
+                "path": printable(path, 1000),
+                "score": "",
+                "moved": "",
+                "mark": "",
+                "alt": f"Picture {name}",
+            }
         )
     return cells, total
 
@@ -625,7 +634,11 @@ def saved_marks(session: Session) -> str:
     return (
         f"Saved in {printable(file)}. "
         + f"Left out, because they cannot be measured: {_counted(left_out)}. " * bool(left_out)
-        + (f"No longer in the gallery, so that pli evaluate may stop there: {len(gone)} marked, {printable(gone[0])} first. " if gone else "")
+        + (
+            f"No longer in the gallery, so that pli evaluate may stop there: {len(gone)} marked, {printable(gone[0])} first. "
+            if gone
+            else ""
+        )
         + f"To measure on them: {line}"
     )
 

@@ -127,12 +127,13 @@ def claim_folder(
         )
     if before.get("processes", 1) != run.get("processes", 1):
         say(
-            f"{folder}: the run began with {before.get('processes', 1)} process(es), now there are {run.get('processes', 1)}: the same batches"
-            " and draws, and numbers that agree to rounding"
+            f"{folder}: the run began with {before.get('processes', 1)} process(es), now there are {run.get('processes', 1)}: the same"
+            " batches and draws, and numbers that agree to rounding"
         )
     flat = lambda record: {**record.get("settings", {}), **{key: value for key, value in record.items() if key not in BESIDE}}
     old, new = flat(before), BEFORE | flat(run)                                             # older records have fewer names
-    old = {key: run[key] for key in METHOD_KEYS if key in run} | BEFORE | {"activation": run.get("activation")} | old                                       # older runs do not say theirs
+    # older runs do not say theirs
+    old = {key: run[key] for key in METHOD_KEYS if key in run} | BEFORE | {"activation": run.get("activation")} | old
     # who says so may differ
     if str(old["activation"]).partition(",")[0] == str(new.get("activation")).partition(",")[0]: old["activation"] = new.get("activation")
     counted = method_named(new["objective"]).leaves_out_same_picture if "objective" in new else True

@@ -150,24 +150,31 @@ def copy_training_state(backbone: Backbone, optimiser: torch.optim.AdamW) -> Non
     weights = weights_of(backbone, learned=True)
     for name in from_first(lambda: [name for name, weight in weights.items() if optimiser.state.get(weight)]):
         state = optimiser.state[weights[name]]
-        if not state: state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(weights[name]), exp_avg_sq=torch.zeros_like(weights[name]))
+        if not state:
+            state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(weights[name]), exp_avg_sq=torch.zeros_like(weights[name]))
         copy_from_first([state["step"], state["exp_avg"], state["exp_avg_sq"]])
 
 # %% ../../nbs/training/07_loop.ipynb #4ad9b0a7
 @contextmanager
 def saved_when_lost(backbone, optimiser, step, files, result):
     "Inside, the first process writes a checkpoint of the last whole step when another process has ended."
-    try: yield
+    try:
+        yield
     except LostRank as error:
-        if files.folder is None: raise
+        if files.folder is None:
+            raise
         files.save(backbone, optimiser, step, result)
-        raise PliError(f"{error}; step {step} is saved in {files.folder}, and the same command goes on from there, on any number of processes") from None
+        raise PliError(
+            f"{error}; step {step} is saved in {files.folder}, and the same command goes on from there, on any number of processes"
+        ) from None
 
 def stop_here(backbone, optimiser, step, settings, files, result, signal_name) -> None:
     "Save, and raise `RunStopped`."
     files.save(backbone, optimiser, step, result)
     kept = f"step {step} of {settings.steps} is saved in {files.folder}, and the same command goes on from there"
-    raise RunStopped(f"{signal_name} was received: {kept if files.folder else f'ended at step {step} of {settings.steps}, without a folder'}")
+    raise RunStopped(
+        f"{signal_name} was received: {kept if files.folder else f'ended at step {step} of {settings.steps}, without a folder'}"
+    )
 
 # %% ../../nbs/training/07_loop.ipynb #abac794f
 def tune(
@@ -188,7 +195,9 @@ def tune(
     if not 0 <= most_bad <= 1: raise PliError(f"most_bad must be from 0 to 1, got {most_bad}")
     check_workers(workers)
     if settings.preprocess not in ("model", ready := getattr(backbone, "preprocess", "model")):
-        raise PliError(f"preprocess {settings.preprocess}: the backbone was loaded with {ready}, by which its pairs were prepared; load it so")
+        raise PliError(
+            f"preprocess {settings.preprocess}: the backbone was loaded with {ready}, by which its pairs were prepared; load it so"
+        )
     frozen = asks_frozen_gallery(settings)
     if frozen and prolong is not None:
         by = f"objective {method.name}" if method.frozen_gallery else "target frozen"

@@ -60,13 +60,16 @@ def _recipe_from(place: str, name: str, table: dict) -> Recipe:
         if key not in known: raise PliError(f"{place}: {printable(key)} is unknown; known are {', '.join(known)}")
         kind = {"settings": dict, "open": list}.get(key, str)
         if not isinstance(value, kind) or kind is list and not all(isinstance(each, str) for each in value):
-            raise PliError(f"{place}: {key} must be {'a table' if kind is dict else 'a list of texts' if kind is list else 'a text'}, got {printable(repr(value), 60)}")
+            raise PliError(
+                f"{place}: {key} must be {'a table' if kind is dict else 'a list of texts' if kind is list else 'a text'}, got"
+                f" {printable(repr(value), 60)}"
+            )
     lacks = [key for key in ("title", "source", "settings") if key not in table]
     if lacks: raise PliError(f"{place}: has no {lacks[0]}")
     kinds = {item.name: type(item.default) for item in dataclasses.fields(TuneSettings)}
     odd = next((key for key in table["settings"] if key not in kinds), None)
     if odd is not None: raise PliError(f"{place}: settings: {printable(odd)} is no setting; pli tune --help lists them, with - for _")
     given = {key: float(value) if kinds[key] is float and type(value) is int else value for key, value in table["settings"].items()}
-    try: check_settings(TuneSettings(**given))
+    try:check_settings(TuneSettings(**given))
     except PliError as error: raise PliError(f"{place}: settings: {error}") from None
     return Recipe(name, **table | {"settings": given, "open": tuple(map(printable, table.get("open", ())))})

@@ -56,7 +56,10 @@ def never_warm(settings: TuneSettings) -> str | None:
     if settings.schedule == "epochs":
         highest = max(epoch_factor(epoch, settings) for epoch in range(min(settings.epochs, settings.warmup_epochs + 1)))
         if highest == 1: return None
-        return f"schedule epochs: of the learning rate {settings.learning_rate:g} this run reaches {highest * settings.learning_rate:.2g} at most"
+        return (
+            f"schedule epochs: of the learning rate {settings.learning_rate:g} this run reaches {highest * settings.learning_rate:.2g} at"
+            " most"
+        )
     if settings.warmup < settings.steps: return None
     highest = learning_rate(settings.steps - 1, settings)
     return (
@@ -152,7 +155,8 @@ def train_step(
     on_gpu = [backbone.device] if backbone.device.type == "cuda" else []
     half = uses_bf16(settings.precision, backbone.device)
     shared = rank_count() > 1
-    if shared or settings.piece: reader, gallery = SplitBackbone(backbone, settings.piece), gallery and SplitBackbone(gallery, settings.piece)
+    if shared or settings.piece:
+        reader, gallery = SplitBackbone(backbone, settings.piece), gallery and SplitBackbone(gallery, settings.piece)
     else: reader = backbone
     same = same_picture(pictures) if pictures is not None and settings.ignore_same_picture else None
     with (
@@ -174,7 +178,8 @@ def train_step(
         if settings.piece: reader.backward(loss)
         elif settings.gradient_checkpointing or shared: backward(loss)
     if not (settings.piece or settings.gradient_checkpointing or shared): loss.backward()
-    if shared and parallel is None: mean_over_ranks(weight.grad for group in optimiser.param_groups for weight in group["params"] if weight.grad is not None)
+    if shared and parallel is None:
+        mean_over_ranks(weight.grad for group in optimiser.param_groups for weight in group["params"] if weight.grad is not None)
     weights = [weight for group in optimiser.param_groups for weight in group["params"] if weight.grad is not None]
     norm = torch.nn.utils.clip_grad_norm_(weights, settings.clip_gradient or math.inf)
     if not (torch.isfinite(loss) and torch.isfinite(norm)):

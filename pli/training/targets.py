@@ -46,7 +46,8 @@ def _picture_numbers(data: Dataset) -> list[int]:
     return list(data.pictures()) if hasattr(data, "pictures") else list(range(len(data)))
 
 def _bytes_digest(path: Path) -> str:
-    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _by_parts(file)
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _by_parts(file)
 
 def _by_parts(file) -> str:
     digest = hashlib.sha256()
@@ -82,7 +83,8 @@ class WholeFeatures:
         numbers = _picture_numbers(data)
         self.row_of, first_of = {}, []
         for index, number in enumerate(numbers):
-            if number not in self.row_of: first_of.append(index)
+            if number not in self.row_of:
+                first_of.append(index)
             self.row_of.setdefault(number, len(first_of) - 1)
         self.numbers, self.width, self.device, self.matrix = numbers, backbone.width, backbone.device, None
         from_first(lambda: self._prepare(backbone, data, first_of, folder, workers, say))
@@ -102,7 +104,8 @@ class WholeFeatures:
                 self.matrix = np.load(path, mmap_mode="r", allow_pickle=False)
                 return None
             say(f"{path}: is of other pictures or another model, or not what was written; it is made again")
-        except (PliError, OSError, ValueError): pass                       # not there, or not whole
+        except (PliError, OSError, ValueError):
+            pass                       # not there, or not whole
         say(f"encoding {shape[0]:,} whole pictures once, with the model as it was")
         with atomic(path, needs=shape[0] * shape[1] * 4) as temporary:
             matrix = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
@@ -118,8 +121,11 @@ class WholeFeatures:
     ) -> Tensor:                # `(pairs, width)` float32, on the model's device
         "The features of these pairs' pictures. Raises `PliError` for a picture that could not be read when all were."
         rows = torch.empty(len(pairs), self.width)
-        if rank() == 0: rows = torch.from_numpy(self.matrix[[self.row_of[self.numbers[pair]] for pair in pairs]])
+        if rank() == 0:
+            rows = torch.from_numpy(self.matrix[[self.row_of[self.numbers[pair]] for pair in pairs]])
         copy_from_first([rows])
         if not rows.isfinite().all():
-            raise PliError("a picture of this batch could not be read when all were encoded, and can be now; remove the run's folder to start again")
+            raise PliError(
+                "a picture of this batch could not be read when all were encoded, and can be now; remove the run's folder to start again"
+            )
         return rows.to(self.device)
