@@ -20,19 +20,8 @@ from ..backbones.huggingface import Agreement, check_layout, check_transformers,
 from ..backbones.loading import load_backbone
 from ..backbones.protocol import Backbone
 from ..backbones.released import load_released
-from pli.core import (
-    LOCK_FILE,
-    PliError,
-    atomic,
-    check_writable,
-    folder_lock,
-    is_locked,
-    printable,
-    read_json,
-    read_sealed,
-    to_disk,
-    write_json,
-)
+from ..core import LOCK_FILE, PliError, atomic, check_writable, folder_lock, is_locked
+from ..core import printable, read_json, read_sealed, to_disk, write_json
 from .writers import escape_markdown, format_markdown, report_title, wide_rows
 from ..gallery.models import copy_features_read, features_read, with_weights
 

@@ -25,18 +25,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..backbones.protocol import Backbone
-from pli.core import (
-    PliError,
-    progress_bar,
-    claim_lock,
-    pluralize,
-    end_with_parent,
-    lock_holder,
-    format_duration,
-    open_regular,
-    printable,
-    explain_worker_errors,
-)
+from ..core import PliError, progress_bar, claim_lock, pluralize, end_with_parent
+from ..core import lock_holder, format_duration, open_regular, printable, explain_worker_errors
 from ..data.pictures import RAW_SUFFIXES, PICTURE_SUFFIXES, PictureError, open_header, open_picture
 from ..data.decoders import EXTRAS, has_extra
 from .encode import BATCH_MULTIPLE, encode_pixels
