@@ -57,8 +57,9 @@ def alone():
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_several_processes_end_with_the_weights_of_one(count, alone, tmp_path):
-    shared_run(count, tmp_path, AS_SETTINGS)
-    for name in CASES:
+    cases = AS_SETTINGS if count == 2 else {name: AS_SETTINGS[name] for name in ("borrowing", "near", "kin", "pieces")}   # those that differ most
+    shared_run(count, tmp_path, cases)
+    for name in cases:
         weights, log = alone[name]
         losses = [record["loss"] for record in log["history"]]
         assert sum(losses[-5:]) < sum(losses[:5]), f"{name}: the loss does not fall, so the case says nothing"
