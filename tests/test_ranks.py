@@ -155,8 +155,9 @@ def tune_command(pairs: Path, out: Path, steps: int = 80) -> list[str]:
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no such signals")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_a_signal_ends_a_run_with_a_checkpoint_and_a_status_of_its_own(name, tmp_path):
-    command = tune_command(write_pairs(tmp_path / "pairs"), tmp_path / "run") + ["--workers", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    command = tune_command(write_pairs(tmp_path / "pairs"), tmp_path / "run", steps=100_000) + ["--workers", "1"]     # never done by itself
+    begin = lambda: subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = begin()
     while not (tmp_path / "run" / "best").exists(): assert process.poll() is None; time.sleep(0.1)      # the start is measured
     time.sleep(1)
     os.killpg(process.pid, getattr(signal, name))      # as a cluster does: to the processes that read pictures too
@@ -164,9 +165,11 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_a_status_of_its_own(name, tmp
     assert process.returncode == 75, err
     assert f"{name} was received" in err and "the same command goes on" in err
     assert not (tmp_path / "run" / "last").exists()
-    record = json.loads(next(line for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1:]))
-    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert again.returncode == 0 and f"continuing at step {record['step'] + 1} of 80" in again.stdout
+    steps = len((tmp_path / "run" / "log.jsonl").read_text().splitlines())
+    process = begin()
+    told = next(line for line in process.stdout if "continuing" in line)
+    os.killpg(process.pid, getattr(signal, name))
+    assert process.communicate(timeout=120) and process.returncode == 75 and f"continuing at step {steps} of 100000" in told
 
 
 def test_torchrun_prints_and_writes_once(tmp_path):
