@@ -106,7 +106,7 @@ def test_pieces_and_recomputing_give_the_plain_gradient(alone):
 
 
 PEAK = """
-import resource, sys, torch
+import re, sys, torch
 from pli.backbones.loading import load_backbone
 from pli.core import rng_for
 from pli.settings import TuneSettings
@@ -117,9 +117,10 @@ settings = TuneSettings(piece=piece, hide="random:0.5")
 backbone = load_backbone("pli-tiny-64")
 optimiser, pixels = make_optimiser(backbone, settings), torch.randint(0, 255, (batch, 3, *backbone.size), dtype=torch.uint8)
 train_step(backbone, optimiser, pixels[:16], ["a"] * 16, 0, settings)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])   # of this program alone; getrusage begins with the parent's
+before = peak()
 train_step(backbone, optimiser, pixels, ["a word"] * batch, 1, settings)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
 
 
