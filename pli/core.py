@@ -65,6 +65,7 @@ def rng_for(
 # %% ../nbs/00_core.ipynb #485befe4
 class PliError(ValueError):
     "Input that cannot be used: the message names the file, record or option and says what to do."
+    status = 1   # what a command that ends with it exits with
 
 # %% ../nbs/00_core.ipynb #89fcf0f1
 # printable, says Unicode, but nobody sees them

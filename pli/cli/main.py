@@ -265,9 +265,8 @@ def main(argv: list[str] | None = None) -> int:   # exit status
         return 0
     except (PliError, OSError) as error:
         from pli.core import printable
-        from pli.training.stopping import STOPPED, RunStopped
         print(f"pli {args.command}: {printable(error, 10_000)}", file=sys.stderr)        # one line, whatever a file or an option holds
-        return STOPPED if isinstance(error, RunStopped) else 1
+        return getattr(error, "status", 1)
 
 # %% ../../nbs/cli/14_main.ipynb #41379223
 #| eval: false

@@ -291,13 +291,13 @@ def run_tune(args) -> None:
     "Tune, alone or as one of the processes that `torchrun` has started."
     from pli.core import pick_device
     from pli.ranks import LostRank, process_group, rank
-    from pli.training.stopping import STOPPED, RunStopped
+    from pli.training.stopping import RunStopped
     with process_group(pick_device(args.device)) as device, warnings.catch_warnings():
         # the first process speaks for all
         if rank(): warnings.simplefilter("ignore")
         try: tune_on(args, device, (lambda *lines: None) if rank() else print)
         except (LostRank, RunStopped) as error:
-            if rank(): raise SystemExit(STOPPED if isinstance(error, RunStopped) else 1) from None
+            if rank(): raise SystemExit(error.status) from None
             raise
 
 def tune_on(args, device, say) -> None:

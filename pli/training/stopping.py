@@ -17,6 +17,7 @@ STOPPED = 75   # exit status: temporary failure, the same command goes on
 
 class RunStopped(PliError):
     "A run that was told to end, and has saved where it is."
+    status = STOPPED
 
 class StopRequest:
     "Whether somebody has asked for the end, and by which signal."
