@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['INVISIBLE', 'MOST_BYTES', 'FILE_KINDS', 'SEAL', 'LOCK_FILE', 'unit', 'pad_to_multiple', 'rng_for', 'PliError',
            'printable', 'first_line', 'MissingFile', 'open_regular', 'read_regular', 'DiskFull', 'disk_full_reason',
-           'to_disk', 'check_writable', 'atomic', 'write_json', 'unique_entries', 'read_json', 'tensors_digest',
-           'save_tensors', 'sealed', 'read_sealed', 'folder_lock', 'owns_folder_lock', 'explain_worker_errors',
-           'end_with_parent', 'pick_device', 'check_workers', 'format_duration', 'pluralize', 'format_bytes',
-           'progress_bar', 'plugin_names', 'load_plugin', 'provenance']
+           'to_disk', 'check_writable', 'atomic', 'write_json', 'unique_entries', 'read_json', 'file_digest',
+           'tensors_digest', 'save_tensors', 'sealed', 'read_sealed', 'folder_lock', 'owns_folder_lock',
+           'explain_worker_errors', 'end_with_parent', 'pick_device', 'check_workers', 'format_duration', 'pluralize',
+           'format_bytes', 'progress_bar', 'plugin_names', 'load_plugin', 'provenance']
 
 # %% ../nbs/00_core.ipynb #286ce25a
 import datetime
@@ -327,6 +327,15 @@ def read_json(
         ) from None
 
 # %% ../nbs/00_core.ipynb #7b24415d
+def file_digest(
+    path: str | Path,
+) -> str:              # 64 hex digits
+    "SHA-256 of a file's bytes. Raises what `open_regular` does."
+    digest = hashlib.sha256()
+    with open_regular(path, sys.maxsize) as file:
+        while part := file.read(2**20): digest.update(part)
+    return digest.hexdigest()
+
 def tensors_digest(
     tensors: Iterable[tuple[str, Tensor]],   # names and values, in one fixed order
     text: str = "",                          # what else belongs to them

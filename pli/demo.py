@@ -365,8 +365,8 @@ def page(results: dict, figures: dict[str, Drawing]) -> str:
     body = [
         "<h1>What masked tuning does, and where it does not</h1>",
         (
-            '<p class="lead">A composed query is a picture and a few words: “this one, but red”. No labelled example of such a query was'
-            ' used for anything you see here.</p>'
+            '<p class="lead">A composed query is a picture and a few words: “this one, but red”. No labelled example of such a query'
+            ' was used for anything you see here.</p>'
         ),
         '<p class="lead">This was a quick run, to see that everything works: its numbers mean nothing.</p>'
         * results["provenance"]["command"].endswith("--quick"),

@@ -10,7 +10,6 @@ __all__ = ['DIGEST_KEY', 'PREPROCESS_VALUES', 'Notice', 'WeightsNotice', 'Weight
 
 # %% ../../nbs/backbones/02a_weights.ipynb #1371c060
 import difflib
-import hashlib
 import json
 import os
 import re
@@ -31,7 +30,7 @@ from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed,
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..core import PliError, open_regular, read_json, read_regular, printable, tensors_digest
+from ..core import PliError, file_digest, open_regular, read_json, read_regular, printable, tensors_digest
 
 # %% ../../nbs/backbones/02a_weights.ipynb #8a6c7ab1
 class Notice(UserWarning):
@@ -545,8 +544,7 @@ def _from_name(
         if address[-1] != path.name: continue
         digest = address[-2] if "openaipublic" in known["url"] else path.stem.rpartition("-")[2]
         if not re.fullmatch("[0-9a-f]{8,64}", digest): continue
-        with open_regular(path, sys.maxsize) as file: mine = hashlib.file_digest(file, "sha256").hexdigest()
-        if mine.startswith(digest):
+        if file_digest(path).startswith(digest):
             pictures = {key: known[key] for key in PREPROCESS_VALUES if key in known}
             return [Evidence(f"open_clip's record of {path.name}", bool(known.get("quick_gelu")), pictures)]
     return [Evidence("its name", True)] if re.search("quick[-_]?gelu", path.name, re.IGNORECASE) else []

@@ -8,7 +8,6 @@ __all__ = ['add_tune', 'recipe_options', 'command_line', 'add_average', 'run_ave
 # %% ../../nbs/cli/14e_tune.ipynb #fe859b0d
 import argparse
 import copy
-import dataclasses
 import re
 import shlex
 import sys
@@ -272,12 +271,13 @@ def read_sources(args, say=print):
 def what_an_epoch_is(settings, learn) -> str | None:
     "One line about passes, for a run that counts them, or that draws in a way of its own. Raises `PliError` for what does not go together."
     from pli.core import PliError
+    from pli.data.batches import visits_of
     if learn.draws is not None and settings.batches != "random":
         raise PliError(
             f"--captions one and --mix decide which pairs stand in a batch, and so does --batches {settings.batches}: leave one out"
         )
     if not settings.epochs and learn.draws is None: return None
-    visits = len(learn) if learn.draws is None else len(learn.draws)
+    visits = visits_of(learn)
     shares = (
         f", {' + '.join(f'{count:,}' for count in learn.draws.counts)} of the sources"
         if learn.draws is not None and learn.draws.weights
@@ -305,8 +305,7 @@ def tune_on(args, device, say) -> None:
     from pli.backbones.loading import load_backbone
     from pli.benchmarks.own import read_queries
     from pli.core import PliError, provenance, write_json
-    from pli.data.batches import PairSet
-    from pli.data.mixtures import draws_of
+    from pli.data.batches import PairSet, visits_of
     from pli.evaluation.validation import pair_validator, query_validator
     from pli.methods.registry import asks_frozen_gallery, method_named
     from pli.ranks import rank
@@ -324,8 +323,7 @@ def tune_on(args, device, say) -> None:
     learn, held_out = (pairs, None) if validate else aside(pairs, args.held_out, settings.seed)
     if len(learn) < settings.batch_size:
         raise PliError(f"--batch-size {settings.batch_size} is more than the {len(learn)} pairs to learn from")
-    draws = draws_of(learn, args.captions)
-    settings, model = resolve_epochs(settings, len(learn) if draws is None else len(draws)), args.model or Path(args.prolong) / "last"
+    model = args.model or Path(args.prolong) / "last"
     backbone = load_backbone(model, args.pretrained, device, settings.seed, preprocess=settings.preprocess, quick_gelu=args.quick_gelu)
     method = method_named(settings.objective)
     if validate is None:
@@ -335,6 +333,7 @@ def tune_on(args, device, say) -> None:
     measures = asked or measured(settings, min(len(held_out or ()), 1000))
     say(f"validation: {measures}")
     learn = PairSet(learn, backbone.pixels, args.captions)
+    settings = resolve_epochs(settings, visits_of(learn))
     if epoch := what_an_epoch_is(settings, learn): say(epoch)
     result = tune(backbone, learn, settings, args.out, validate, args.workers, say, args.prolong, args.most_bad)
     if rank(): return

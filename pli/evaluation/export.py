@@ -215,8 +215,10 @@ model = CLIPModel.from_pretrained("FOLDER")
 processor = CLIPProcessor.from_pretrained("FOLDER")
 ```
 
-open_clip, and so the tuning, mends texts before it reads them (ftfy, HTML entities, curly quotes) and this library's tokenizer does not: give it
-`" ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())`. Greek capitals at the end of a word become other tokens all the same."""
+open_clip, and so the tuning, mends texts before it reads them (ftfy, HTML entities, curly quotes) and this library's \
+tokenizer does not: give it
+`" ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())`. Greek capitals at the end of a word \
+become other tokens all the same."""
 
 @dataclass(frozen=True)
 class Layout:

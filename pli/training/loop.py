@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..backbones.protocol import Backbone, weights_of
 from ..backbones.transforms import PREPROCESS
 from ..core import PliError, SilentProgress, progress_bar, check_workers, rng_for, explain_worker_errors
-from ..data.batches import BatchPartners, ResumableBatchSampler, collate
+from ..data.batches import BatchPartners, ResumableBatchSampler, collate, visits_of
 from ..hiding.language import parse_hide
 from ..methods.method import Method
 from ..methods.registry import asks_frozen_gallery, check_method
@@ -190,8 +190,7 @@ def tune(
     most_bad: float = 1.0,                                 # stop where a greater share of the pictures cannot be decoded
 ) -> TuneResult:
     "Tune a backbone on picture-caption pairs. Raises `PliError` for settings, folders or losses that cannot be used."
-    draws = getattr(data, "draws", None)
-    method, settings = check_settings(settings), resolve_epochs(settings, len(data) if draws is None else len(draws))
+    method, settings = check_settings(settings), resolve_epochs(settings, visits_of(data))
     if not 0 <= most_bad <= 1: raise PliError(f"most_bad must be from 0 to 1, got {most_bad}")
     check_workers(workers)
     if settings.preprocess not in ("model", ready := getattr(backbone, "preprocess", "model")):
@@ -218,7 +217,8 @@ def tune(
         before, first, company = begin_run(backbone, optimiser, data, settings, files, result, prolong, validate, workers, say)
         parallel, targets = data_parallel(backbone, settings.piece), None
         if frozen and first < settings.steps: targets = WholeFeatures(gallery, data, files.folder, workers, say)
-        order = ResumableBatchSampler(len(data), settings.batch_size, settings.seed, before + first, settings.steps - first, company, draws)
+        order = ResumableBatchSampler(len(data), settings.batch_size, settings.seed, before + first, settings.steps - first, company,
+                                      getattr(data, "draws", None))
         loader = DataLoader(
             data, batch_sampler=_OwnPart(order), collate_fn=collate, num_workers=workers, generator=rng_for(settings.seed, "workers"),
             worker_init_fn=leave_signals_alone,

@@ -7,7 +7,6 @@ __all__ = []
 
 # %% ../../nbs/training/07i_rows.ipynb #404c92f9
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch

@@ -6,9 +6,6 @@
 __all__ = ['KnownFeatures', 'WholeFeatures']
 
 # %% ../../nbs/training/07j_targets.ipynb #08325b61
-import hashlib
-import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..backbones.protocol import Backbone
-from ..core import PliError, atomic, explain_worker_errors, progress_bar, read_sealed, sealed, write_json
+from ..core import PliError, atomic, explain_worker_errors, file_digest, progress_bar, read_sealed, sealed, write_json
 from ..ranks import copy_from_first, from_first, rank
 
 # %% ../../nbs/training/07j_targets.ipynb #687aa78e
@@ -44,15 +41,6 @@ MATRIX, ABOUT = "whole-pictures.npy", "whole-pictures.json"
 def _picture_numbers(data: Dataset) -> list[int]:
     "Which picture every pair shows; every pair its own, where the data set does not know."
     return list(data.pictures()) if hasattr(data, "pictures") else list(range(len(data)))
-
-def _bytes_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _by_parts(file)
-
-def _by_parts(file) -> str:
-    digest = hashlib.sha256()
-    while part := file.read(2**20): digest.update(part)
-    return digest.hexdigest()
 
 @torch.no_grad()
 def _fill(matrix: np.ndarray, backbone: Backbone, data: Dataset, first_of: list[int], workers: int) -> None:
@@ -100,7 +88,7 @@ class WholeFeatures:
         path, beside = folder / MATRIX, folder / ABOUT
         try:
             written = read_sealed(beside, "it is made again")
-            if written == about | {"bytes": _bytes_digest(path)} and pairs is not None:
+            if written == about | {"bytes": file_digest(path)} and pairs is not None:
                 self.matrix = np.load(path, mmap_mode="r", allow_pickle=False)
                 return None
             say(f"{path}: is of other pictures or another model, or not what was written; it is made again")
@@ -112,7 +100,7 @@ class WholeFeatures:
             _fill(matrix, backbone, data, first_of, workers)
             matrix.flush()
             del matrix
-        write_json(beside, sealed(about | {"bytes": _bytes_digest(path)}))
+        write_json(beside, sealed(about | {"bytes": file_digest(path)}))
         self.matrix = np.load(path, mmap_mode="r", allow_pickle=False)
 
     def of(
