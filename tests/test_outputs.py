@@ -107,6 +107,7 @@ def stored(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
             "02_raises": notebook("1", "1 / 0"),
             "03_path": notebook("import tempfile\nprint(tempfile.mkdtemp())"),
             "04_noise": notebook(noise),
+            "05_moment": notebook("import datetime\nprint(datetime.datetime.now().isoformat())"),
         },
     )
     return root, run(root)
@@ -125,9 +126,10 @@ def test_a_chapter_is_stored_as_it_may_be(stored):
 
 def test_refused_chapters_stay_as_they_were_and_the_cell_is_named(stored):
     root, done = stored
-    assert done.returncode == 1 and "3 of 4 chapters could not be stored" in done.stderr
+    assert done.returncode == 1 and "4 of 5 chapters could not be stored" in done.stderr
     for name, why in {
         "02_raises": "cell 00000001 raised ZeroDivisionError",
+        "05_moment": "cell 00000000: its text shows when it was run",
         "03_path": "cell 00000000: its text names a folder",
         "04_noise": "cell 00000000: its figure of 600 x 600",
     }.items():
@@ -177,7 +179,7 @@ def test_what_a_change_makes_of_a_chapter(stored, tmp_path, tool, change, state)
 
 def test_check_names_what_has_moved_on_and_what_was_never_stored(stored, tmp_path):
     root = shutil.copytree(stored[0], tmp_path / "copy")
-    for name in ("02_raises", "03_path", "04_noise"): (root / f"nbs/{name}.ipynb").unlink()
+    for name in ("02_raises", "03_path", "04_noise", "05_moment"): (root / f"nbs/{name}.ipynb").unlink()
     assert run(root, "--check").returncode == 0
     nb = read(root, "01_good")
     nb["cells"][2]["source"] = "2"

@@ -71,6 +71,7 @@ COLOURS = (64, 128, 256)  # as many as fit
 SCALES = (1.0, 0.85, 0.7, 0.55)
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?")
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+MOMENT = re.compile(r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\b")
 AT_ADDRESS = re.compile(r"(<[^>\n]*?) at 0x[0-9a-fA-F]+(>)")
 WIDGET = "(a widget: it needs a running kernel)"
 
@@ -113,8 +114,8 @@ def fit_text(shown: str, gap: tuple[str, ...] = ()) -> list[str]:
     return [f"{line}\n" for line in lines[:-1]] + lines[-1:]
 
 
-def fit_output(out: dict, private: tuple[str, ...] = ()) -> dict | None:
-    "One output as it is stored, or None for what is not (warnings); `private` are folders of this machine that no text may name."
+def fit_output(out: dict, private: tuple[str, ...] = (), began: str = "9") -> dict | None:
+    "One output as it is stored, or None for what is not (warnings); no text may name a `private` folder, or a moment since the run `began`."
     if out["output_type"] == "error": raise Refused(f"it raised {out['ename']}: {out['evalue']}")
     if out["output_type"] == "stream":
         if out["name"] != "stdout" or not text(out["text"]).strip(): return None
@@ -128,6 +129,8 @@ def fit_output(out: dict, private: tuple[str, ...] = ()) -> dict | None:
         raise Refused(
             f"its text names a folder of this machine ({named}): show the path from a folder that the reader knows, or only its name"
         )
+    if moment := next((found for found in MOMENT.findall(text(shown)) if found.replace(" ", "T") >= began), None):
+        raise Refused(f"its text shows when it was run ({moment}): another run shows another moment; show something else in its place")
     if faults := list(stored_faults(stored)): raise Refused(f"it {'; '.join(faults)}: show what another run would show again")
     return stored
 
@@ -143,9 +146,9 @@ def fit_data(data: dict) -> dict:
     return {kind: fit_text(text(data[kind]), gap=("",) if kind == "text/markdown" else ())}  # a table ends at an empty line
 
 
-def fit_outputs(outputs: list[dict], private: tuple[str, ...] = ()) -> list[dict]:
+def fit_outputs(outputs: list[dict], private: tuple[str, ...] = (), began: str = "9") -> list[dict]:
     "What is stored of all outputs of a cell; the same figure shown twice in a row (by pyplot and as the last value) is stored once."
-    stored = [fitted for out in outputs if (fitted := fit_output(out, private))]
+    stored = [fitted for out in outputs if (fitted := fit_output(out, private, began))]
     return [
         out
         for place, out in enumerate(stored)
@@ -299,6 +302,7 @@ def renew(name: str, names: list[str], root: Path, flags: list[str] = (), limit:
     "The text of the notebook with fresh outputs, and some counts for the progress line; `Refused` if it cannot be stored."
     if (root / name).is_symlink(): raise Refused("it is a link: store the notebook that it leads to")
     nb = read_notebook(root, name)
+    began = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time.time() - 1))
     told = execute(name, names, root, list(flags), limit)
     private, before = tuple(folder for folder in told["private"] if len(folder) > 1), record(nb) or {}
     if told["failed"]: raise Refused(f"cell {told['failed']['cell']} raised {told['failed']['why']}")
@@ -311,7 +315,7 @@ def renew(name: str, names: list[str], root: Path, flags: list[str] = (), limit:
             if fresh: kept[cell["id"]] = now
         else: fresh = told["outputs"].get(cell["id"], [])
         counts["warnings"] += sum(out.get("name") == "stderr" for out in fresh)
-        try: cell["outputs"] = fit_outputs(fresh, private)
+        try: cell["outputs"] = fit_outputs(fresh, private, began)
         except Refused as why: refused.append(f"cell {cell['id']}: {why}")
         for out in cell["outputs"]: counts["figures" if "image/png" in out.get("data", ()) else "texts"] += 1
     if refused: raise Refused("\n    ".join(refused))
