@@ -370,6 +370,16 @@ def test_weight_decay_groups(fresh, name):
     assert sorted(first + second) == sorted(key for key in dims if (name, key) != ("sincos", "visual.positional_embedding"))
 
 
+@pytest.mark.parametrize("name, most", [("plain", 100.0), ("siglike", math.inf)])
+def test_a_bound_of_the_scale_is_clips_only(fresh, name, most):
+    "SigLIP's models were trained with a scale of 117 or so and a bias; the contrastive loss does not see the bias, which stays."
+    backbone = fresh(name)
+    with torch.no_grad(): backbone.model.logit_scale.fill_(math.log(117.3))
+    run(backbone, steps=2, warmup=0, learning_rate=1e-4)
+    assert (backbone.scale.item() > 110) == (most > 100) and backbone.scale.item() <= most + 1e-4
+    if name == "siglike": assert backbone.model.logit_bias.item() == -10
+
+
 def test_decay_alone_shrinks_matrices_and_nothing_else(fresh, monkeypatch):
     monkeypatch.setitem(METHODS, "nothing", FromFunction("nothing", lambda backbone, *_, **__: 0.0 * sum(weight.sum() for weight in backbone.model.parameters())))
     backbone = fresh()

@@ -130,7 +130,9 @@ class OpenClipBackbone(nn.Module):
     def scale(self) -> Tensor: return self.model.logit_scale.exp()
 
     @torch.no_grad()
-    def clamp_scale(self) -> None: self.model.logit_scale.clamp_(0, math.log(100))   # CLIP's own bound
+    def clamp_scale(self) -> None:
+        "Bound the scale at 100, as CLIP does; a model with a bias, as SigLIP, has no bound of its scale and keeps both."
+        if getattr(self.model, "logit_bias", None) is None: self.model.logit_scale.clamp_(0, math.log(100))
 
     def encode_image(self, pixels: Tensor, hidden: Tensor | None = None) -> Tensor: return encode_image(self, pixels, hidden)
 
