@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 
 from pli.backbones.loading import load_backbone
 from pli.backbones.protocol import weights_of
+from pli.cli.main import main
 from pli.ranks import own_rows
 from pli.training.rows import part_of
+from pli.world import save_world
 
 HERE = Path(__file__).parent
 USUAL = {"steps": 20, "batch_size": 12, "learning_rate": 1e-3, "warmup": 2, "precision": "fp32", "checkpoint_every": 5}
@@ -171,6 +173,32 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_a_status_of_its_own(name, tmp
     told = next(line for line in process.stdout if "continuing" in line)
     os.killpg(process.pid, getattr(signal, name))
     assert process.communicate(timeout=120) and process.returncode == 75 and f"continuing at step {steps} of 100000" in told
+
+
+def shared_by_two(*words) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pli.cli.main", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=dict(os.environ, OMP_NUM_THREADS="1"))
+
+
+def test_two_processes_measure_what_one_measures(tmp_path):
+    "Each encodes a share; the numbers are the same to the last digit, printed and written once, and only the first process reports a mistake."
+    world = save_world(tmp_path / "world", pairs=8, queries=12, gallery_size=150)
+    asked = ("evaluate", "--model", "pli-tiny-48", "--queries", world / "queries.json", "--gallery", world / "gallery.json", "--device", "cpu")
+    done = shared_by_two(*asked, "--cache", tmp_path / "two", "--out", tmp_path / "two.json")
+    assert done.returncode == 0 and done.stdout.count("12 queries, gallery of 150") == 1, done.stderr
+    shards = list((tmp_path / "two").glob("*/*.safetensors"))
+    assert len(shards) == 2, "a share of each process"
+    assert main([*map(str, asked), "--no-cache", "--out", str(tmp_path / "one.json")]) == 0
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
+    assert one["kinds"] == two["kinds"] and one["weights"] == two["weights"]
+    done = shared_by_two(*asked, "--no-cache")
+    assert done.returncode and done.stderr.count("pli evaluate: --no-cache: several processes hand their features") == 1
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_what_several_processes_would_do_as_many_times_is_refused_once(number, tmp_path, monkeypatch, capsys):
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": str(number)}.items(): monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit): main(["search", str(tmp_path), "a star"])
+    assert capsys.readouterr().err.count("torchrun has started 2 processes, and only tune, evaluate, submit share their work") == 1 - number
 
 
 def test_torchrun_prints_and_writes_once(tmp_path):
