@@ -588,6 +588,7 @@ def test_tables_in_other_formats(measured, tmp_path):
     lines = format_latex(record).splitlines()
     body = [line for line in lines if line.endswith(r"\\") and "pm" in line]
     assert len(body) == len(record["specs"]) and {line.count("&") for line in body} == {9}
+    assert any("footnotesize" in line and "interval over queries" in line for line in lines), "what the small figures are is not cut off"
     assert "reference=left-out" in format_latex(record) and "reference=left-out" in format_markdown_page(record) and "reference=left-out" in format_page(record)
     halves = record["kinds"]["shape"]["halves"]
     one = next(row for row in rows if (row["queries of"], row["composer"]) == ("shape", "composing adds"))

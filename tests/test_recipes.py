@@ -10,7 +10,7 @@ import torch
 from layouts import make_fashioniq
 from pli.backbones.loading import load_backbone
 from pli.cli.main import main, make_parser
-from pli.cli.tune import tune_settings
+from pli.cli.tune import follow_recipe, tune_settings
 from pli.core import PliError
 from pli.data.batches import TensorPairs
 from pli.settings import TuneSettings
@@ -30,7 +30,7 @@ def world(tmp_path_factory) -> Path:
 
 
 def test_the_papers_and_our_own_are_there():
-    assert set(PAPER) | {"mixture"} == set(recipe_names())
+    assert set(PAPER) | {"mixture", "frozen-gallery-text-side"} == set(recipe_names())
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -126,6 +126,14 @@ def test_a_recipe_is_followed_and_continued(world, tmp_path, capfd):
 def settings_of(*words) -> TuneSettings: return tune_settings(make_parser().parse_args(["tune", "pairs.csv", "--out", "o", *words]))
 
 
+def test_what_is_typed_is_open_no_more(tmp_path):
+    (tmp_path / "small.toml").write_text(RECIPE.replace('["the seed"]', '["the seed", "epochs: 3 is taken", "learning_rate: 1e-4 is taken"]'))
+    asked = make_parser().parse_args(["tune", "pairs.csv", "--out", "o", "--recipe", str(tmp_path / "small.toml"), "--epochs", "2"])
+    told = []
+    follow_recipe(asked, told.append)
+    assert [line for line in told if "open: " in line] == ["  open: the seed", "  open: learning_rate: 1e-4 is taken"]
+
+
 def test_what_is_typed_overrules_a_recipe(tmp_path):
     (tmp_path / "small.toml").write_text(RECIPE)
     recipe = ("--recipe", str(tmp_path / "small.toml"))
@@ -155,7 +163,7 @@ def test_a_broken_recipe_is_named(tmp_path, text, words):
 def test_a_recipe_that_is_none_is_told(tmp_path):
     os.mkfifo(tmp_path / "pipe.toml")
     with pytest.raises(PliError, match="a pipe, not a file"): read_recipe(tmp_path / "pipe.toml")
-    with pytest.raises(PliError, match="is no recipe of pli .masked-tuning-vit-b-32-coco"): read_recipe("masked-tuning")
+    with pytest.raises(PliError, match="is no recipe of pli .*masked-tuning-vit-b-32-coco"): read_recipe("masked-tuning")
 
 
 def test_without_a_model_nothing_begins(world, tmp_path, capfd):

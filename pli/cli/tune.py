@@ -197,7 +197,10 @@ def follow_recipe(args, say=print):
     if not (args.model or args.prolong): args.refuse("one of the arguments --prolong --model is required")
     if recipe is None: return None
     args.validate_composer = args.validate_composer or recipe.validate_composer or None
-    for line in (f"recipe {recipe.name}: {recipe.title}; from {recipe.source}", *(f"  open: {line}" for line in recipe.open)): say(line)
+    say(f"recipe {recipe.name}: {recipe.title}; from {recipe.source}")
+    for line in recipe.open:
+        about = re.match(r"\w*", line)[0]                      # of a setting: what is typed is open no more
+        if not (hasattr(args, about) and getattr(args, about) is not None): say(f"  open: {line}")
     if recipe.pairs: say(f"  its pairs: {recipe.pairs}")
     if recipe.validate_on and not (args.validate_on or args.queries):
         say(

@@ -282,12 +282,13 @@ def latex_lines(
     notes: Iterable[str] = (),   # stand below, in the table itself
 ) -> list[str]:
     "The lines of a booktabs table: a row per composer, a column per section and measure, half the interval's width beside each value."
-    safe, families = lambda text: "".join(LATEX_ESCAPES.get(c, c) for c in printable(text)), list(record["specs"])
+    safe = lambda text, most=200: "".join(LATEX_ESCAPES.get(c, c) for c in printable(text, most))
+    families = list(record["specs"])
     columns = [(name, measure) for name, section in sections.items() for measure in section["composers"][families[0]]]
     cell = lambda found: rf"{found[0]:.2f}{{\tiny\,$\pm${(found[2] - found[1]) / 2:.1f}}}"
     spans = [(name, sum(1 for other, _ in columns if other == name)) for name in sections]
     name_of = lambda family: f"best ({'/'.join(record['specs'][family])})" if family == "best" else "/".join(record["specs"][family])
-    below = [rf"\multicolumn{{{len(columns) + 1}}}{{p{{0.95\linewidth}}}}{{\footnotesize {safe(note)}}} \\" for note in notes]
+    below = [rf"\multicolumn{{{len(columns) + 1}}}{{p{{0.95\linewidth}}}}{{\footnotesize {safe(note, 1000)}}} \\" for note in notes]
     body = [
         " & ".join([safe(name_of(family)), *(cell(sections[name]["composers"][family][measure]) for name, measure in columns)]) + r" \\"
         for family in families
