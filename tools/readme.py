@@ -27,7 +27,7 @@ COMMAND = re.compile(r"^<!-- command: (\w+) -->\n+```sh\n(.*?)^```$", re.M | re.
 CHAPTERS = "<!-- chapters -->"
 NUMBER = re.compile(r"(\d+)([a-z]?)_")
 PARTS = (  # the map of chapters: what a row is about, and the folders and chapters of nbs/ that it holds, in reading order
-    ("first use", ("tutorials/search_your_pictures", "tutorials/command_line", "tutorials/evaluate_benchmark", "16_demo")),
+    ("first use", ("tutorials/search_your_pictures", "tutorials/command_line", "tutorials/evaluate_benchmark", "tutorials/coco_to_circo", "16_demo")),
     ("what came out", ("tutorials/results", "tutorials/study", "tutorials/gallery_neighbours", "tutorials/gallery_masks", "tutorials")),
     ("ground", ("00_core", "00a_ranks", "01_world")),
     ("models", ("backbones",)),
