@@ -60,7 +60,7 @@ def test_a_run_becomes_a_folder_that_open_clip_loads_to_the_bit(run, tmp_path, c
 
 
 def test_the_end_of_a_run_and_a_folder_in_it_are_found(run, tmp_path, capfd):
-    pli(capfd, "export", run, tmp_path / "last", "--last")
+    pli(capfd, "export", run, "--out", tmp_path / "last", "--last")
     assert load_backbone(tmp_path / "last").fingerprint() == load_backbone(run / "last").fingerprint() != load_backbone("pli-tiny-48", quick_gelu=True).fingerprint()
     pli(capfd, "export", run / "last", tmp_path / "again")
     for out in ("last", "again"): assert "It is the end of its run" in (tmp_path / out / "README.md").read_text() and "- steps: 4" in (tmp_path / out / "README.md").read_text()
@@ -92,6 +92,9 @@ def test_places_that_are_taken_and_runs_that_are_not_done_are_told(run, tmp_path
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("x")
     assert "nothing is replaced" in pli(capfd, "export", run, tmp_path / "full", status=1)
+    for words, told in ((("out", "--out", "other"), "OUT is given twice, as out and as other"), ((), "OUT is missing")):
+        with pytest.raises(SystemExit): pli(capfd, "export", run, *words)
+        assert told in capfd.readouterr().err
     (tmp_path / "file").write_text("x")
     assert "nothing is replaced" in pli(capfd, "export", run, tmp_path / "file", status=1)
     (tmp_path / "begun").mkdir()
