@@ -182,11 +182,12 @@ def train_step(
         mean_over_ranks(weight.grad for group in optimiser.param_groups for weight in group["params"] if weight.grad is not None)
     weights = [weight for group in optimiser.param_groups for weight in group["params"] if weight.grad is not None]
     norm = torch.nn.utils.clip_grad_norm_(weights, settings.clip_gradient or math.inf)
-    if not (torch.isfinite(loss) and torch.isfinite(norm)):
+    value, length = torch.stack([loss.detach().float(), norm.float()]).tolist()      # a GPU is waited for once, and once for the scale
+    if not (math.isfinite(value) and math.isfinite(length)):
         raise PliError(
-            f"step {step}: the loss is {loss.item():.4g} and the gradient norm {norm.item():.4g}; a lower learning rate (now {rate:.2g}) or"
+            f"step {step}: the loss is {value:.4g} and the gradient norm {length:.4g}; a lower learning rate (now {rate:.2g}) or"
             " a longer warm-up usually helps"
         )
     optimiser.step()
     backbone.clamp_scale()
-    return {"step": step, "loss": loss.item(), "learning_rate": rate, "scale": backbone.scale.item(), "gradient_norm": norm.item()}
+    return {"step": step, "loss": value, "learning_rate": rate, "scale": backbone.scale.item(), "gradient_norm": length}
