@@ -132,6 +132,9 @@ def test_a_run_goes_on_with_the_same_method_only(bring, tmp_path, monkeypatch):
     import sys
     from pli.core import read_sealed, sealed, write_json
     from pli.methods import registry
+    from pli.studies.data import code_digest
+    from pli.studies.plan import Arm
+    from pli.studies.results import code_of
     from pli.training.identity import claim_folder, method_record
     site, settings = bring("theirs", METHOD % (2, ""), {"pli.methods": "theirs"}), TuneSettings(objective="theirs")
     folder, said = tmp_path / "run", []
@@ -146,6 +149,8 @@ def test_a_run_goes_on_with_the_same_method_only(bring, tmp_path, monkeypatch):
     assert read_sealed(folder / "run.json", "")["method options"] == {"layers": 2} and not claim(METHOD % (2, ""))
     for changed, words in ((METHOD % (3, ""), "method options was"), (METHOD % (2, "    more = 1\n"), "method code was")):
         with pytest.raises(PliError, match=words): claim(changed)
+    assert {code_of(Arm("mine", TuneSettings())), code_of(None)} == {code_digest()}
+    assert code_of(Arm("theirs", settings)) == f"{code_digest()}+{method_record(settings)['method code']}"
     old = {key: value for key, value in read_sealed(folder / "run.json", "").items() if not key.startswith("method ")}
     write_json(folder / "run.json", sealed(old))
     assert not claim(METHOD % (3, "")) and not method_record(TuneSettings())

@@ -649,6 +649,8 @@ def test_results_know_the_code_that_made_them(copied):
     changed(copied / "out" / "control-0.json", code="0123")
     changed(copied / "out" / "control-1.json", code=None)
     assert "2 versions of the code; some results do not say which" in provenance_lines(read_results(copied / "out"))
+    changed(copied / "out" / "control-0.json", code="0123+4567")
+    assert "2 versions of the code, 1 of methods that other packages bring; some results do not say which" in provenance_lines(read_results(copied / "out"))
 
 
 def test_a_map_calls_significant_only_where_seeds_agree(whole, monkeypatch):

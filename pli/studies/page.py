@@ -137,7 +137,7 @@ def provenance_lines(study: Study) -> list[str]:
         {f"{record['machine']['processor']}, {record['machine'].get('gpu', record['machine']['device'])}" for record in records}
     )
     codes = {record.get("code") for record in records} | {more.get("code") for record in records for more in record.get("added later", [])}
-    named = codes - {None}
+    named, brought = ({part for code in codes - {None} if (part := str(code).partition("+")[which])} for which in (0, 2))
     dates, versions = sorted({record["date"] for record in records}), sorted(
         {f"torch {record['versions']['torch']}, open_clip {record['versions']['open_clip_torch']}" for record in records}
     )
@@ -147,7 +147,9 @@ def provenance_lines(study: Study) -> list[str]:
         "; ".join(machines),
         "; ".join(versions),
         (
-            f"{len(named)} version{'s' * (len(named) != 1)} of the code" + "; some results do not say which" * (None in codes)
+            f"{len(named)} version{'s' * (len(named) != 1)} of the code"
+            + f", {len(brought)} of methods that other packages bring" * bool(brought)
+            + "; some results do not say which" * (None in codes)
             if named
             else "the results do not say which version of the code made them"
         ),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IDLE', 'precisions', 'precision_here', 'result_path', 'said_of', 'flat', 'check_same', 'read_result', 'Job', 'Stops',
-           'step_of', 'model_of', 'member_precision', 'left', 'Place', 'make']
+           'step_of', 'model_of', 'member_precision', 'left', 'Place', 'code_of', 'make']
 
 # %% ../../nbs/studies/15c_results.ipynb #a8ed2aa3
 import copy
@@ -30,7 +30,7 @@ from .data import StudyData, SomePairs, code_digest, measure
 from .plan import Arm, Plan, start_settings, stem
 from ..training.average import average
 from ..training.checkpoints import read_log
-from ..training.identity import BEFORE, differences, state_digest
+from ..training.identity import BEFORE, differences, method_record, state_digest
 from ..training.loop import tune
 from ..training.step import uses_bf16
 
@@ -312,6 +312,11 @@ def made_with(plan: Plan, job: Job, material: StudyData, place: Place) -> dict:
     return about | {"members": {name: member | precision(name) for name, member in about["members"].items()}}
 
 # %% ../../nbs/studies/15c_results.ipynb #9b804823
+def code_of(arm: Arm | None) -> str:
+    "The code that decides an arm's numbers: this package's, and that of a method which another one brings."
+    foreign = method_record(arm.settings).get("method code") if arm and not arm.average else None
+    return "+".join(filter(None, (code_digest(), foreign)))
+
 def make(plan: Plan, job: Job, material: StudyData, place: Place, say: Callable[[str], None]) -> None:
     """Train, measure and store one arm with one seed, whole or not at all. What was measured already keeps its numbers; only composers
     that are new are added.
@@ -335,7 +340,7 @@ def make(plan: Plan, job: Job, material: StudyData, place: Place, say: Callable[
         if not specs: continue
         model = backbone if step is None else model_in(folder / f"at-{step}", place.device)
         found = measure(model, material, specs, plain=name in missing, gallery=gallery)
-        made = {"seconds to measure": round(time.time() - began, 1), "code": code_digest()} | provenance(
+        made = {"seconds to measure": round(time.time() - began, 1), "code": code_of(job.arm)} | provenance(
             place.command, job.seed or 0, place.device
         )
         if name in missing:
