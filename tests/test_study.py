@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -313,6 +314,19 @@ def test_only_some_arms_and_what_they_are_made_of():
 def read_plan_of(text: str):
     import tempfile
     with tempfile.TemporaryDirectory() as folder: return read_plan(written(Path(folder), text))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGTERM"), reason="this system has no such signals")
+def test_told_to_end_it_ends_and_begins_no_other_arm(tmp_path):
+    "A cluster's wish is no failure of the arm: status 75, a checkpoint, and the arms behind it are left for the same command."
+    plan = written(tmp_path, TINY.replace("steps = 4\n", "steps = 100000\n").replace("checkpoint_every = 1\n", "checkpoint_every = 100000\n"))
+    began = subprocess.Popen([*COMMAND, *words(plan, tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    while not (tmp_path / "runs" / "control-0" / "run.json").exists(): assert began.poll() is None; time.sleep(0.1)
+    time.sleep(1)
+    began.terminate()
+    _, told = began.communicate(timeout=120)
+    assert began.returncode == 75 and "SIGTERM was received" in told and "failed" not in told, told
+    assert (tmp_path / "runs" / "control-0" / "checkpoint.safetensors").exists() and not (tmp_path / "runs" / "mix-it-0").exists()
 
 
 def test_killed_in_the_middle_and_continued_gives_the_same_ranks(whole, tmp_path):

@@ -23,6 +23,7 @@ from .data import StudyData, code_digest, load_study_data, unpacked
 from .plan import Plan, start_model, start_settings, stem
 from .results import Job, Place, check_same, left, make, precision_here, precisions, read_result, result_path, said_of
 from ..training.loop import tune
+from ..training.stopping import RunStopped
 
 # %% ../../nbs/studies/15_run.ipynb #a1053213
 @dataclass
@@ -250,6 +251,7 @@ def make_missing(
                 rest = [other for other in jobs if other != job and not there(other)]
                 tell = teller(job, f"[{sum(map(there, jobs)) + 1}/{len(jobs)}]", clock, rest, place.runs, say)
                 try: make(plan, job, material, place, tell)
+                except RunStopped: raise                     # a cluster's wish to end is no failure of an arm
                 except PliError as error:
                     failed[job] = str(error)
                     tell(f"failed: {error}")
