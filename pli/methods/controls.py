@@ -11,15 +11,19 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..backbones.protocol import Backbone
-from ..core import unit
+from ..core import PliError, unit
 from ..losses import contrastive
 from .method import Method, TrainingBatch
 from ..settings import TuneSettings
 
 # %% ../../nbs/methods/05c_controls.ipynb #478c281d
 class PlainClip(Method):
-    "The plain CLIP loss (Radford et al. 2021, arXiv 2103.00020): the control that every comparison needs. `hide` has no say."
+    "The plain CLIP loss (Radford et al. 2021, arXiv 2103.00020): the control that every comparison needs. Nothing is hidden."
     name, asks_with = "clip", "caption alone"
+
+    def check(self, settings: TuneSettings) -> None:
+        if settings.hide not in ("none", TuneSettings().hide):
+            raise PliError(f"hide must be none, got {settings.hide!r}: the objective {self.name} hides nothing, flip is its loss on what is hidden")
 
     def loss(self, backbone: Backbone, batch: TrainingBatch, settings: TuneSettings, gallery: Backbone | None = None) -> Tensor:
         whole, text = (gallery or backbone).encode_image(batch.pixels), backbone.encode_text(batch.captions)
@@ -33,6 +37,8 @@ class PlainClip(Method):
 class HiddenClip(PlainClip):
     "The CLIP loss between masked or corrupted pictures and their words (FLIP, Li et al. 2023, arXiv 2212.00794): hiding as augmentation."
     name = "flip"
+
+    def check(self, settings: TuneSettings) -> None: "Whatever can be hidden."
 
     def loss(self, backbone: Backbone, batch: TrainingBatch, settings: TuneSettings, gallery: Backbone | None = None) -> Tensor:
         view = batch.hidden(backbone, settings.hide)
