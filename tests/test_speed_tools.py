@@ -1,5 +1,6 @@
 "The tools that measure speed run, and say what they must: a short trial of each, whose numbers mean nothing."
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,3 +36,21 @@ def test_photographs_of_ones_own_are_enlarged(tmp_path, shared):
     assert "photographs, enlarged" in record["what"] and "beside the model" not in record
     (tmp_path / "none").mkdir()
     assert "holds no .jpg" in run_tool("tools/loader_speed.py", "--quick", "--pictures", tmp_path / "none", status=1).stderr
+
+
+def test_the_check_of_a_gpu_can_be_rehearsed(tmp_path):
+    "tests/test_gpu.py, which it runs too, is run by itself."
+    done = subprocess.run(["bash", "tools/gpu_check.sh", "--device", "cpu", "--quick", "--without", "tests", "--out", str(tmp_path / "check.json")], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHON": sys.executable})
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    record = json.loads((tmp_path / "check.json").read_text())
+    assert record["failed"] == [] and set(record["parts"]) == {"precision", "share", "step", "compile"} and "rehearsal" in record["what"]
+    parts = record["parts"]
+    assert parts["compile"]["apart at most, share"] < 1e-4 and parts["compile"]["first step, seconds"]["compiled"] > 0
+    spans = parts["share"]["seconds a step"]
+    assert set(spans) == {"loading", "copying", "hiding", "tokens", "clipping", "optimiser", "forward and backward", "log"}
+    assert parts["share"]["share outside forward and backward"] == pytest.approx(1 - spans["forward and backward"] / sum(spans.values()), abs=1e-3)
+
+
+def test_a_check_that_has_no_time_says_so_and_fails(tmp_path):
+    done = run_tool("tools/gpu_check.py", "--device", "cpu", "--quick", "--seconds", "0", "--out", tmp_path / "check.json", status=1)
+    assert json.loads((tmp_path / "check.json").read_text())["failed"] == ["tests", "precision", "share", "step", "compile"] and "no time was left" in done.stdout
