@@ -55,6 +55,8 @@ def test_the_check_of_a_gpu_can_be_rehearsed(tmp_path):
 
 def test_a_check_that_has_no_time_says_so_and_fails(tmp_path):
     done = run_tool("tools/gpu_check.py", "--device", "cpu", "--quick", "--seconds", "0", "--out", tmp_path / "check.json", status=1)
+    assert "gpu_check: device 'nowhere' cannot be used here" in run_tool("tools/gpu_check.py", "--device", "nowhere", "--out", tmp_path / "none.json", status=1).stderr
+    assert not (tmp_path / "none.json").exists()
     assert json.loads((tmp_path / "check.json").read_text())["failed"] == ["tests", "precision", "share", "step", "compile"] and "no time was left" in done.stdout
 
 

@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 
 from pli import world
 from pli.backbones.loading import load_backbone
-from pli.core import pick_device, provenance, rng_for, write_json
+from pli.core import PliError, pick_device, provenance, rng_for, write_json
 from pli.data.batches import PairSet, ResumableBatchSampler, collate
 from pli.data.pairs import read_pairs
 from pli.methods.method import TrainingBatch
@@ -243,7 +243,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=480, help="begin no part after so long, and end those that are processes (default: 480)")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "gpu-check.json", metavar="FILE", help="JSON file for the record (default: results/gpu-check.json)")
     args = parser.parse_args()
-    began, device, size = time.perf_counter(), pick_device(args.device), QUICK if args.quick else FULL
+    try: began, device, size = time.perf_counter(), pick_device(args.device), QUICK if args.quick else FULL
+    except PliError as error: sys.exit(f"gpu_check: {error}")
     args.left = lambda: max(1.0, args.seconds - (time.perf_counter() - began))
     words = ["tools/gpu_check.sh", f"--device {device.type}"] + ["--quick"] * args.quick + [f"--without {' '.join(args.without)}"] * bool(args.without)
     record = {"what": "a rehearsal, whose numbers mean nothing" if args.quick else "checks and speeds on one device", **provenance(" ".join(words), 0, device), "seconds": {}, "parts": {}}
