@@ -1,6 +1,6 @@
 """How fast a training step is, against a plain implementation of the same step, in turns within one run.
 
-    python tools/step_speed.py [--model ViT-B-32] [--batch 64] [--turns 5] [--device cpu] [--precision fp32] [--out results/step-speed.json]
+    python tools/step_speed.py [--model ViT-B-32] [--batch 64] [--turns 5] [--device cpu] [--precision fp32] [--skip-memory] [--out results/step-speed.json]
 
 plain   open_clip's own `encode_image` and `encode_text`: all 77 tokens, the whole picture and the masked one embedded apart, the kept tokens
         of the masked one through the blocks, the loss, the way back, AdamW
@@ -129,12 +129,13 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: the best that is there)")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="as in pli tune (default: fp32)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file for the record")
+    parser.add_argument("--skip-memory", action="store_true", help="leave out the peaks of memory, which take a process each")
     parser.add_argument("--memory-of", choices=("plain", "pli", "frozen"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     device = pick_device(args.device)
     if args.memory_of: return tell_peak(args, device)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    memory = {name: peak(args, name) for name in ("plain", "pli", "frozen")}
+    memory = None if args.skip_memory else {name: peak(args, name) for name in ("plain", "pli", "frozen")}
     ways = [Way(name, args, device) for name in ("plain", "pli", "frozen")]
     first = {way.name: way() for way in ways}                                                     # a first turn that does not count
     off = abs(first["plain"] - first["pli"]) / first["plain"]

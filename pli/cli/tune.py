@@ -89,6 +89,9 @@ def add_tune(commands) -> None:
     source_options(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run: best/ and last/ hold the tuned model")
     parser.add_argument(
+        "--dry-run", action="store_true", help="make everything ready, measure a few steps on a copy, print the plan and write nothing"
+    )
+    parser.add_argument(
         "--held-out",
         type=float,
         default=0.02,
@@ -313,6 +316,7 @@ def tune_on(args, device, say) -> None:
     from pli.methods.registry import asks_frozen_gallery, method_named
     from pli.ranks import rank
     from pli.training.loop import resolve_epochs, tune
+    from pli.training.plan import make_plan
     if bool(args.queries) != bool(args.gallery):
         raise PliError("--queries and --gallery go together: the queries name pictures of the gallery")
     if not 0 < args.held_out < 1: raise PliError(f"--held-out must be between 0 and 1, got {args.held_out}")
@@ -338,7 +342,9 @@ def tune_on(args, device, say) -> None:
     learn = PairSet(learn, backbone.pixels, args.captions)
     settings = resolve_epochs(settings, visits_of(learn))
     if epoch := what_an_epoch_is(settings, learn): say(epoch)
-    result = tune(backbone, learn, settings, args.out, validate, args.workers, say, args.prolong, args.most_bad)
+    asked_for = (backbone, learn, settings, args.out, validate, args.workers, say, args.prolong, args.most_bad)
+    if args.dry_run: return say(make_plan(*asked_for, measures, len(held_out or ()), pairs.problems))
+    result = tune(*asked_for)
     if rank(): return
     write_problems(Path(args.out) / "problems.jsonl", pairs, result.problems)
     made = Path(args.out) / "provenance.json"
