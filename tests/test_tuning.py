@@ -594,7 +594,8 @@ def test_a_step_that_fails_leaves_the_tower_whole(fresh):
 
 @pytest.mark.parametrize("objective", list(METHODS))
 def test_every_objective_learns(fresh, objective):
-    history = run(fresh(), objective=objective, steps=40, data=chance_pairs(16), batch_size=16).history
+    hide = "none" if objective == "clip" else SHORT.hide
+    history = run(fresh(), objective=objective, hide=hide, steps=40, data=chance_pairs(16), batch_size=16).history
     assert sum(record["loss"] for record in history[-5:]) < 0.9 * sum(record["loss"] for record in history[:5])
 
 
@@ -890,13 +891,18 @@ def test_pairs_of_another_size_are_named(fresh):
 
 # ---- precision, other models, what is said
 
-@pytest.mark.parametrize("hide", ["random:0.5", "crop+blur", "mix:0.5+recolour"])
-@pytest.mark.parametrize("objective", list(METHODS))
+@pytest.mark.parametrize("objective, hide", [("clip", "none"), *((name, hide) for name in METHODS if name != "clip" for hide in ("random:0.5", "crop+blur", "mix:0.5+recolour"))])
 def test_bf16_runs_on_the_processor(fresh, objective, hide):
     single, half = fresh(), fresh()
     one, two = (run(backbone, objective=objective, precision=precision, hide=hide, steps=3) for backbone, precision in ((single, "fp32"), (half, "bf16")))
     for a, b in zip(one.history, two.history): assert math.isfinite(b["loss"]) and b["loss"] == pytest.approx(a["loss"], rel=0.1)
     assert all(weight.dtype == torch.float32 for weight in half.model.parameters()) and not same(single, half)
+
+
+def test_the_clip_loss_refuses_to_hide(fresh):
+    "It would hide nothing, and a control would not be what its name says."
+    with pytest.raises(PliError, match="hide must be none, got 'none.drop:0.5': the objective clip hides nothing, flip is"): run(fresh(), objective="clip", hide="none+drop:0.5")
+    assert check_settings(TuneSettings(objective="clip")).name == "clip" and check_settings(TuneSettings(objective="flip", hide="drop:0.5")).name == "flip"
 
 
 def test_auto_is_fp32_on_the_processor(fresh):
