@@ -62,6 +62,11 @@ class TuneSettings:
     warmup_epochs: int = setting(5, "of schedule epochs: from a hundredth of the rate in the first to all of it after so many")
     decay_epochs: int = setting(0, "of schedule epochs: a tenth of the rate from this epoch on, 0 for never")
     clip_gradient: float = setting(1.0, "greatest gradient norm, 0 for none")
+    ema: float = setting(
+        0.0,
+        "decay of an exponential moving average of the weights, such as 0.999: the average is what is validated and kept in best/, and"
+        " average/ holds it at the end; 0 for none",
+    )
     precision: str = setting("auto", "auto (what the machine is good at), fp32 or bf16")
     piece: int = setting(0, "pictures or captions that are encoded with a graph at a time (gradient caching), 0 for all at once")
     gradient_checkpointing: bool = setting(

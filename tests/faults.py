@@ -73,6 +73,7 @@ TUNE = ("tune ../../data/pairs.csv --model pli-tiny-48 --out run --device cpu --
 TASKS = (
     Task("tune", (TUNE, f"evaluate {OURS} --model run/best --no-cache --composer sum:0.5 --out best.json"), 3),
     Task("tune with workers", (TUNE + " --workers 1",), 0.5),
+    Task("tune with an average", (TUNE + " --ema 0.75 --keep-every 3", f"evaluate {OURS} --model run/average --no-cache --composer sum:0.5 --out average.json"), 1),
     Task("study", ("study ../../data/plan.toml --runs runs --out results --device cpu", "study ../../data/plan.toml --out results --report"), 3, False),
     Task("demo", ("demo --quick --out demo --device cpu",), 0.3),
     Task("evaluate", (f"evaluate {OURS} --model ../../data/model --cache cache --composer sum --out report.json --rankings ranked.json",), 2, False),

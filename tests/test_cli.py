@@ -149,7 +149,7 @@ def test_options_arrive():
     given = {"hide": "mix:0.25", "weight": 0.5, "clip-weight": 0.25, "tune": "text", "steps": 7, "batch-size": 9, "learning-rate": 0.5, "weight-decay": 0.125,
              "warmup": 3, "schedule": "step", "clip-gradient": 0.0, "precision": "fp32", "checkpoint-every": 5, "validate-every": 2, "seed": 11,
              "avoid": "own", "batches": "kin:colour", "beta2": 0.5, "epsilon": 0.25, "preprocess": "target-pad",
-             "target": "frozen", "piece": 4}
+             "target": "frozen", "piece": 4, "ema": 0.5}
     epochs = {"epochs": 3, "schedule": "epochs", "warmup-epochs": 2, "decay-epochs": 4, "validate-epochs": 1}
     assert {f"--{name}" for name in given | epochs} | {"--objective", "--options", "--one-way", "--keep-false-negatives", "--decay-all", "--gradient-checkpointing"} == set(tune_options())
     base = ["tune", "pairs.csv", "--model", "m", "--out", "o"]
@@ -160,6 +160,10 @@ def test_options_arrive():
     for name in ("--weight", "--clip-weight"):                                                       # the paper's loss has neither: not ignored, but refused
         with pytest.raises(PliError, match="belong to the objective masked, not to paper"): tune_settings(make_parser().parse_args(base + ["--objective", "paper", name, "0.5"]))
     assert tune_settings(make_parser().parse_args(base)) == TuneSettings()                           # defaults live in TuneSettings only
+    watched = make_parser().parse_args([*base, "--keep-every", "400", "--tensorboard"])                # no settings: they change nothing of a run
+    assert (watched.keep_every, watched.tensorboard) == (400, True) and tune_settings(watched) == TuneSettings()
+    usual = make_parser().parse_args(base)
+    assert (usual.keep_every, usual.tensorboard) == (0, False)
     words = [word for name, value in epochs.items() for word in (f"--{name}", str(value))]
     assert tune_settings(make_parser().parse_args(base + words + ["--decay-all"])) == TuneSettings(**{name.replace("-", "_"): value for name, value in epochs.items()}, decay_all=True)
 
@@ -468,7 +472,7 @@ def test_masks_with_words(drawn, tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_a_folder_that_cannot_be_written_is_told_before_any_model_or_file_is_read(capsys):
-    for command in (["average", "gone", "gone too"], ["submit", "cirr", "--model", "gone"], ["evaluate", "--model", "gone", "--queries", "gone.json", "--gallery", "gone.json", "--composer", "sum:1"]):
+    for command in (["average", "gone", "gone too"], ["submit", "cirr", "--model", "gone"], ["evaluate", "--model", "gone", "--queries", "gone.json", "--gallery", "gone.json", "--composer", "sum:1"], ["tune", "gone.csv", "--model", "gone"]):
         assert main([*command, "--out", "/proc/new/report.json"]) == 1
         said = capsys.readouterr().err
         assert "/proc/new" in said and "cannot be written" in said and said.count("\n") == 1, said

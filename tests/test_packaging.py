@@ -59,7 +59,7 @@ def test_build_script_says_what_settings_say(monkeypatch):
     assert (said["name"], said["version"], said["license"]) == (SETTINGS["lib_name"], SETTINGS["version"], "Apache-2.0")
     assert said["python_requires"] == ">=" + SETTINGS["min_python"]
     assert said["install_requires"] == shlex.split(SETTINGS["requirements"])
-    assert said["extras_require"] == {name: shlex.split(SETTINGS[f"{name}_requirements"]) for name in ("docs", "dev", "parquet", "studio", "heic", "raw", "lance", "hf")}
+    assert said["extras_require"] == {name: shlex.split(SETTINGS[f"{name}_requirements"]) for name in ("docs", "dev", "parquet", "studio", "heic", "raw", "lance", "hf", "tensorboard")}
     assert said["entry_points"]["console_scripts"] == ["pli=pli.cli.main:main"]
     assert said["entry_points"]["nbdev"] == ["pli=pli._modidx:d"]
     shipped = {path for pattern in said["package_data"]["pli"] for path in (ROOT / "pli").glob(pattern) if path.is_file()}

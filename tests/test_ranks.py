@@ -93,6 +93,19 @@ def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
     assert far_off(alone["borrowing"][0], weights) < 0.01
 
 
+def test_the_moving_average_of_several_processes_is_that_of_one(tmp_path):
+    "Stopped on two processes and gone on with on two, against one process that nothing happened to."
+    case = {"settings": USUAL | CASES["masked"] | {"ema": 0.9}, "folder": str(tmp_path / "run")}
+    done = shared_run(2, tmp_path, {"first": case | {"stop_after": 9 * 6}}, check=False)
+    assert done.returncode != 0 and "is saved in" in done.stderr
+    shared_run(2, tmp_path, {"second": case})
+    raw, _ = rank_worker.run_case(case["settings"], tmp_path / "alone")
+    mean, other = (load_file(tmp_path / run / "average" / "open_clip_model.safetensors") for run in ("alone", "run"))
+    learned = [name for name in raw if mean[name].is_floating_point()]
+    assert far_off({name: mean[name] for name in learned}, other) < 0.01
+    assert far_off({name: mean[name] for name in learned}, raw) > 0.03, "the average is the end, so the case says nothing"
+
+
 def test_rows_of_a_batch():
     for total in (1, 2, 5, 8):
         for count in (1, 2, 3, 4):

@@ -39,8 +39,8 @@ from pli.methods.registry import METHODS
 from pli.training.loop import check_settings, tune
 from pli.training.step import SCHEDULES, learning_rate, make_optimiser, train_step
 from pli.settings import TuneSettings
-from pli.training.average import average
-from pli.training.checkpoints import read_log
+from pli.training.average import MovingAverage, average
+from pli.training.checkpoints import StepLog, check_room, file_sizes, read_log
 from pli.training.identity import claim_folder, files_digest, state_digest, holds_pictures_twice
 from pli.training.batches import partners_for
 
@@ -84,7 +84,7 @@ def quiet(line): pass
 
 
 def run(backbone, folder=None, data=PAIRS, settings=SHORT, **changes):
-    extra = {key: changes.pop(key) for key in ("validate", "workers", "say", "prolong") if key in changes}
+    extra = {key: changes.pop(key) for key in ("validate", "workers", "say", "prolong", "keep_every", "tensorboard") if key in changes}
     return tune(backbone, data, dataclasses.replace(settings, **changes), folder, **{"say": quiet, **extra})
 
 
@@ -742,7 +742,7 @@ BAD = {
     "precision": ["fp16", None, 16], "checkpoint_every": [0, -5, 1.5, None], "validate_every": [-1, 0.5, None], "seed": [0.5, None, "0", True],
     "options": [None, 3, "layers=3", "layers"], "target": ["", "other", None, True], "piece": [-1, 0.5, None, True], "gradient_checkpointing": [1, None, "yes"],
     "epochs": [-1, 0.5, None, True], "warmup_epochs": [-1, 0.5, None], "decay_epochs": [-2, 1.5, None], "validate_epochs": [-1, 3, None, 0.5], "beta2": [-0.1, 1.0, math.nan, "0.9", None],
-    "epsilon": [-1e-9, math.nan, math.inf, None], "decay_all": [1, None, "yes"], "preprocess": ["", "square", None, True],
+    "epsilon": [-1e-9, math.nan, math.inf, None], "ema": [-0.1, 1.0, 2, math.nan, "0.9", None, True], "decay_all": [1, None, "yes"], "preprocess": ["", "square", None, True],
 }
 
 
@@ -1586,3 +1586,260 @@ def test_a_log_nested_without_end_is_told(tmp_path):
 @pytest.mark.parametrize("name", ["steps", "batch_size", "warmup", "checkpoint_every", "validate_every"])
 def test_counts_beyond_all_measure_are_told(name):
     with pytest.raises(PliError, match=f"{name} must be at most 1,000,000,000,000"): check_settings(TuneSettings(**{name: 10**20}))
+
+
+# ---- a log that is appended
+
+def test_every_line_is_written_once_and_at_once(fresh, tmp_path):
+    "The file only grows, and a line is there before the next batch is read."
+    log, sizes = tmp_path / "run" / "log.jsonl", []
+    class Watching(TensorPairs):
+        def __getitem__(self, index):
+            sizes.append((log.stat().st_ino, log.read_bytes().count(b"\n"), log.stat().st_size))
+            return super().__getitem__(index)
+    run(fresh(), tmp_path / "run", Watching(PAIRS.pixels, PAIRS.captions))
+    assert len({inode for inode, _, _ in sizes}) == 1 and sizes == sorted(sizes)
+    assert [lines for _, lines, _ in sizes[::8]] == list(range(8))
+
+
+@pytest.mark.parametrize("tail", [b"", b'{"step": 3, "lo', b'{"step": 3, "loss": 1.5}\n', b'{"step": 3, "loss": 1.5}\n\x00\x00\x00', b"\n\n", b"x" * 100_000])
+def test_what_stands_behind_the_checkpoint_is_cut(fresh, tmp_path, tail):
+    whole = run(fresh(), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path / "run", Fuse(30))
+    log = tmp_path / "run" / "log.jsonl"
+    log.write_bytes(log.read_bytes() + tail)
+    assert run(fresh(), tmp_path / "run").history == whole.history
+    assert log.read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_a_new_log(fresh, tmp_path):
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path / "run", Fuse(20))
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 2 and not (tmp_path / "run" / "checkpoint.safetensors").exists()
+    result = run(fresh(), tmp_path / "run")
+    assert result.continued_from is None and [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()] == result.history
+
+
+@pytest.mark.parametrize("harm", ["edited", "gone", "replaced"])
+def test_a_log_that_somebody_touches_while_the_run_goes_on_is_made_whole(fresh, tmp_path, harm):
+    log = tmp_path / "run" / "log.jsonl"
+    class Touching(Fuse):
+        def __getitem__(self, index):
+            if self.left == 30:
+                text = log.read_text()
+                log.unlink()
+                if harm == "replaced": log.write_text(text)
+                if harm == "edited": log.write_text("a note of mine\n" + text)
+            return super().__getitem__(index)
+    result = run(fresh(), tmp_path / "run", Touching(1000))
+    assert [json.loads(line) for line in log.read_text().splitlines()] == result.history and len(result.history) == 8
+    assert run(fresh(), tmp_path / "run").history == result.history
+
+
+def test_a_run_that_an_older_version_wrote_goes_on(fresh, tmp_path):
+    "Its log was written whole at each checkpoint, so it is never longer; it has no moving average, and no setting for one."
+    whole = run(fresh(), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path / "run", Fuse(40))
+    log, note = tmp_path / "run" / "log.jsonl", tmp_path / "run" / "run.json"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:3]))
+    record = json.loads(note.read_text())
+    del record["settings"]["ema"], record["sha256"]
+    note.write_text(json.dumps(record))
+    with pytest.raises(PliError, match="ema was 0.0, now 0.5"): run(fresh(), tmp_path / "run", ema=0.5)
+    assert run(fresh(), tmp_path / "run").history == whole.history
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_line_that_has_no_room_is_told(tmp_path):
+    log = StepLog(tmp_path / "log.jsonl")
+    log.add({"step": 0})
+    before = log.digest.hexdigest()
+    log.file.close()
+    log.file = open("/dev/full", "wb", buffering=0)
+    with pytest.raises(core.DiskFull, match="log.jsonl: cannot be written, the disk is full: it needs .* are free there.* make room"): log.add({"step": 1})
+    assert log.digest.hexdigest() == before and read_log(tmp_path / "log.jsonl", 1, before) == [{"step": 0}]
+
+
+# ---- a moving average
+
+def learned_of(backbone): return {name: weight.detach().clone() for name, weight in backbone.named_parameters()}
+
+
+def test_a_moving_average_is_its_formula_and_changes_no_step(fresh, tmp_path):
+    plain, averaged, seen = fresh(), fresh(), []
+    wanted = run(plain, tmp_path / "plain", validate=lambda backbone: 0.5, validate_every=1)
+    validate = lambda backbone: seen.append(learned_of(backbone)) or len(seen)
+    result = run(averaged, tmp_path / "run", validate=validate, validate_every=1, ema=0.75, keep_every=1)
+    assert result.history == wanted.history and same(plain, averaged) and same(load_backbone(str(tmp_path / "run" / "last")), plain)
+    mean = learned_of(fresh())
+    for step in range(9):
+        if step:
+            now = learned_of(load_backbone(str(tmp_path / "run" / f"step-{step:06}")))
+            mean = {name: 0.75 * mean[name] + 0.25 * now[name] for name in mean}
+        for name in mean: torch.testing.assert_close(seen[step][name], mean[name], rtol=1e-5, atol=1e-7)
+    for name in ("average", "best"):
+        kept = learned_of(load_backbone(str(tmp_path / "run" / name)))
+        assert all(torch.equal(kept[name], seen[8][name]) for name in kept)
+    for name in ("log.jsonl", "last/open_clip_model.safetensors"): assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+    assert not (tmp_path / "plain" / "average").exists()
+
+
+@pytest.mark.parametrize("changes", [{}, {"tune": "text"}, {"target": "frozen"}, {"piece": 3}, {"gradient_checkpointing": True}], ids=str)
+def test_a_moving_average_goes_on_to_the_bit(fresh, tmp_path, changes):
+    settings = {"ema": 0.9, "validate": lambda backbone: backbone.scale.item(), "validate_every": 2, **changes}
+    whole, again = fresh(), fresh()
+    wanted = run(whole, tmp_path / "whole", **settings)
+    reads = 40 if changes.get("target") else 0
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path / "run", Fuse(reads + 40), **settings)
+    result = run(again, tmp_path / "run", **settings)
+    assert result.continued_from == 3 and result.history == wanted.history and result.scores == wanted.scores and same(whole, again)
+    for name in ("checkpoint.safetensors", "average/open_clip_model.safetensors", "best/open_clip_model.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    before = (tmp_path / "run" / "average" / "open_clip_model.safetensors").read_bytes()
+    run(fresh(), tmp_path / "run", **settings)                                     # a run that is done
+    assert (tmp_path / "run" / "average" / "open_clip_model.safetensors").read_bytes() == before
+
+
+def test_a_frozen_tower_is_its_own_average(fresh, tmp_path):
+    run(fresh(), tmp_path / "run", tune="text", ema=0.5)
+    start, mean = fresh(), load_backbone(str(tmp_path / "run" / "average"))
+    assert mean.fingerprint("image") == start.fingerprint("image") and not same(mean, start)
+    with safe_open(tmp_path / "run" / "checkpoint.safetensors", "pt") as file: assert not any(name.startswith("average.visual") for name in file.keys())
+
+
+def test_a_prolonged_run_goes_on_with_the_average_of_the_one_before(fresh, tmp_path):
+    flat = {"schedule": "constant", "warmup": 0, "steps": 4}
+    run(fresh(), tmp_path / "one", ema=0.9, **flat)
+    run(fresh(), tmp_path / "two", ema=0.9, prolong=tmp_path / "one", **flat)
+    run(fresh(), tmp_path / "whole", ema=0.9, **flat | {"steps": 8})
+    model = lambda run: load_backbone(str(tmp_path / run / "average"))
+    assert same(model("two"), model("whole"))
+    run(fresh(), tmp_path / "plain", **flat)
+    begun = fresh()
+    run(begun, tmp_path / "from plain", ema=0.5, prolong=tmp_path / "plain", learning_rate=0, **flat)      # begins with the weights that it begins with
+    assert same(model("from plain"), begun) and not same(begun, fresh())
+
+
+def test_weights_are_the_models_own_again_after_a_validation_that_fails(fresh):
+    backbone = fresh().requires_grad_(True)
+    moving, before = MovingAverage(backbone, 0.5), weights(backbone)
+    with torch.no_grad(): backbone.model.logit_scale.add_(1)
+    moving.update()
+    with pytest.raises(ZeroDivisionError):
+        with moving.in_place():
+            assert backbone.model.logit_scale.item() == pytest.approx(before["logit_scale"].item() + 0.5)
+            1 / 0
+    assert backbone.model.logit_scale.item() == pytest.approx(before["logit_scale"].item() + 1)
+
+
+# ---- models that are kept on the way
+
+def test_kept_models_are_those_of_their_steps_and_change_nothing(fresh, tmp_path):
+    plain, kept = fresh(), fresh()
+    wanted = run(plain, tmp_path / "plain")
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path / "run", Fuse(40), keep_every=2)
+    assert sorted(path.name for path in (tmp_path / "run").glob("step-*")) == ["step-000002", "step-000004"]
+    assert run(kept, tmp_path / "run", keep_every=4).history == wanted.history           # another number is the same run
+    assert sorted(path.name for path in (tmp_path / "run").glob("step-*")) == ["step-000002", "step-000004", "step-000008"]
+    assert same(kept, plain) and same(load_backbone(str(tmp_path / "run" / "step-000008")), plain)
+    for name in ("log.jsonl", "checkpoint.safetensors", "run.json", "last/open_clip_model.safetensors", "last/features.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes(), name
+    halves = fresh()
+    run(halves, tmp_path / "halves", steps=4, schedule="constant")
+    whole = fresh()
+    run(whole, tmp_path / "flat", schedule="constant", keep_every=4)
+    assert same(load_backbone(str(tmp_path / "flat" / "step-000004")), halves)
+
+
+def test_a_kept_model_that_a_killed_run_had_not_finished_is_made_again(fresh, tmp_path, monkeypatch):
+    wait = core.to_disk
+    def dies(path):
+        if path.parent.name == "step-000003" and path.name.endswith(".part"): raise KeyboardInterrupt
+        wait(path)
+    monkeypatch.setattr(core, "to_disk", dies)
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path / "run", keep_every=3)
+    monkeypatch.undo()
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()                    # a model stands there before the checkpoint of its step
+    run(fresh(), tmp_path / "run", keep_every=3)
+    run(fresh(), tmp_path / "whole", keep_every=3)
+    for name in ("step-000003", "step-000006"): assert same(*(load_backbone(str(tmp_path / run / name)) for run in ("run", "whole")))
+
+
+@pytest.mark.parametrize("changes, says", [({"keep_every": -1}, "keep_every must be"), ({"keep_every": 1.5}, "keep_every must be"), ({"keep_every": True}, "keep_every must be")])
+def test_what_cannot_be_kept(fresh, tmp_path, changes, says):
+    with pytest.raises(PliError, match=says): run(fresh(), tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_folder_nothing_can_be_kept(fresh):
+    with pytest.raises(PliError, match="keep_every writes into the folder of a run"): run(fresh(), keep_every=2)
+    lines = []
+    run(fresh(), ema=0.5, say=lines.append)
+    assert [line for line in lines if "without a folder the average is" in line]
+
+
+# ---- what can be known before
+
+def test_the_files_of_a_run_become_as_large_as_was_said(fresh, tmp_path):
+    settings = {"ema": 0.5, "keep_every": 3, "validate": lambda backbone: 1.0}
+    said = file_sizes(fresh(), dataclasses.replace(SHORT, ema=0.5), True, 3)
+    run(fresh(), tmp_path, **settings)
+    size = lambda *parts: sum(path.stat().st_size for part in parts for path in tmp_path.glob(part) if path.is_file())
+    assert size("checkpoint.safetensors") == pytest.approx(said["the checkpoint"], rel=0.02)
+    for name in ("last", "best", "average"): assert size(f"{name}/*") == pytest.approx(said[f"{name}/"], rel=0.02)
+    assert size("step-*/*") == pytest.approx(said["2 models kept on the way"], rel=0.02)
+    frozen = file_sizes(fresh(), dataclasses.replace(SHORT, tune="text"))
+    assert frozen["the checkpoint"] < said["the checkpoint"] * 0.9 and "average/" not in frozen and "best/" not in frozen
+    run(fresh(), tmp_path / "text", tune="text")
+    assert (tmp_path / "text" / "checkpoint.safetensors").stat().st_size == pytest.approx(frozen["the checkpoint"], rel=0.02)
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(fresh, tmp_path, monkeypatch):
+    usage = type("Usage", (), {"total": 10**9, "free": 2 * 10**6})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(PliError, match=r"run: the run cannot be written there to its end: its files need [\d.]+ MB .*the checkpoint .*last/ .*3 models kept.* and 2.0 MB are free. Make room.*fewer models") as caught:
+        run(fresh(), tmp_path / "run", keep_every=2, steps=6)
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+    usage.free = 10**9
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path / "run", Fuse(40))
+    usage.free = 0
+    with pytest.raises(PliError, match="0 bytes are free, beside the .* that the run has there"): run(fresh(), tmp_path / "run")
+    usage.free = 10**9
+    run(fresh(), tmp_path / "run")
+    usage.free = 0
+    run(fresh(), tmp_path / "run")                                                       # it is done, and needs no more
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_a_folder_that_takes_no_files_is_told_before_a_picture_is_read(fresh):
+    with pytest.raises(PliError, match="/proc/run: cannot be written .*; name another place"): run(fresh(), "/proc/run", Fuse(0))
+    with pytest.raises(PliError, match="cannot be written"): check_room(Path("/proc/self/run"), {})
+
+
+# ---- curves
+
+def test_without_tensorboard_it_is_told_before_anything_is_done(fresh, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)                    # as where it is not installed
+    with pytest.raises(PliError, match=r"pip install 'pli\[tensorboard\]'"): run(fresh(), tmp_path / "run", Fuse(0), tensorboard=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_step_is_once_in_tensorboard(fresh, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    def curves(folder, name):
+        return [(event.step, event.value) for event in events.EventAccumulator(str(folder / "tensorboard")).Reload().Scalars(name)]
+    extra = {"tensorboard": True, "validate": lambda backbone: backbone.scale.item(), "validate_every": 3}
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path / "run", Fuse(20), **extra)      # before the first checkpoint
+    time.sleep(1.1)
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path / "run", Fuse(40), **extra)      # two steps past it
+    time.sleep(1.1)
+    result = run(fresh(), tmp_path / "run", **extra)
+    losses = lambda result: [(record["step"] + 1, pytest.approx(record["loss"])) for record in result.history]
+    scores = lambda result: [(record["step"], pytest.approx(record["score"])) for record in result.scores]
+    assert curves(tmp_path / "run", "loss") == losses(result) and curves(tmp_path / "run", "validation") == scores(result)
+    plain = run(fresh(), tmp_path / "plain", **extra | {"tensorboard": False})
+    assert plain.history == result.history and not (tmp_path / "plain" / "tensorboard").exists()
+    run(fresh(), tmp_path / "plain", **extra)                                                     # asked for when all is done
+    assert curves(tmp_path / "plain", "loss") == losses(plain)
+    before = sorted((tmp_path / "plain" / "tensorboard").iterdir())
+    run(fresh(), tmp_path / "plain", **extra)
+    assert sorted((tmp_path / "plain" / "tensorboard").iterdir()) == before

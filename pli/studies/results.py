@@ -160,9 +160,13 @@ def step_of(checkpoint: Path) -> int:
     except Exception: return 0
 
 # %% ../../nbs/studies/15c_results.ipynb #ed6d7b23
+def end_of(settings: TuneSettings) -> str:
+    "Where a run leaves the model that a study measures: its moving average, where the arm asks for one."
+    return "average" if settings.ema else "last"
+
 def finished(folder: Path, settings: TuneSettings, start: Backbone, pairs: SomePairs) -> list[dict] | None:
     "The log of a run that is done and has left its model in `last`; None where there is no such run, or one of something else."
-    if not (folder / "last").is_dir() or not (folder / "run.json").exists() or (folder / "checkpoint.safetensors").exists(): return None
+    if not (folder / end_of(settings)).is_dir() or not (folder / "run.json").exists() or (folder / "checkpoint.safetensors").exists(): return None
     kept = lambda settings: {
         key: value for key, value in {**asdict(TuneSettings()), **settings}.items() if key not in ("checkpoint_every", "validate_every")
     }
@@ -214,12 +218,13 @@ def train(
     if history and (folder / DONE).exists(): broken = read_sealed(folder / DONE, "").get("broken pictures")
     if history and all((folder / f"at-{step}").is_dir() for step in needed):
         say("is trained already: measuring its model")
-        backbone = model_in(folder / "last", place.device)
+        backbone = model_in(folder / end_of(settings), place.device)
     else:
         backbone, stops = copy.deepcopy(start), Stops(folder, arm.at, settings.steps) if arm.at else None
         if stops: settings = replace(settings, validate_every=stops.every)
         began = time.time()
         result = tune(backbone, pairs, settings, folder, stops, place.workers, say)
+        if settings.ema: backbone = model_in(folder / end_of(settings), place.device)
         done, history, broken = settings.steps - (result.continued_from or 0), result.history, len({path for path, _ in result.problems})
         pace = (time.time() - began) / done if done else None
     losses = [record["loss"] for record in history][-20:]
@@ -265,7 +270,7 @@ def member_precision(plan: Plan, name: str, job: Job, runs: Path) -> str:
 
 def left(plan: Plan, job: Job, runs: Path) -> list[Path]:
     "The folders of the models that a job's model is made of. Raises `PliError` if one is gone."
-    folders = {part.title: runs / part.folder / "last" for part in (job.parts(plan) if job.arm and job.arm.average else [job]) if part.arm}
+    folders = {part.title: runs / part.folder / end_of(part.arm.settings) for part in (job.parts(plan) if job.arm and job.arm.average else [job]) if part.arm}
     for title, folder in folders.items():
         if not folder.is_dir():
             raise PliError(

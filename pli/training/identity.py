@@ -23,6 +23,7 @@ from ..methods.registry import method_named
 from ..data.pictures import picture_bytes, picture_size
 from ..ranks import rank_count
 from ..settings import TuneSettings
+from .average import MovingAverage
 from .checkpoints import load_checkpoint
 from .step import uses_bf16
 
@@ -31,7 +32,7 @@ from .step import uses_bf16
 BEFORE = {
     "avoid": "none", "batches": "random", "ignore_same_picture": False, "options": "", "target": "tuned", "piece": 0,
     "gradient_checkpointing": False, "epochs": 0, "warmup_epochs": 5, "decay_epochs": 0, "validate_epochs": 0, "beta2": 0.98,
-    "epsilon": 1e-6, "decay_all": False, "preprocess": "model",
+    "epsilon": 1e-6, "decay_all": False, "preprocess": "model", "ema": 0.0,
 }
 
 def differences(
@@ -160,6 +161,7 @@ def take_over(
     data: Dataset,
     folder: Path | None = None,        # of the new run
     say: Callable[[str], None] = print,
+    moving: MovingAverage | None = None,   # goes on with the other run's, where that kept one; else it begins with the weights
 ) -> int:                              # steps until there, of all runs before
     "Begin with what another run has left. Raises `PliError` for a run that is not done, or has left no checkpoint."
     if folder is not None and folder.resolve() == finished.resolve():
@@ -170,7 +172,7 @@ def take_over(
     run = read_sealed(finished / "run.json", "bring back a copy, or prolong another run")
     try: steps, earlier = run["settings"]["steps"], run.get("steps before", 0)
     except (TypeError, KeyError, AttributeError): raise PliError(f"{finished / 'run.json'}: is no record of a run") from None
-    record = load_checkpoint(checkpoint, backbone, optimiser, say)
+    record = load_checkpoint(checkpoint, backbone, optimiser, say, moving)
     if record["step"] != steps:
         raise PliError(f"{finished}: this run is at step {record['step']} of {steps}; finish it first, with its own command")
     for weight in list(optimiser.state):

@@ -18,20 +18,22 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..backbones.protocol import Backbone, weights_of
 from ..backbones.transforms import PREPROCESS
-from ..core import PliError, SilentProgress, progress_bar, check_workers, rng_for, explain_worker_errors
+from ..core import PliError, SilentProgress, check_workers, rng_for, explain_worker_errors
 from ..data.batches import BatchPartners, ResumableBatchSampler, collate, visits_of
 from ..hiding.language import parse_hide
 from ..methods.method import Method
 from ..methods.registry import asks_frozen_gallery, check_method
 from ..ranks import LostRank, copy_from_first, from_first, rank, rank_count
 from ..settings import TuneSettings
+from .average import MovingAverage
 from .batches import check_batches, partners_for
-from .checkpoints import RunFiles, TuneResult
+from .checkpoints import RunFiles, TuneResult, check_room, file_sizes
 from .identity import claim_folder, run_record, take_over
 from .rows import part_of, whole_batch
 from .step import SCHEDULES, data_parallel, make_optimiser, never_warm, slow_bf16, train_step
 from .targets import WholeFeatures
 from .stopping import RunStopped, leave_signals_alone, listening
+from .watching import TensorBoardCurves, check_tensorboard, watched
 
 # %% ../../nbs/training/07_loop.ipynb #567a4031
 MOST = 10**12   # of whatever is counted
@@ -62,7 +64,8 @@ def check_settings(settings: TuneSettings) -> Method:
     for name in ("learning_rate", "weight_decay", "clip_gradient", "weight", "clip_weight", "epsilon"):
         value = getattr(settings, name)
         if not (math.isfinite(value) and value >= 0): raise PliError(f"{name} must be a number of at least 0, got {value}")
-    if not 0 <= settings.beta2 < 1: raise PliError(f"beta2 must be at least 0 and less than 1, got {settings.beta2}")
+    for name in ("beta2", "ema"):
+        if not 0 <= (value := getattr(settings, name)) < 1: raise PliError(f"{name} must be at least 0 and less than 1, got {value}")
     for name, needed in {"schedule": settings.schedule == "epochs", "validate_epochs": settings.validate_epochs > 0}.items():
         if needed and not settings.epochs: raise PliError(f"{name} {getattr(settings, name)} goes by passes over the pairs: set epochs")
     if settings.epochs and settings.batches != "random":
@@ -113,19 +116,22 @@ class _OwnPart:
     def __len__(self) -> int: return len(self.order)
 
 # %% ../../nbs/training/07_loop.ipynb #319ef0e4
-def begin_run(backbone, optimiser, data, settings, files, result, prolong, validate, workers, say) -> tuple[int, int, BatchPartners | None]:
+def begin_run(
+    backbone, optimiser, data, settings, files, result, prolong, validate, workers, say, watch=False
+) -> tuple[int, int, BatchPartners | None]:
     "The steps of the runs before this one, the step to begin with, and who stands beside whom in a batch."
     start = backbone
     def claim() -> dict:
         "In the first process: put weights and moments in place."
         nonlocal start
         before, first = 0, 0
-        if prolong is not None: before = take_over(Path(prolong), backbone, optimiser, data, files.folder, say)
+        if prolong is not None: before = take_over(Path(prolong), backbone, optimiser, data, files.folder, say, files.moving)
         run = run_record(backbone, data, settings, before)
         if files.folder is not None and claim_folder(files.folder, run, data, say):
             if settings.batches != "random": start = copy.deepcopy(backbone)   # the checkpoint must not choose the company
             first = files.load(backbone, optimiser, result, say)
             say(f"continuing at step {first} of {settings.steps}")
+        else: files.begin()
         if first < settings.steps and check_method(settings).reads_words and hasattr(backbone, "check_words"):
             backbone.check_words(getattr(data, "captions", ()))
         return {"before": before, "first": first, "result": dataclasses.asdict(result)}
@@ -137,14 +143,15 @@ def begin_run(backbone, optimiser, data, settings, files, result, prolong, valid
 
     begun = from_first(claim)
     for name, value in begun["result"].items(): setattr(result, name, value)
-    copy_training_state(backbone, optimiser)
+    copy_training_state(backbone, optimiser, files.moving)
     before, first = begun["before"], begun["first"]
+    if watch and files.folder is not None: files.curves = TensorBoardCurves(files.folder, first, settings.steps, result)
     if first == 0 and validate is not None and getattr(validate, "at_start", True): score_now(backbone, 0, files, result, validate, say)
     company = from_first(partners) if first < settings.steps and settings.batches != "random" else None
     return before, first, company and BatchPartners(**company)
 
-def copy_training_state(backbone: Backbone, optimiser: torch.optim.AdamW) -> None:
-    "Give every process the first one's weights and moments."
+def copy_training_state(backbone: Backbone, optimiser: torch.optim.AdamW, moving: MovingAverage | None = None) -> None:
+    "Give every process the first one's weights, moments and averages."
     if rank_count() == 1: return
     copy_from_first(backbone.state_dict().values())
     weights = weights_of(backbone, learned=True)
@@ -153,6 +160,7 @@ def copy_training_state(backbone: Backbone, optimiser: torch.optim.AdamW) -> Non
         if not state:
             state.update(step=torch.zeros(()), exp_avg=torch.zeros_like(weights[name]), exp_avg_sq=torch.zeros_like(weights[name]))
         copy_from_first([state["step"], state["exp_avg"], state["exp_avg_sq"]])
+    if moving: copy_from_first(moving.means.values())
 
 # %% ../../nbs/training/07_loop.ipynb #4ad9b0a7
 @contextmanager
@@ -176,6 +184,41 @@ def stop_here(backbone, optimiser, step, settings, files, result, signal_name) -
         f"{signal_name} was received: {kept if files.folder else f'ended at step {step} of {settings.steps}, without a folder'}"
     )
 
+# %% ../../nbs/training/07_loop.ipynb #07ac0002
+def check_request(backbone: Backbone, settings: TuneSettings, method: Method, workers: int, prolong, most_bad: float) -> None:
+    "Raise a `PliError` for what does not go together."
+    if not 0 <= most_bad <= 1: raise PliError(f"most_bad must be from 0 to 1, got {most_bad}")
+    check_workers(workers)
+    if settings.preprocess not in ("model", ready := getattr(backbone, "preprocess", "model")):
+        raise PliError(
+            f"preprocess {settings.preprocess}: the backbone was loaded with {ready}, by which its pairs were prepared; load it so"
+        )
+    if asks_frozen_gallery(settings) and prolong is not None:
+        by = f"objective {method.name}" if method.frozen_gallery else "target frozen"
+        raise PliError(
+            f"{by} reads its gallery with the model as it was before tuning, which a prolonged run no longer has:"
+            " begin a run of its own"
+        )
+    if settings.batch_size < rank_count():
+        raise PliError(f"batch_size must be at least {rank_count()}, a pair for each process, got {settings.batch_size}")
+
+def check_watching(folder, keep_every: int, tensorboard: bool, settings: TuneSettings, say) -> None:
+    "Raise a `PliError` for what cannot be kept or watched."
+    if type(keep_every) is not int or not 0 <= keep_every <= MOST:
+        raise PliError(f"keep_every must be a number of steps, 0 for none, got {keep_every!r}")
+    for name, asked in {"keep_every": keep_every, "tensorboard": tensorboard}.items():
+        if asked and folder is None: raise PliError(f"{name} writes into the folder of a run, and this run has none: name a folder")
+    if tensorboard: check_tensorboard()
+    if keep_every > settings.steps: say(f"keep_every {keep_every}: the run ends at step {settings.steps}, so no model is kept on the way")
+    if settings.ema and folder is None: say(f"ema {settings.ema:g}: without a folder the average is validated, and kept nowhere")
+
+def room_for(files: RunFiles, backbone: Backbone, data: Dataset, settings: TuneSettings, validate) -> None:
+    "Raise a `PliError` where the files of a run cannot be written, or have no room."
+    if files.folder is None: return
+    pictures = 0 if files.gallery is None else len(set(data.pictures())) if hasattr(data, "pictures") else len(data)
+    check_room(files.folder, file_sizes(backbone, settings, validate is not None, files.keep_every, pictures))
+
+
 # %% ../../nbs/training/07_loop.ipynb #abac794f
 def tune(
     backbone: Backbone,                                    # changed in place
@@ -188,33 +231,29 @@ def tune(
     say: Callable[[str], None] = print,                    # where a line goes now and then
     prolong: str | Path | None = None,                     # a finished run: begin with its weights and moments
     most_bad: float = 1.0,                                 # stop where a greater share of the pictures cannot be decoded
+    keep_every: int = 0,                                   # keep the model every so many steps, in `step-000400/`; 0 for none
+    tensorboard: bool = False,                             # curves for TensorBoard, in `tensorboard/` of the folder
 ) -> TuneResult:
-    "Tune a backbone on picture-caption pairs. Raises `PliError` for settings, folders or losses that cannot be used."
+    """Tune a backbone on picture-caption pairs. Afterwards it has the weights of the last step; with `ema`, `best/` and `average/` hold
+    their moving average. Raises `PliError` for settings, folders or losses that cannot be used.
+    """
     method, settings = check_settings(settings), resolve_epochs(settings, visits_of(data))
-    if not 0 <= most_bad <= 1: raise PliError(f"most_bad must be from 0 to 1, got {most_bad}")
-    check_workers(workers)
-    if settings.preprocess not in ("model", ready := getattr(backbone, "preprocess", "model")):
-        raise PliError(
-            f"preprocess {settings.preprocess}: the backbone was loaded with {ready}, by which its pairs were prepared; load it so"
-        )
+    check_request(backbone, settings, method, workers, prolong, most_bad)
+    check_watching(folder, keep_every, tensorboard, settings, say)
     frozen = asks_frozen_gallery(settings)
-    if frozen and prolong is not None:
-        by = f"objective {method.name}" if method.frozen_gallery else "target frozen"
-        raise PliError(
-            f"{by} reads its gallery with the model as it was before tuning, which a prolonged run no longer has:"
-            " begin a run of its own"
-        )
-    if settings.batch_size < rank_count():
-        raise PliError(f"batch_size must be at least {rank_count()}, a pair for each process, got {settings.batch_size}")
     if rank(): folder, say = None, lambda line: None      # the first process writes and speaks for all
     copy_from_first(backbone.state_dict().values())
     gallery = copy.deepcopy(backbone).eval().requires_grad_(False) if frozen else None
-    files, result = RunFiles(folder, gallery, settings), TuneResult()
+    files, result = RunFiles(folder, gallery, settings, keep_every), TuneResult()
+    from_first(lambda: room_for(files, backbone, data, settings, validate))
     if slow := slow_bf16(settings.precision, backbone.device): say(slow)
     if steep := never_warm(settings): say(steep)
     with files.alone(), tuning_mode(backbone, settings), explain_worker_errors(), listening() as request:
         optimiser = make_optimiser(backbone, settings)
-        before, first, company = begin_run(backbone, optimiser, data, settings, files, result, prolong, validate, workers, say)
+        if settings.ema: files.moving = MovingAverage(backbone, settings.ema)
+        before, first, company = begin_run(
+            backbone, optimiser, data, settings, files, result, prolong, validate, workers, say, tensorboard
+        )
         parallel, targets = data_parallel(backbone, settings.piece), None
         if frozen and first < settings.steps: targets = WholeFeatures(gallery, data, files.folder, workers, say)
         order = ResumableBatchSampler(len(data), settings.batch_size, settings.seed, before + first, settings.steps - first, company,
@@ -223,7 +262,7 @@ def tune(
             data, batch_sampler=_OwnPart(order), collate_fn=collate, num_workers=workers, generator=rng_for(settings.seed, "workers"),
             worker_init_fn=leave_signals_alone,
         )
-        progress = SilentProgress(loader) if rank() else progress_bar(loader, total=len(order))
+        progress = SilentProgress(loader) if rank() else watched(loader, len(order), result)
         seen = broken = 0
         for step, batch in enumerate(progress, start=first):
             with saved_when_lost(backbone, optimiser, step, files, result):
@@ -241,6 +280,8 @@ def tune(
             result.history.append(record)
             progress.comment = f"loss {result.history[-1]['loss']:.3f}"
             after_step(backbone, optimiser, step + 1, settings, files, result, validate, say)
+        if settings.ema:
+            with files.averaged(): files.keep(backbone, "average")
         files.keep(backbone, "last")
     if first < settings.steps and (told := no_help(result)): say(told)
     return result
@@ -248,12 +289,14 @@ def tune(
 # %% ../../nbs/training/07_loop.ipynb #bf2ad639
 def score_now(backbone, done, files, result, validate, say=None) -> None:
     "Validate, and keep the best model so far; of equal ones the later."
-    with torch.no_grad(): score = from_first(lambda: None if (score := validate(backbone)) is None else float(score))
-    if score is None: return
-    result.scores.append({"step": done, "score": float(score)})
-    if score >= (-math.inf if result.best is None else result.best):
-        result.best = float(score)
-        files.keep(backbone, "best")
+    with files.averaged():
+        with torch.no_grad(): score = from_first(lambda: None if (score := validate(backbone)) is None else float(score))
+        if score is None: return
+        result.scores.append({"step": done, "score": float(score)})
+        if score >= (-math.inf if result.best is None else result.best):
+            result.best = float(score)
+            files.keep(backbone, "best")
+    if files.curves: files.curves.score(result.scores[-1])
     if say: say(f"step {done}: validation {score:.4f}")
 
 def no_help(result: TuneResult) -> str | None:
@@ -268,7 +311,9 @@ def no_help(result: TuneResult) -> str | None:
     )
 
 def after_step(backbone, optimiser, done, settings, files, result, validate, say) -> None:
-    "Validate, report and save when it is time."
+    "Log; average, validate, keep, report and save when it is time. What belongs to a step stands on the disk before its checkpoint."
+    files.add(result.history[-1])
+    if files.moving: files.moving.update()
     last = done == settings.steps
     if validate is not None and (last or (settings.validate_every and done % settings.validate_every == 0)):
         score_now(backbone, done, files, result, validate)
@@ -276,4 +321,5 @@ def after_step(backbone, optimiser, done, settings, files, result, validate, say
         recent = [record["loss"] for record in result.history[-50:]]
         score = f", validation {result.scores[-1]['score']:.4f}" if result.scores and result.scores[-1]["step"] == done else ""
         say(f"step {done}/{settings.steps}: loss {sum(recent) / len(recent):.4f}{score}")
+    if files.keep_every and done % files.keep_every == 0: files.keep(backbone, f"step-{done:06}")
     if last or done % settings.checkpoint_every == 0: files.save(backbone, optimiser, done, result)

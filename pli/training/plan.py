@@ -30,19 +30,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..backbones.protocol import Backbone, weights_of
-from ..core import LOCK_FILE, PliError, check_workers, explain_worker_errors, format_bytes, format_duration, lock_holder, pluralize
+from ..core import LOCK_FILE, PliError, explain_worker_errors, format_bytes, format_duration, lock_holder, pluralize
 from ..core import printable, rng_for
 from ..data.batches import Batch, ResumableBatchSampler, collate, visits_of
 from ..hiding.language import parse_hide
 from ..hiding.views import View
-from ..methods.method import Method, TrainingBatch
+from ..methods.method import TrainingBatch
 from ..methods.registry import asks_frozen_gallery, method_named
 from ..ranks import from_first, rank, rank_count
 from ..settings import TuneSettings
 from .batches import partners_for
 from .checkpoints import load_checkpoint
 from .identity import claim_folder, run_record, take_over
-from .loop import SEEN, check_settings, copy_training_state, resolve_epochs, too_many_broken, tuning_mode
+from .loop import SEEN, check_request, check_settings, copy_training_state, resolve_epochs, too_many_broken, tuning_mode
 from .rows import part_of, whole_batch
 from .step import data_parallel, make_optimiser, never_warm, slow_bf16, train_step
 from .stopping import leave_signals_alone
@@ -169,19 +169,6 @@ def holds_run(
         except PliError as error: raise PliError(str(error).replace(str(likeness), str(folder))) from None
 
 # %% ../../nbs/training/07k_plan.ipynb #95249896
-def _check_request(settings: TuneSettings, method: Method, workers: int, prolong, most_bad: float) -> None:
-    "Raise the errors of `tune` for what does not go together."
-    if not 0 <= most_bad <= 1: raise PliError(f"most_bad must be from 0 to 1, got {most_bad}")
-    check_workers(workers)
-    if asks_frozen_gallery(settings) and prolong is not None:
-        by = f"objective {method.name}" if method.frozen_gallery else "target frozen"
-        raise PliError(
-            f"{by} reads its gallery with the model as it was before tuning, which a prolonged run no longer has:"
-            " begin a run of its own"
-        )
-    if settings.batch_size < rank_count():
-        raise PliError(f"batch_size must be at least {rank_count()}, a pair for each process, got {settings.batch_size}")
-
 def _begin(learner, optimiser, data, settings, folder, prolong, say) -> dict:
     "Weights and moments in place, and where the run would begin."
     before = take_over(Path(prolong), learner, optimiser, data, folder, say) if prolong is not None else 0
@@ -382,23 +369,26 @@ def _on_disk(path: Path) -> int:
     if path.is_dir(): return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
     return path.stat().st_size if path.is_file() else 0
 
-def planned_files(folder: Path, learner, optimiser, settings, frozen_pictures: int, scored, history) -> tuple[PlannedFile, ...]:
+def planned_files(folder: Path, learner, optimiser, settings, frozen_pictures: int, scored, history, keep_every: int) -> tuple[PlannedFile, ...]:
     "What a run writes."
     model = weights_of(learner)
     description = 2 * len(json.dumps(learner.description(), default=str))
     tensors = {f"model.{name}": value for name, value in model.items()}
     for name, weight in weights_of(learner, learned=True).items():
         for key, value in optimiser.state.get(weight, {}).items(): tensors[f"optimiser.{key}.{name}"] = value
+        if settings.ema and weight.requires_grad: tensors[f"average.{name}"] = weight
     checkpoint, weights = tensors_file_bytes(tensors, 400 + 40 * len(scored)), tensors_file_bytes(model, description) + description
     every = f"every {settings.checkpoint_every:,} steps and at the end"
     files = [("checkpoint.safetensors", checkpoint, every, checkpoint)]
     if scored: files.append(("best/", weights, "after each validation that is as good as the best so far", weights))
     files.append(("last/", weights, "at the end", 0))
+    if settings.ema: files.append(("average/", weights, "at the end: the moving average", 0))
+    if kept := settings.steps // keep_every if keep_every else 0:
+        files.append((f"step-.../ ({kept})", kept * weights, f"every {keep_every:,} steps, each kept", 0))
     if frozen_pictures:
         files.append((MATRIX, 128 + frozen_pictures * learner.width * 4, "before the first step: features of the frozen target", 0))
     line = statistics.mean(len(json.dumps(record)) + 1 for record in history) if history else 0
-    log = round(line * settings.steps)
-    files.append(("log.jsonl", log, every, log))
+    files.append(("log.jsonl", round(line * settings.steps), "a line after each step", 0))
     return tuple(PlannedFile(*file, _on_disk(folder / file[0])) for file in files)
 
 # %% ../../nbs/training/07k_plan.ipynb #a9d76101
@@ -443,10 +433,11 @@ def make_plan(
     validation: str = "",                  # what `validate` measures, in words
     held_out: int = 0,                     # pairs that were kept for it
     problems: Sequence = (),               # records that were left out while reading, each with a `cause`
+    keep_every: int = 0,                   # as in `tune`
 ) -> RunPlan:
     "What `tune` would do with the same arguments. Nothing is written, and the backbone stays as it is. Raises what `tune` would raise."
     method, settings = check_settings(settings), resolve_epochs(settings, visits_of(data))
-    _check_request(settings, method, workers, prolong, most_bad)
+    check_request(backbone, settings, method, workers, prolong, most_bad)
     if rank(): say = lambda line: None
     folder, frozen = None if folder is None else Path(folder), asks_frozen_gallery(settings)
     for line in (slow_bf16(settings.precision, backbone.device), never_warm(settings)):
@@ -467,7 +458,7 @@ def make_plan(
         scored = scored_after(settings, begun["first"], validate)
         pictures = _picture_count(data)
         files = () if folder is None or not steps.history else planned_files(
-            folder, learner, optimiser, settings, pictures * frozen, scored, steps.history
+            folder, learner, optimiser, settings, pictures * frozen, scored, steps.history, keep_every
         )
         return RunPlan(
             settings, len(data), pictures, visits_of(data), begun["first"], begun["found"], steps.hidden, _learning(learner), held_out,
