@@ -51,22 +51,24 @@ def sizes(folder: Path) -> dict[str, int]:
 def check_files(plan, folder: Path) -> None:
     "Every file of a plan has the size that was said, the log within the length of its numbers, and nothing large was left unsaid."
     lie = sizes(folder)
+    if kept := [name for name in lie if name.startswith("step-")]: lie[f"step-.../ ({len(kept)})"] = sum(lie.pop(name) for name in kept)
     for file in plan.files: assert lie[file.name] == pytest.approx(file.size, rel=0.1 if file.name == "log.jsonl" else 0.02), file.name
     assert sum(lie.values()) == pytest.approx(sum(file.size for file in plan.files), rel=0.02)
 
 
-@pytest.mark.parametrize("more", [{}, {"target": "frozen"}, {"epochs": 2, "validate_epochs": 1}, {"tune": "text", "target": "frozen"}, {"piece": 5}, {"objective": "picture"}, {"gradient_checkpointing": True}], ids=str)
+@pytest.mark.parametrize("more", [{}, {"target": "frozen"}, {"epochs": 2, "validate_epochs": 1}, {"tune": "text", "target": "frozen"}, {"piece": 5}, {"objective": "picture"}, {"gradient_checkpointing": True}, {"ema": 0.5}], ids=str)
 def test_a_run_does_what_its_plan_says(more, tmp_path):
     settings, data, scored = TuneSettings(**{**vars(SHORT), **more}), rank_worker.drawn_pairs(), []
+    keep_every = 2 if settings.ema else 0
     validate = lambda backbone: scored.append(1) or 0.5
     backbone = load_backbone("pli-tiny-48")
     start = {name: value.clone() for name, value in backbone.state_dict().items()}
     before = listing(tmp_path)
-    plan = make_plan(backbone, data, settings, tmp_path / "run", validate, say=quiet)
+    plan = make_plan(backbone, data, settings, tmp_path / "run", validate, say=quiet, keep_every=keep_every)
     assert listing(tmp_path) == before and len(scored) == 1
     assert all(torch.equal(value, start[name]) for name, value in backbone.state_dict().items()) and all(weight.requires_grad for weight in backbone.parameters())
     scored.clear()
-    result = tune(backbone, data, settings, tmp_path / "run", validate, say=quiet)
+    result = tune(backbone, data, settings, tmp_path / "run", validate, say=quiet, keep_every=keep_every)
     assert (plan.steps, plan.settings.steps, len(plan.scored), plan.pairs) == (len(result.history), len(result.history), len(scored), len(data))
     assert [record["step"] for record in result.scores] == list(plan.scored) and plan.score == result.start
     assert plan.pictures == len(data) - 1                                        # one is there twice
@@ -75,6 +77,7 @@ def test_a_run_does_what_its_plan_says(more, tmp_path):
     learns = sum(count for count, _ in plan.learning.values())
     assert moved <= learns and (plan.learning["image"][0] == 0) == (settings.tune == "text")
     assert plan.memory["moments"] == 2 * plan.memory["gradients"] == 8 * learns and ("the frozen copy" in plan.memory) == (settings.target == "frozen")
+    assert plan.memory.get("the moving average", 0) == 4 * learns * bool(settings.ema) and ("average/" in {file.name for file in plan.files}) == bool(settings.ema)
     if more: return
     again = load_backbone("pli-tiny-48")
     tune(again, data, settings, say=quiet)

@@ -143,7 +143,7 @@ def _nearest(folder: Path) -> Path:
 
 def _check_place(folder: Path) -> None:
     "Raise a `PliError` where a folder could not be made or written into, as far as that can be told without writing."
-    if folder.exists() and not folder.is_dir(): raise PliError(f"{printable(folder)}: is not a folder; choose another place")
+    if folder.exists() and not folder.is_dir(): raise PliError(f"{printable(folder)}: is not a folder; choose another place for the run")
     if not os.access(_nearest(folder), os.W_OK | os.X_OK):
         raise PliError(f"{printable(folder)}: cannot be written ({_nearest(folder)} is read-only for you); name another place")
     _check_unlocked(folder)
@@ -405,11 +405,12 @@ def _picture_count(data: Dataset) -> int:
 
 def _bytes_of(weights) -> int: return sum(weight.nbytes for weight in weights)
 
-def _memory(learner: Backbone, steps: _Steps, frozen: bool) -> dict[str, int]:
+def _memory(learner: Backbone, steps: _Steps, settings: TuneSettings) -> dict[str, int]:
     "Bytes of what a step needs, by what they are."
     weights = _bytes_of(learner.state_dict().values())
     learned = _bytes_of(weight for weight in learner.parameters() if weight.requires_grad)
-    copies = {"the frozen copy": weights} if frozen else {}
+    copies = {"the frozen copy": weights} if asks_frozen_gallery(settings) else {}
+    if settings.ema: copies["the moving average"] = sum(weight.numel() * 4 for weight in learner.parameters() if weight.requires_grad)
     return {"weights": weights, **copies, "gradients": learned, "moments": 2 * learned, "activations": steps.kept}
 
 def _learning(learner: Backbone) -> dict[str, tuple[int, int]]:
@@ -465,7 +466,7 @@ def make_plan(
             dict(Counter(problem.cause for problem in problems).most_common()), begun["cut"], rank_count(), workers, validation, scored,
             validating, score, Timing(tuple(steps.computing)) if steps.computing else None,
             Timing(tuple(steps.loading)) if steps.loading else None, _seconds_before(settings, folder, pictures, steps, workers),
-            _memory(learner, steps, frozen), peaks[0] - spare if peaks else None,
+            _memory(learner, steps, settings), peaks[0] - spare if peaks else None,
             "on the GPU" if backbone.device.type == "cuda" else "of this process, the program and its libraries included", files,
             shutil.disk_usage(_nearest(folder)).free if folder is not None else None, _notes(settings, steps),
         )
