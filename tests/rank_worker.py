@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-import pli.ranks
+import pli.distributed
 import pli.training.rows
 import pli.training.step
 from pli import world
@@ -14,7 +14,7 @@ from pli.backbones.loading import load_backbone
 from pli.backbones.protocol import weights_of
 from pli.core import rng_for, save_tensors
 from pli.data.batches import TensorPairs
-from pli.ranks import process_group, rank
+from pli.distributed import process_group, rank
 from pli.settings import TuneSettings
 from pli.training.loop import tune
 
@@ -62,10 +62,10 @@ def fused(self, index):
 
 def forget(what: str) -> None:
     "Leave out what makes several processes compute one gradient, so that a test can see that it would notice."
-    if what == "gather": pli.training.rows.gather_rows = lambda own, total: torch.cat([own] * pli.ranks.rank_count())[:total]
+    if what == "gather": pli.training.rows.gather_rows = lambda own, total: torch.cat([own] * pli.distributed.rank_count())[:total]
     if what == "average": pli.training.step.data_parallel, pli.training.step.mean_over_ranks = (lambda *arguments: None), (lambda weights: None)
     if what == "average": sys.modules["pli.training.loop"].data_parallel = lambda *arguments: None
-    if what == "scale": pli.ranks._GatherRows.backward = staticmethod(lambda context, gradient: gradient[rank() * context.rows:][: context.rows])
+    if what == "scale": pli.distributed._GatherRows.backward = staticmethod(lambda context, gradient: gradient[rank() * context.rows:][: context.rows])
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from pli.backbones.loading import load_backbone
 from pli.backbones.protocol import weights_of
 from pli.cli.main import main
-from pli.ranks import own_rows
+from pli.distributed import own_rows
 from pli.training.rows import part_of
 from pli.world import save_world
 

@@ -15,7 +15,7 @@ PACKAGE = Path(pli.__file__).parent
 BOOKS = Path(__file__).parents[1] / "nbs"
 LAYERS = (
     {"core", "settings"},
-    {"world", "composition", "losses", "metrics", "drawing", "ranks", "hiding", "backbones", "data"},
+    {"world", "composition", "losses", "metrics", "drawing", "distributed", "hiding", "backbones", "data"},
     {"methods", "gallery"},
     {"training", "benchmarks"},
     {"evaluation", "viz"},

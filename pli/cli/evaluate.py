@@ -327,7 +327,7 @@ def share_encoding(args, cache, needed) -> None:
     "Encode with the other processes of this command what the first one needs, as pairs of a model and `raw`; the others end here."
     from pli.core import PliError
     from pli.evaluation.ranks import encode_share
-    from pli.ranks import rank, rank_count
+    from pli.distributed import rank, rank_count
     if rank_count() == 1: return
     if cache is None: raise PliError("--no-cache: several processes hand their features to the first one through the cache; leave it out")
     args.shares = True
@@ -337,7 +337,7 @@ def share_encoding(args, cache, needed) -> None:
 def run_on_processes(args, run) -> None:
     "Run a command on this process alone, or with the others that `torchrun` has started; the first one speaks for all."
     from pli.core import PliError, pick_device, printable
-    from pli.ranks import LostRank, process_group, rank
+    from pli.distributed import LostRank, process_group, rank
     with process_group(pick_device(args.device)) as device:
         if rank() == 0: return run(args, device)
         with open(os.devnull, "w") as quiet, redirect_stdout(quiet), redirect_stderr(quiet), warnings.catch_warnings():

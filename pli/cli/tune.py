@@ -312,7 +312,7 @@ def what_an_epoch_is(settings, learn) -> str | None:
 def run_tune(args) -> None:
     "Tune, alone or as one of the processes that `torchrun` has started."
     from pli.core import pick_device
-    from pli.ranks import LostRank, process_group, rank
+    from pli.distributed import LostRank, process_group, rank
     from pli.training.stopping import RunStopped
     with process_group(pick_device(args.device)) as device, warnings.catch_warnings():
         # the first process speaks for all
@@ -332,7 +332,7 @@ def tune_on(args, device, say) -> None:
     from pli.data.batches import PairSet, visits_of
     from pli.evaluation.validation import pair_validator, query_validator
     from pli.methods.registry import asks_frozen_gallery, method_named
-    from pli.ranks import from_first, rank
+    from pli.distributed import from_first, rank
     from pli.training.loop import resolve_epochs, tune
     from pli.training.plan import make_plan
     if args.tensorboard: check_tensorboard()

@@ -25,7 +25,7 @@ from ..core import printable
 from ..gallery.encode import BrokenPictures, FeatureCache, encode_files, encode_pictures, encode_texts
 from ..gallery.ranking import everyday_mean
 from ..methods.method import Method
-from ..ranks import gather_json, rank as process_number, rank_count as process_count
+from ..distributed import gather_json, rank as process_number, rank_count as process_count
 from ..settings import TuneSettings
 from ..metrics import average_precision_at, places, ranks, recall_at, subset_ranks
 

@@ -21,7 +21,7 @@ from ..core import LOCK_FILE, PliError, rng_for, read_sealed, sealed, remove_par
 from ..methods.method import options_of
 from ..methods.registry import method_named
 from ..data.pictures import picture_bytes, picture_size
-from ..ranks import rank_count
+from ..distributed import rank_count
 from ..settings import TuneSettings
 from .average import MovingAverage
 from .checkpoints import load_checkpoint

@@ -23,7 +23,7 @@ from ..data.batches import BatchPartners, ResumableBatchSampler, collate, visits
 from ..hiding.language import parse_hide
 from ..methods.method import Method
 from ..methods.registry import asks_frozen_gallery, check_method
-from ..ranks import LostRank, copy_from_first, from_first, rank, rank_count
+from ..distributed import LostRank, copy_from_first, from_first, rank, rank_count
 from ..settings import TuneSettings
 from .average import MovingAverage
 from .batches import check_batches, partners_for

@@ -37,7 +37,7 @@ from ..hiding.language import parse_hide
 from ..hiding.views import View
 from ..methods.method import TrainingBatch
 from ..methods.registry import asks_frozen_gallery, method_named
-from ..ranks import from_first, rank, rank_count
+from ..distributed import from_first, rank, rank_count
 from ..settings import TuneSettings
 from .batches import partners_for
 from .checkpoints import load_checkpoint

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..backbones.protocol import Backbone
 from ..core import PliError
 from ..data.batches import Batch
-from ..ranks import gather_json, gather_rows, gather_uneven, own_rows, rank_count
+from ..distributed import gather_json, gather_rows, gather_uneven, own_rows, rank_count
 
 # %% ../../nbs/training/07i_rows.ipynb #3d02fdf9
 def part_of(batch: list[int], number: int, count: int) -> list[int]:

@@ -22,7 +22,7 @@ from ..backbones.protocol import Backbone
 from ..core import PliError, rng_for
 from ..methods.method import TrainingBatch, same_picture
 from ..methods.registry import method_named
-from ..ranks import explain_lost_rank, mean_over_ranks, rank, rank_count
+from ..distributed import explain_lost_rank, mean_over_ranks, rank, rank_count
 from ..settings import TuneSettings
 from .rows import SplitBackbone
 from .targets import KnownFeatures

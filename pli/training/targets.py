@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..backbones.protocol import Backbone
 from ..core import PliError, atomic, explain_worker_errors, file_digest, progress_bar, read_sealed, sealed, write_json
-from ..ranks import copy_from_first, from_first, rank
+from ..distributed import copy_from_first, from_first, rank
 
 # %% ../../nbs/training/07j_targets.ipynb #687aa78e
 class KnownFeatures:
