@@ -2,6 +2,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from pli.backbones.loading import load_backbone
 from pli.backbones.registry import loader_of
@@ -117,6 +118,19 @@ def test_options_are_read_by_their_kinds():
     assert options_of(Optional(), TuneSettings(options=" layers = 3 ,deep=True,start=b=c, ")) == {"layers": 3, "dropout": 0.1, "deep": True, "start": "b=c"}
     odd = type("Odd", (MaskedTuning,), {"name": "odd", "options": {"sizes": [1]}})()
     with pytest.raises(PliError, match="options sizes: the objective odd gives it a default of type list"): options_of(odd, TuneSettings())
+
+
+def test_a_run_goes_on_with_the_same_kind_of_model_only():
+    "A package's model may compute otherwise with the same weights: its description is part of what a run is; pli's own models say all in weights."
+    from pli.data.batches import TensorPairs
+    from pli.training.identity import differences, run_record
+    from toy_backbone import Toy
+    pairs = TensorPairs(torch.zeros(8, 3, 48, 48, dtype=torch.uint8), ["a"] * 8)
+    one, two, changed = Toy("toy-a", 0), Toy("toy-a", 0), Toy("toy-a", 0)
+    changed.description = lambda: Toy.description(changed) | {"preprocess": "another"}
+    record = lambda backbone: run_record(backbone, pairs, TuneSettings())
+    assert record(one) == record(two) and differences(record(one), record(changed)) == [("backbone", record(one)["backbone"], record(changed)["backbone"])]
+    assert "backbone" not in record(load_backbone("pli-tiny-48"))
 
 
 METHOD = """from pli.methods.masked import MaskedTuning

@@ -554,7 +554,7 @@ def test_epochs_are_steps(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("options, message", [
-    (["--mix", 1], "--mix needs one number for each of PAIRS"), (["--mix", 1, -1], "at least 0"), (["--mix", 1, 0.0001], "never draws it"),
+    (["--mix", 1], "--mix needs one number for each of PAIRS"), (["--mix", 0, 0], "all shares are 0"), (["--mix", 1, 0.0001], "never draws it"),
     (["--format", "coco", "--format", "coco", "--format", "coco"], "--format is there 3 times for 2 sources"), (["--most-bad", 2], "--most-bad must be from 0 to 1"),
     (["--mix", 1, 2, "--batches", "near"], "leave one out"), (["--epochs", 2], "--steps counts steps"), (["--format", "llava"], "not valid JSON"),
 ])
@@ -563,6 +563,18 @@ def test_options_of_sources_that_do_not_fit_are_told(tmp_path, capsys, options, 
     one, two = table(tmp_path / "a", 10), table(tmp_path / "b", 10, 20)
     assert pli("tune", one, two, *SHORT, *options, "--out", tmp_path / "run") == 1
     assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("words, told", [(["--mix", "1", "-1", "--out", "o"], "a share is a number of at least 0"), (["--out", "o", "--mix", "1", "b.csv"], "name PAIRS first, then --mix")])
+def test_shares_that_are_none_are_told_at_once(words, told, capsys):
+    with pytest.raises(SystemExit): pli("tune", "a.csv", *words)
+    assert told in capsys.readouterr().err
+
+
+def test_a_source_that_is_named_twice_is_told(tmp_path, capsys):
+    one = table(tmp_path / "a", 10)
+    assert pli("tune", one, one, *SHORT, "--out", tmp_path / "run") == 0
+    assert "is named 2 times, so its pairs count 2 times" in capsys.readouterr().out
 
 
 def test_a_run_survives_bad_shards_and_sums_them_up(tmp_path, capsys):

@@ -18,6 +18,13 @@ from .options import model_options, natural, tune_options
 from ..settings import TuneSettings
 
 # %% ../../nbs/cli/14e_tune.ipynb #14e0b001
+def share_of_source(text: str) -> float:
+    "A number of `--mix`, which takes every word behind it."
+    try: value = float(text)
+    except ValueError: raise argparse.ArgumentTypeError(f"{text!r} is no number; name PAIRS first, then --mix") from None
+    if not 0 <= value < float("inf"): raise argparse.ArgumentTypeError(f"{text}: a share is a number of at least 0")
+    return value
+
 def source_options(parser) -> None:
     "What can be said of the pairs; four of the options may be repeated, one for each source."
     each = dict(action="append", default=[])
@@ -42,16 +49,17 @@ def source_options(parser) -> None:
     )
     parser.add_argument(
         "--image-key",
+        metavar="NAME",
         help="column or field of the picture (default: the first of filepath, image, file_name, filename, image_path, path)",
         **each,
     )
     parser.add_argument(
-        "--caption-key", help="column or field of the caption (default: the first of title, caption, captions, text)", **each
+        "--caption-key", metavar="NAME", help="column or field of the caption (default: the first of title, caption, captions, text)", **each
     )
     parser.add_argument(
         "--mix",
         nargs="+",
-        type=float,
+        type=share_of_source,
         metavar="W",
         help=(
             "shares of the sources, after PAIRS: --mix 1 2 draws a third of each epoch from the first (default: every pair counts the same)"
@@ -120,7 +128,7 @@ def add_tune(commands) -> None:
             parser.add_argument(f"--no-{option[2:]}", action="store_const", const=usual, help=argparse.SUPPRESS, **more)
         else:
             kind = type(usual)
-            parser.add_argument(option, type=kind, metavar=kind.__name__.upper(), help=f"{text} (default: {usual})", **more)
+            parser.add_argument(option, type=kind, metavar={int: "N", float: "X"}.get(kind, "NAME"), help=f"{text} (default: {usual})", **more)
     parser.set_defaults(run=run_tune, refuse=parser.error)
 
 def watching_options(parser: argparse.ArgumentParser) -> None:
@@ -146,7 +154,7 @@ def recipe_options(parser: argparse.ArgumentParser) -> None:
         help=(
             "settings under a name, or a file that ends in .toml; what is typed beside it overrules it, a switch with --no- before its"
             " name. Recipes of the paper: masked-tuning-MODEL-PAIRS with vit-b-32 or vit-l-14 and coco, flickr30k or llava; of ours:"
-            " mixture"
+            " mixture, and frozen-gallery-text-side, after which a gallery stays as it is"
         ),
     )
     parser.add_argument(
@@ -264,6 +272,7 @@ def check_prolonged(args, settings) -> None:
 # %% ../../nbs/cli/14e_tune.ipynb #c3feaa36
 def read_sources(args, say=print):
     "The pairs of all sources that were named. Raises `PliError` for options that do not match them, and where too much is no good."
+    from collections import Counter
     from pli.core import PliError, printable
     from pli.data.mixtures import join_pairs
     from pli.data.pairs import read_pairs
@@ -274,6 +283,9 @@ def read_sources(args, say=print):
             raise PliError(f"{name} is there {len(values)} times for {count} sources: name it once for all, or once for each")
         said[option] = values * count if len(values) == 1 else values or [None] * count
     if args.mix and len(args.mix) != count: raise PliError(f"--mix needs one number for each of PAIRS: got {len(args.mix)} for {count}")
+    if args.mix and not any(args.mix): raise PliError("--mix: all shares are 0, so nothing would be drawn")
+    for source, times in Counter(args.pairs).items():
+        if times > 1: say(f"{printable(source)}: is named {times} times, so its pairs count {times} times")
     if args.mix and getattr(args, "batches", "random") != "random":
         raise PliError("--mix and --batches both decide which pairs stand in a batch: leave one out")
     if not 0 <= args.most_bad <= 1: raise PliError(f"--most-bad must be from 0 to 1, got {args.most_bad}")

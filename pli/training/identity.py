@@ -9,6 +9,7 @@ __all__ = ['BEFORE', 'SAMPLE', 'METHOD_KEYS', 'BESIDE', 'differences', 'state_di
 # %% ../../nbs/training/07b_identity.ipynb #0585a01c
 import hashlib
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -64,7 +65,8 @@ def files_digest(data: Dataset) -> str | None:
         if picture_size(paths[i]) is not None: digest.update(hashlib.sha256(picture_bytes(paths[i])).digest())
     return digest.hexdigest()[:16]
 
-METHOD_KEYS = ("method options", "method code")   # of a method that has some, or is another package's
+# what older runs do not say: of a method that has options or is another package's, of another package's kind of model
+METHOD_KEYS = ("method options", "method code", "backbone")
 
 def method_record(settings: TuneSettings) -> dict:
     "What a method decides beside the settings: options that were left at their defaults, and the code of one that is not this package's."
@@ -89,6 +91,9 @@ def run_record(backbone: Backbone, data: Dataset, settings: TuneSettings, before
     }
     if (files := files_digest(data)) is not None: run["picture files"] = files
     if drawn := getattr(data, "draws_record", None): run |= drawn
+    if not type(backbone).__module__.startswith("pli."):      # what its weights do not tell
+        told = json.dumps(backbone.description(), sort_keys=True, default=str)
+        run["backbone"] = hashlib.sha256(told.encode()).hexdigest()[:16]
     return run | method_record(settings) | ({"steps before": before} if before else {})
 
 # %% ../../nbs/training/07b_identity.ipynb #54f46a69
