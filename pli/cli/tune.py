@@ -54,7 +54,10 @@ def source_options(parser) -> None:
         **each,
     )
     parser.add_argument(
-        "--caption-key", metavar="NAME", help="column or field of the caption (default: the first of title, caption, captions, text)", **each
+        "--caption-key",
+        metavar="NAME",
+        help="column or field of the caption (default: the first of title, caption, captions, text)",
+        **each,
     )
     parser.add_argument(
         "--mix",
@@ -128,7 +131,9 @@ def add_tune(commands) -> None:
             parser.add_argument(f"--no-{option[2:]}", action="store_const", const=usual, help=argparse.SUPPRESS, **more)
         else:
             kind = type(usual)
-            parser.add_argument(option, type=kind, metavar={int: "N", float: "X"}.get(kind, "NAME"), help=f"{text} (default: {usual})", **more)
+            parser.add_argument(
+                option, type=kind, metavar={int: "N", float: "X"}.get(kind, "NAME"), help=f"{text} (default: {usual})", **more
+            )
     parser.set_defaults(run=run_tune, refuse=parser.error)
 
 def watching_options(parser: argparse.ArgumentParser) -> None:
@@ -160,7 +165,7 @@ def recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--validate-on", metavar="NAME=DIR", help="choose best/ by recall@10 on the val split of a benchmark, such as fashioniq=DIR"
     )
-    parser.add_argument("--validate-composer", metavar="SPEC", help="how its queries are asked (default: the recipe's, or sum:1)")
+    parser.add_argument("--validate-composer", metavar="SPEC", help="how the queries of --validate-on or --queries are asked (default: the recipe's, or sum:1)")
 
 # %% ../../nbs/cli/14e_tune.ipynb #8d58df27
 def tune_settings(args):
@@ -205,9 +210,9 @@ def aside(pairs, share: float, seed: int):
         )
     return split_pairs(pairs, max(share, 2 / pictures), seed)
 
-def measured(settings, pairs: int) -> str:
+def measured(settings, pairs: int, composer: str = "sum:1") -> str:
     "What a validation counts, in words; with no held-out pairs it asks queries."
-    if not pairs: return "the share of the queries that find a right answer among their first ten (composer sum:1)"
+    if not pairs: return f"the share of the queries that find a right answer among their first ten (composer {composer})"
     from pli.methods.registry import method_named
     asks = method_named(settings.objective).asks_with
     return (
@@ -342,6 +347,7 @@ def tune_on(args, device, say) -> None:
     from pli.training.checkpoints import check_room
     from pli.training.watching import check_tensorboard
     from pli.data.batches import PairSet, visits_of
+    from pli.composition import parse_composer
     from pli.evaluation.validation import pair_validator, query_validator
     from pli.methods.registry import asks_frozen_gallery, method_named
     from pli.distributed import from_first, rank
@@ -356,8 +362,10 @@ def tune_on(args, device, say) -> None:
     settings = tune_settings(args)
     if args.prolong: check_prolonged(args, settings)
     validate, asked = benchmark_validator(args) if args.validate_on else (None, "")
-    if args.validate_composer and not (args.validate_on or args.recipe): raise PliError("--validate-composer belongs to --validate-on")
-    if args.queries: validate = query_validator(read_queries(args.queries, args.gallery), say=say)
+    if args.validate_composer and not (args.validate_on or args.queries or args.recipe):
+        raise PliError("--validate-composer belongs to --validate-on, or to --queries")
+    composer = str(parse_composer(args.validate_composer or "sum:1"))
+    if args.queries: validate = query_validator(read_queries(args.queries, args.gallery), composer=composer, say=say)
     pairs = read_sources(args, say)
     learn, held_out = (pairs, None) if validate else aside(pairs, args.held_out, settings.seed)
     if len(learn) < settings.batch_size:
@@ -369,7 +377,7 @@ def tune_on(args, device, say) -> None:
         ask = lambda backbone, pictures, words: method.query(backbone, pictures, words, settings)
         before = copy.deepcopy(backbone) if asks_frozen_gallery(settings) else None
         validate = pair_validator(PairSet(held_out, backbone.pixels), settings.hide, ask, before, say=say)
-    measures = asked or measured(settings, min(len(held_out or ()), 1000))
+    measures = asked or measured(settings, min(len(held_out or ()), 1000), composer)
     say(f"validation: {measures}")
     learn = PairSet(learn, backbone.pixels, args.captions)
     settings = resolve_epochs(settings, visits_of(learn))

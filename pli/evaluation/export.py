@@ -61,7 +61,7 @@ class Source:
     model: str                    # what `load_backbone` takes
     run: dict | None = None       # `run.json`, where it is a run
     made: dict = field(default_factory=dict)   # `provenance.json`, where there is one
-    which: str = ""               # best or last, of a run
+    which: str = ""               # best, last, average or step-..., of a run
     folder: Path | None = None    # of the run, or of the model
 
 def read_source(
@@ -74,11 +74,16 @@ def read_source(
         if last: raise PliError(f"{printable(where)}: is no folder of a run, so it has no last")
         return Source(str(where))
     if not (where / "run.json").exists():
-        run = where.parent if where.name in ("best", "last") and (where.parent / "run.json").is_file() else None
-        if run: return read_source(run, where.name == "last")
+        kept = re.fullmatch(r"best|last|average|step-\d+", where.name)
+        run = where.parent if kept and (where.parent / "run.json").is_file() else None
+        if run: return _of_run(run, where.name)
         if last: raise PliError(f"{printable(where)}: holds no run.json, so it is no run, and has no last")
         return Source(str(where), made=_record(where / "provenance.json"), folder=where)
-    run, which = read_sealed(where / "run.json", "bring back a copy, or name the model's folder in it"), "last" if last else "best"
+    return _of_run(where, "last" if last else "best")
+
+def _of_run(where: Path, which: str) -> Source:
+    "One of the models of a run, with the run's records."
+    run = read_sealed(where / "run.json", "bring back a copy, or name the model's folder in it")
     if not isinstance(run, dict) or not isinstance(run.get("settings"), dict):
         raise PliError(f"{printable(where / 'run.json')}: is no record of a run")
     if not (where / "last").is_dir():
@@ -282,7 +287,14 @@ def model_card(
         ],
     }
     title = "A CLIP model tuned on image-caption pairs" if tuned else "A CLIP model"
-    which = {"best": " It is the one with the best validation of its run.", "last": " It is the end of its run.", "": ""}[source.which]
+    which = {
+        "best": " It is the one with the best validation of its run.",
+        "last": " It is the end of its run.",
+        "average": " It is the moving average of its run's weights.",
+        "": "",
+    }.get(source.which, f" It was kept on the way ({source.which}).")
+    averaged = source.which == "best" and (source.run or {}).get("settings", {}).get("ema")
+    if averaged: which += f" Its weights are their moving average at that step (ema {averaged:g})."
     first = f"Written by pli {__version__} with `pli export` or `pli import`, from what its run has recorded and nothing else.{which}"
     return "\n".join(
         [*head, "", f"# {title}", "", first, *(line for name, lines in parts.items() for line in ("", f"## {name}", "", *lines)), ""]

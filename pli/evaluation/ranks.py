@@ -156,7 +156,8 @@ def encode_share(
     workers: int = 0,
     raw: bool = False,      # as in `encode_gallery`
 ) -> None:
-    """Encode one of as many shares of a benchmark's pictures as there are processes, and wait for the others. A picture that cannot be decoded is
+    """Encode one of as many shares of a benchmark's pictures as there are processes, and wait for the others. A picture that cannot be
+    decoded is
     left to the first process, which meets it again. Raises `LostRank`.
     """
     part = used_pictures(benchmark).nonzero().flatten()[process_number() :: process_count()].tolist()

@@ -23,7 +23,9 @@ class PlainClip(Method):
 
     def check(self, settings: TuneSettings) -> None:
         if settings.hide not in ("none", TuneSettings().hide):
-            raise PliError(f"hide must be none, got {settings.hide!r}: the objective {self.name} hides nothing, flip is its loss on what is hidden")
+            raise PliError(
+                f"hide must be none, got {settings.hide!r}: the objective {self.name} hides nothing, flip is its loss on what is hidden"
+            )
 
     def loss(self, backbone: Backbone, batch: TrainingBatch, settings: TuneSettings, gallery: Backbone | None = None) -> Tensor:
         whole, text = (gallery or backbone).encode_image(batch.pixels), backbone.encode_text(batch.captions)

@@ -166,7 +166,8 @@ def end_of(settings: TuneSettings) -> str:
 
 def finished(folder: Path, settings: TuneSettings, start: Backbone, pairs: SomePairs) -> list[dict] | None:
     "The log of a run that is done and has left its model in `last`; None where there is no such run, or one of something else."
-    if not (folder / end_of(settings)).is_dir() or not (folder / "run.json").exists() or (folder / "checkpoint.safetensors").exists(): return None
+    if not (folder / end_of(settings)).is_dir() or not (folder / "run.json").exists() or (folder / "checkpoint.safetensors").exists():
+        return None
     kept = lambda settings: {
         key: value for key, value in {**asdict(TuneSettings()), **settings}.items() if key not in ("checkpoint_every", "validate_every")
     }
@@ -270,7 +271,11 @@ def member_precision(plan: Plan, name: str, job: Job, runs: Path) -> str:
 
 def left(plan: Plan, job: Job, runs: Path) -> list[Path]:
     "The folders of the models that a job's model is made of. Raises `PliError` if one is gone."
-    folders = {part.title: runs / part.folder / end_of(part.arm.settings) for part in (job.parts(plan) if job.arm and job.arm.average else [job]) if part.arm}
+    folders = {
+        part.title: runs / part.folder / end_of(part.arm.settings)
+        for part in (job.parts(plan) if job.arm and job.arm.average else [job])
+        if part.arm
+    }
     for title, folder in folders.items():
         if not folder.is_dir():
             raise PliError(

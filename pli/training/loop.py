@@ -210,6 +210,8 @@ def check_watching(folder, keep_every: int, tensorboard: bool, settings: TuneSet
         if asked and folder is None: raise PliError(f"{name} writes into the folder of a run, and this run has none: name a folder")
     if tensorboard: check_tensorboard()
     if keep_every > settings.steps: say(f"keep_every {keep_every}: the run ends at step {settings.steps}, so no model is kept on the way")
+    if (left := settings.ema**settings.steps) > 0.1:
+        say(f"ema {settings.ema:g}: after {settings.steps:,} steps the average is still {100 * left:.0f} % the start; take less")
     if settings.ema and folder is None: say(f"ema {settings.ema:g}: without a folder the average is validated, and kept nowhere")
 
 def room_for(files: RunFiles, backbone: Backbone, data: Dataset, settings: TuneSettings, validate) -> None:

@@ -369,7 +369,10 @@ def _on_disk(path: Path) -> int:
     if path.is_dir(): return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
     return path.stat().st_size if path.is_file() else 0
 
-def planned_files(folder: Path, learner, optimiser, settings, frozen_pictures: int, scored, history, keep_every: int) -> tuple[PlannedFile, ...]:
+
+def planned_files(
+    folder: Path, learner, optimiser, settings, frozen_pictures: int, scored, history, keep_every: int
+) -> tuple[PlannedFile, ...]:
     "What a run writes."
     model = weights_of(learner)
     description = 2 * len(json.dumps(learner.description(), default=str))
