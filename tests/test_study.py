@@ -329,6 +329,17 @@ def test_told_to_end_it_ends_and_begins_no_other_arm(tmp_path):
     assert (tmp_path / "runs" / "control-0" / "checkpoint.safetensors").exists() and not (tmp_path / "runs" / "mix-it-0").exists()
 
 
+def test_a_wish_that_comes_with_the_last_step_ends_the_study_before_the_next_arm(tmp_path):
+    "The run is done and ends as it would; the study has heard it too."
+    code = ("import os, signal, sys\nfrom pli.cli.main import main\nimport pli.training.loop as loop\nstep = loop.train_step\n"
+            "def last(backbone, optimiser, pixels, captions, number, *rest):\n    done = step(backbone, optimiser, pixels, captions, number, *rest)\n"
+            "    if number == 3: os.kill(os.getpid(), signal.SIGTERM)\n    return done\nloop.train_step = last\nsys.exit(main())")
+    plan = written(tmp_path, TINY)
+    done = subprocess.run([sys.executable, "-c", code, "study", *words(plan, tmp_path)], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    assert done.returncode == 75 and "SIGTERM was received: 2 of 7 runs are measured; the same command goes on" in done.stderr, done.stderr
+    assert (tmp_path / "out" / "control-0.json").exists() and not (tmp_path / "out" / "mix-it-0.json").exists()
+
+
 def test_killed_in_the_middle_and_continued_gives_the_same_ranks(whole, tmp_path):
     plan = written(tmp_path, TINY)
     began = subprocess.Popen([*COMMAND, *words(plan, tmp_path)], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)

@@ -40,9 +40,10 @@ from pli.training.loop import check_settings, tune
 from pli.training.step import SCHEDULES, learning_rate, make_optimiser, train_step
 from pli.settings import TuneSettings
 from pli.training.average import MovingAverage, average
-from pli.training.checkpoints import StepLog, check_room, file_sizes, read_log
+from pli.training.checkpoints import StepLog, check_room, file_sizes, load_checkpoint, read_log
 from pli.training.identity import claim_folder, files_digest, state_digest, holds_pictures_twice
 from pli.training.batches import partners_for
+from pli.training.stopping import RunStopped
 
 TEXT = {"context_length": 10, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 
@@ -903,6 +904,29 @@ def test_the_clip_loss_refuses_to_hide(fresh):
     "It would hide nothing, and a control would not be what its name says."
     with pytest.raises(PliError, match="hide must be none, got 'none.drop:0.5': the objective clip hides nothing, flip is"): run(fresh(), objective="clip", hide="none+drop:0.5")
     assert check_settings(TuneSettings(objective="clip")).name == "clip" and check_settings(TuneSettings(objective="flip", hide="drop:0.5")).name == "flip"
+
+
+class Asking(TensorPairs):
+    "Pairs with which comes the wish to end."
+    def __init__(self): super().__init__(PAIRS.pixels, PAIRS.captions)
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return super().__getitem__(index)
+
+
+def test_the_start_is_measured_once_however_often_a_run_is_stopped_before_its_first_step(fresh, tmp_path):
+    asked = []
+    def ask(backbone): asked.append(os.kill(os.getpid(), signal.SIGTERM)); return 0.5
+    with pytest.raises(RunStopped, match="step 0 of 8 is saved"): run(fresh(), tmp_path / "run", validate=ask, validate_every=2)
+    with pytest.raises(RunStopped, match="step 0 of 8 is saved"): run(fresh(), tmp_path / "run", Asking(), validate=ask, validate_every=2)
+    result = run(fresh(), tmp_path / "run", validate=lambda backbone: 0.5, validate_every=2)
+    assert len(asked) == 1 and [record["step"] for record in result.scores] == [0, 2, 4, 6, 8]
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_called_broken(fresh, tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path / "run", Fuse(50))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PliError, match="cannot be read; make it readable, and the same command goes on"): load_checkpoint(tmp_path / "run" / "checkpoint.safetensors", fresh(), None)
 
 
 def test_auto_is_fp32_on_the_processor(fresh):

@@ -383,7 +383,11 @@ def tune_on(args, device, say) -> None:
     settings = resolve_epochs(settings, visits_of(learn))
     if epoch := what_an_epoch_is(settings, learn): say(epoch)
     asked_for = (backbone, learn, settings, args.out, validate, args.workers, say, args.prolong, args.most_bad)
-    if args.dry_run: return say(make_plan(*asked_for, measures, len(held_out or ()), pairs.problems, args.keep_every))
+    if args.dry_run:
+        plan = make_plan(*asked_for, measures, len(held_out or ()), pairs.problems, args.keep_every)
+        say(plan)
+        if plan.room is not None and plan.needed > plan.room: raise PliError(f"{args.out}: the disk has not enough room, see the plan")
+        return
     result = tune(*asked_for, args.keep_every, args.tensorboard)
     if rank(): return
     write_problems(Path(args.out) / "problems.jsonl", pairs, result.problems)

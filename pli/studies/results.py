@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IDLE', 'precisions', 'precision_here', 'result_path', 'said_of', 'flat', 'check_same', 'read_result', 'Job', 'Stops',
-           'step_of', 'model_of', 'member_precision', 'left', 'Place', 'code_of', 'make']
+           'model_of', 'member_precision', 'left', 'Place', 'code_of', 'make']
 
 # %% ../../nbs/studies/15c_results.ipynb #a8ed2aa3
 import copy
@@ -12,7 +12,6 @@ import functools
 import json
 import math
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,13 +22,13 @@ from safetensors import safe_open
 
 from ..backbones.loading import load_backbone
 from ..backbones.protocol import Backbone
-from ..core import PliError, open_regular, printable, provenance, read_sealed, sealed, write_json
+from ..core import PliError, printable, provenance, read_sealed, sealed, write_json
 from ..methods.registry import asks_frozen_gallery
 from ..settings import TuneSettings
 from .data import StudyData, SomePairs, code_digest, measure
 from .plan import Arm, Plan, start_settings, stem
 from ..training.average import average
-from ..training.checkpoints import read_log
+from ..training.checkpoints import read_log, steps_done
 from ..training.identity import BEFORE, differences, method_record, state_digest
 from ..training.loop import tune
 from ..training.step import uses_bf16
@@ -146,18 +145,11 @@ class Stops:
     def __init__(self, folder: Path, at: Sequence[int], steps: int):
         self.folder, self.at, self.steps, self.every = folder, at, steps, functools.reduce(math.gcd, at, steps)
         checkpoint = folder / "checkpoint.safetensors"
-        self.done = step_of(checkpoint) if checkpoint.exists() else 0
+        self.done = steps_done(checkpoint)
 
     def __call__(self, backbone: Backbone) -> None:
         self.done = min(self.steps, (self.done // self.every + 1) * self.every)
         if self.done in self.at: backbone.save(self.folder / f"at-{self.done}")
-
-def step_of(checkpoint: Path) -> int:
-    "How far a checkpoint is; 0 for one that cannot be read, which `tune` will complain about."
-    try:
-        open_regular(checkpoint, sys.maxsize).close()
-        with safe_open(checkpoint, "pt") as file: return int(json.loads(file.metadata()["record"])["step"])
-    except Exception: return 0
 
 # %% ../../nbs/studies/15c_results.ipynb #ed6d7b23
 def end_of(settings: TuneSettings) -> str:

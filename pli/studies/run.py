@@ -23,7 +23,7 @@ from .data import StudyData, code_digest, load_study_data, unpacked
 from .plan import Plan, start_model, start_settings, stem
 from .results import Job, Place, check_same, left, make, precision_here, precisions, read_result, result_path, said_of
 from ..training.loop import tune
-from ..training.stopping import RunStopped
+from ..training.stopping import RunStopped, StopRequest, listening
 
 # %% ../../nbs/studies/15_run.ipynb #a1053213
 @dataclass
@@ -240,12 +240,15 @@ def make_missing(
     plan: Plan, jobs: list[Job],
     lacking: set[Path],                # results that lack composers; those that are completed leave it
     material: StudyData, place: Place, clock: Clock, say: Callable[[str], None],
+    request: StopRequest,              # whether somebody wants the end, looked at before each
 ) -> dict[Job, str]:                   # what failed, and why
     "Make every result that is missing, for as long as there is one that nobody else makes and whose models are there."
     there, failed, moved = lambda job: is_there(job, lacking, place.out), {}, True
     while moved:
         moved = False
         for job in [job for job in jobs if not there(job) and job not in failed]:
+            if request.name:
+                raise RunStopped(f"{request.name} was received: {sum(map(there, jobs))} of {len(jobs)} runs are measured; the same command goes on")
             with claim_lock(place.runs / f"{job.folder}.result.lock") as ours:
                 if not ours or there(job) or not ready(plan, job, place.out): continue
                 rest = [other for other in jobs if other != job and not there(other)]
@@ -287,7 +290,7 @@ def run(
         wanted = [seed for seed in plan.seeds if any(not there(job) and job.seed in (None, seed) for job in jobs)]
         ready_starts(plan, wanted, material, place, say)
         lacking = check_stored(plan, jobs, material, place)
-    failed = make_missing(plan, jobs, lacking, material, place, clock, say)
+    with listening() as request: failed = make_missing(plan, jobs, lacking, material, place, clock, say, request)
     every = [path for job in jobs for path in job.results(place.out).values()]
     used = threads_of(every) if todo else []
     if len(used) > 1:

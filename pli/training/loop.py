@@ -27,7 +27,7 @@ from ..distributed import LostRank, copy_from_first, from_first, rank, rank_coun
 from ..settings import TuneSettings
 from .average import MovingAverage
 from .batches import check_batches, partners_for
-from .checkpoints import RunFiles, TuneResult, check_room, file_sizes
+from .checkpoints import RunFiles, TuneResult, check_room, file_sizes, steps_done
 from .identity import claim_folder, run_record, take_over
 from .rows import part_of, whole_batch
 from .step import SCHEDULES, data_parallel, make_optimiser, never_warm, slow_bf16, train_step
@@ -146,7 +146,7 @@ def begin_run(
     copy_training_state(backbone, optimiser, files.moving)
     before, first = begun["before"], begun["first"]
     if watch and files.folder is not None: files.curves = TensorBoardCurves(files.folder, first, settings.steps, result)
-    if first == 0 and validate is not None and getattr(validate, "at_start", True): score_now(backbone, 0, files, result, validate, say)
+    if first == 0 and result.start is None and validate is not None and getattr(validate, "at_start", True): score_now(backbone, 0, files, result, validate, say)
     company = from_first(partners) if first < settings.steps and settings.batches != "random" else None
     return before, first, company and BatchPartners(**company)
 
@@ -218,7 +218,8 @@ def room_for(files: RunFiles, backbone: Backbone, data: Dataset, settings: TuneS
     "Raise a `PliError` where the files of a run cannot be written, or have no room."
     if files.folder is None: return
     pictures = 0 if files.gallery is None else len(set(data.pictures())) if hasattr(data, "pictures") else len(data)
-    check_room(files.folder, file_sizes(backbone, settings, validate is not None, files.keep_every, pictures))
+    done = steps_done(files.folder / "checkpoint.safetensors")
+    check_room(files.folder, file_sizes(backbone, settings, validate is not None, files.keep_every, pictures, done))
 
 
 # %% ../../nbs/training/07_loop.ipynb #abac794f

@@ -40,9 +40,9 @@ from ..methods.registry import asks_frozen_gallery, method_named
 from ..distributed import from_first, rank, rank_count
 from ..settings import TuneSettings
 from .batches import partners_for
-from .checkpoints import load_checkpoint
+from .checkpoints import load_checkpoint, log_lines
 from .identity import claim_folder, run_record, take_over
-from .loop import SEEN, check_request, check_settings, copy_training_state, resolve_epochs, too_many_broken, tuning_mode
+from .loop import SEEN, check_request, check_settings, check_watching, copy_training_state, resolve_epochs, too_many_broken, tuning_mode
 from .rows import part_of, whole_batch
 from .step import data_parallel, make_optimiser, never_warm, slow_bf16, train_step
 from .stopping import leave_signals_alone
@@ -172,16 +172,18 @@ def holds_run(
 def _begin(learner, optimiser, data, settings, folder, prolong, say) -> dict:
     "Weights and moments in place, and where the run would begin."
     before = take_over(Path(prolong), learner, optimiser, data, folder, say) if prolong is not None else 0
-    first, found = 0, "no folder: nothing would be written" if folder is None else "no run yet: it would begin at step 0"
+    first, started, found = 0, False, "no folder: nothing would be written" if folder is None else "no run yet: it would begin at step 0"
     if folder is not None and holds_run(folder, run_record(learner, data, settings, before), data, say):
-        first = load_checkpoint(folder / "checkpoint.safetensors", learner, optimiser, say)["step"]
+        record = load_checkpoint(folder / "checkpoint.safetensors", learner, optimiser, say)
+        first, started = record["step"], any(score["step"] == 0 for score in record["scores"])
+        log_lines(folder / "log.jsonl", first, record.get("log"))
         left = settings.steps - first
         found = f"a run at step {first:,} of {settings.steps:,}: " + (f"{pluralize(left, 'step')} would follow" if left else "it is done")
     elif folder is not None and (folder / "run.json").exists(): found = "a run without a checkpoint: it would begin at step 0"
     cut = None
     if first < settings.steps and method_named(settings.objective).reads_words and hasattr(learner, "check_words"):
         cut = learner.check_words(getattr(data, "captions", ()))
-    return {"before": before, "first": first, "found": found, "cut": cut}
+    return {"before": before, "first": first, "found": found, "cut": cut, "started": started}
 
 # %% ../../nbs/training/07k_plan.ipynb #916cf426
 class _TimedPairs(Dataset):
@@ -371,7 +373,7 @@ def _on_disk(path: Path) -> int:
 
 
 def planned_files(
-    folder: Path, learner, optimiser, settings, frozen_pictures: int, scored, history, keep_every: int
+    folder: Path, learner, optimiser, settings, frozen_pictures: int, scored, history, keep_every: int, first: int
 ) -> tuple[PlannedFile, ...]:
     "What a run writes."
     model = weights_of(learner)
@@ -386,7 +388,7 @@ def planned_files(
     if scored: files.append(("best/", weights, "after each validation that is as good as the best so far", weights))
     files.append(("last/", weights, "at the end", 0))
     if settings.ema: files.append(("average/", weights, "at the end: the moving average", 0))
-    if kept := settings.steps // keep_every if keep_every else 0:
+    if kept := settings.steps // keep_every - first // keep_every if keep_every else 0:
         files.append((f"step-.../ ({kept})", kept * weights, f"every {keep_every:,} steps, each kept", 0))
     if frozen_pictures:
         files.append((MATRIX, 128 + frozen_pictures * learner.width * 4, "before the first step: features of the frozen target", 0))
@@ -395,12 +397,12 @@ def planned_files(
     return tuple(PlannedFile(*file, _on_disk(folder / file[0])) for file in files)
 
 # %% ../../nbs/training/07k_plan.ipynb #a9d76101
-def scored_after(settings: TuneSettings, first: int, validate: Callable | None) -> tuple[int, ...]:
+def scored_after(settings: TuneSettings, first: int, validate: Callable | None, started: bool = False) -> tuple[int, ...]:
     "The steps after which a run validates; 0 is the start."
     if validate is None: return ()
     every = settings.validate_every
     later = [done for done in range(first + 1, settings.steps + 1) if done == settings.steps or every and done % every == 0]
-    return (0, *later) if first == 0 and getattr(validate, "at_start", True) else tuple(later)
+    return (0, *later) if first == 0 and not started and getattr(validate, "at_start", True) else tuple(later)
 
 def _picture_count(data: Dataset) -> int:
     "How many pictures the pairs show; every pair its own, where the data set does not know."
@@ -442,6 +444,7 @@ def make_plan(
     "What `tune` would do with the same arguments. Nothing is written, and the backbone stays as it is. Raises what `tune` would raise."
     method, settings = check_settings(settings), resolve_epochs(settings, visits_of(data))
     check_request(backbone, settings, method, workers, prolong, most_bad)
+    check_watching(folder, keep_every, False, settings, say if rank() == 0 else lambda line: None)
     if rank(): say = lambda line: None
     folder, frozen = None if folder is None else Path(folder), asks_frozen_gallery(settings)
     for line in (slow_bf16(settings.precision, backbone.device), never_warm(settings)):
@@ -459,10 +462,10 @@ def make_plan(
             with watched_memory(backbone.device) as peaks:
                 steps = _measure(learner, optimiser, backbone if frozen else None, loader, settings, begun, most_bad)
         spare = 0 if frozen else _bytes_of(learner.state_dict().values())       # a run has no copy to throw away
-        scored = scored_after(settings, begun["first"], validate)
+        scored = scored_after(settings, begun["first"], validate, begun["started"])
         pictures = _picture_count(data)
         files = () if folder is None or not steps.history else planned_files(
-            folder, learner, optimiser, settings, pictures * frozen, scored, steps.history, keep_every
+            folder, learner, optimiser, settings, pictures * frozen, scored, steps.history, keep_every, begun["first"]
         )
         return RunPlan(
             settings, len(data), pictures, visits_of(data), begun["first"], begun["found"], steps.hidden, _learning(learner), held_out,

@@ -42,7 +42,10 @@ def listening():   # yields a `StopRequest`
             before[number] = signal.signal(number, request.receive)
     try: yield request
     finally:
-        for number, handler in before.items(): signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+            outer = getattr(handler, "__self__", None)               # who listens outside hears it too
+            if isinstance(outer, StopRequest): outer.name = outer.name or request.name
 
 def leave_signals_alone(
     worker: int = 0,   # its number; give this function to `DataLoader` as `worker_init_fn`
