@@ -165,7 +165,11 @@ def recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--validate-on", metavar="NAME=DIR", help="choose best/ by recall@10 on the val split of a benchmark, such as fashioniq=DIR"
     )
-    parser.add_argument("--validate-composer", metavar="SPEC", help="how the queries of --validate-on or --queries are asked (default: the recipe's, or sum:1)")
+    parser.add_argument(
+        "--validate-composer",
+        metavar="SPEC",
+        help="how the queries of --validate-on or --queries are asked (default: the recipe's, or sum:1)",
+    )
 
 # %% ../../nbs/cli/14e_tune.ipynb #8d58df27
 def tune_settings(args):

@@ -248,20 +248,26 @@ def make_missing(
         moved = False
         for job in [job for job in jobs if not there(job) and job not in failed]:
             if request.name:
-                raise RunStopped(f"{request.name} was received: {sum(map(there, jobs))} of {len(jobs)} runs are measured; the same command goes on")
+                raise RunStopped(
+                    f"{request.name} was received: {sum(map(there, jobs))} of {len(jobs)} runs are measured; the same command goes on"
+                )
             with claim_lock(place.runs / f"{job.folder}.result.lock") as ours:
-                if not ours or there(job) or not ready(plan, job, place.out): continue
+                if not ours or there(job) or not ready(plan, job, place.out):
+                    continue
                 rest = [other for other in jobs if other != job and not there(other)]
                 tell = teller(job, f"[{sum(map(there, jobs)) + 1}/{len(jobs)}]", clock, rest, place.runs, say)
-                try: make(plan, job, material, place, tell)
-                except RunStopped: raise                     # a cluster's wish to end is no failure of an arm
+                try:
+                    make(plan, job, material, place, tell)
+                except RunStopped:
+                    raise                     # a cluster's wish to end is no failure of an arm
                 except PliError as error:
                     failed[job] = str(error)
                     tell(f"failed: {error}")
                     continue
                 moved = True
                 lacking.difference_update(job.results(place.out).values())
-                for path in job.results(place.out).values(): clock.saw(read_result(path))
+                for path in job.results(place.out).values():
+                    clock.saw(read_result(path))
     return failed
 
 # %% ../../nbs/studies/15_run.ipynb #72beb319

@@ -116,10 +116,12 @@ def read_log(
 def log_lines(path: Path, steps: int, digest: str | None = None) -> list[bytes]:
     "The lines that `read_log` reads, each with its end."
     lines = read_regular(path, sys.maxsize - 1).splitlines(keepends=True)[:steps] if path.exists() else []
-    try: whole = all(line.endswith(b"\n") and isinstance(json.loads(line), dict) for line in lines)
+    try:whole = all(line.endswith(b"\n") and isinstance(json.loads(line), dict) for line in lines)
     except (ValueError, RecursionError): whole = False
     if not whole or len(lines) < steps:
-        raise PliError(f"{path}: does not hold the {steps} steps before the checkpoint; bring back a copy of it, or remove the folder to start again")
+        raise PliError(
+            f"{path}: does not hold the {steps} steps before the checkpoint; bring back a copy of it, or remove the folder to start again"
+        )
     if digest and hashlib.sha256(b"".join(lines)).hexdigest() != digest:
         raise PliError(f"{path}: is not what was written, some bits have changed; bring back a copy, or remove the folder to start again")
     return lines
@@ -256,7 +258,9 @@ def file_sizes(
     weights = sum(value.nbytes for value in weights_of(backbone).values())
     towers = backbone.towers().items()
     learned = sum(weight.nbytes for tower, own in towers if tower == "scale" or settings.tune in ("both", tower) for weight in own)
-    checkpoint, kept = weights + (3 if settings.ema else 2) * learned, settings.steps // keep_every - done // keep_every if keep_every else 0
+    checkpoint, kept = weights + (3 if settings.ema else 2) * learned, (
+        settings.steps // keep_every - done // keep_every if keep_every else 0
+    )
     sizes = {
         "the checkpoint": checkpoint,
         "its successor beside it": checkpoint,

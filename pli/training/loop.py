@@ -146,7 +146,8 @@ def begin_run(
     copy_training_state(backbone, optimiser, files.moving)
     before, first = begun["before"], begun["first"]
     if watch and files.folder is not None: files.curves = TensorBoardCurves(files.folder, first, settings.steps, result)
-    if first == 0 and result.start is None and validate is not None and getattr(validate, "at_start", True): score_now(backbone, 0, files, result, validate, say)
+    if first == 0 and result.start is None and validate is not None and getattr(validate, "at_start", True):
+        score_now(backbone, 0, files, result, validate, say)
     company = from_first(partners) if first < settings.steps and settings.batches != "random" else None
     return before, first, company and BatchPartners(**company)
 

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-try: import fcntl
+try:import fcntl
 except ModuleNotFoundError: fcntl = None   # Windows
 
 import torch
@@ -42,7 +42,16 @@ from ..settings import TuneSettings
 from .batches import partners_for
 from .checkpoints import load_checkpoint, log_lines
 from .identity import claim_folder, run_record, take_over
-from .loop import SEEN, check_request, check_settings, check_watching, copy_training_state, resolve_epochs, too_many_broken, tuning_mode
+from pli.training.loop import (
+    SEEN,
+    check_request,
+    check_settings,
+    check_watching,
+    copy_training_state,
+    resolve_epochs,
+    too_many_broken,
+    tuning_mode,
+)
 from .rows import part_of, whole_batch
 from .step import data_parallel, make_optimiser, never_warm, slow_bf16, train_step
 from .stopping import leave_signals_alone

@@ -25,7 +25,10 @@ def check_tensorboard() -> None:
             warnings.simplefilter("ignore")                     # of a foreign library, about its own parts
             import torch.utils.tensorboard                      # noqa: F401
     except ImportError:
-        raise PliError("--tensorboard / tensorboard=True needs TensorBoard: pip install 'pli[tensorboard]' (in a checkout: pip install '.[tensorboard]'), or leave it out") from None
+        raise PliError(
+            "--tensorboard / tensorboard=True needs TensorBoard: pip install 'pli[tensorboard]' (in a checkout: pip install"
+            " '.[tensorboard]'), or leave it out"
+        ) from None
 
 class TensorBoardCurves:
     "The curves of a run in `tensorboard/` of its folder: loss, learning rate, scale, gradient norm, validation."
