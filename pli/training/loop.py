@@ -259,7 +259,7 @@ def tune(
             backbone, optimiser, data, settings, files, result, prolong, validate, workers, say, tensorboard
         )
         parallel, targets = data_parallel(backbone, settings.piece), None
-        if frozen and first < settings.steps: targets = WholeFeatures(gallery, data, files.folder, workers, say)
+        if frozen and first < settings.steps: targets = WholeFeatures(gallery, data, files.folder, workers, say, lambda: request.name)
         order = ResumableBatchSampler(len(data), settings.batch_size, settings.seed, before + first, settings.steps - first, company,
                                       getattr(data, "draws", None))
         loader = DataLoader(

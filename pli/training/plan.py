@@ -504,7 +504,7 @@ def _seconds_before(settings: TuneSettings, folder: Path | None, pictures: int, 
     there = folder is not None and (folder / ABOUT).exists()
     before = {}
     if steps.encoding and not there:
-        before["features of all pictures by the frozen model"] = pictures * each(statistics.median(steps.encoding))
+        before["features of all pictures by the frozen model"] = pictures * each(statistics.median(steps.encoding)) / rank_count()
     if settings.batches == "near":
         share = statistics.median(steps.computing) / settings.batch_size / 3       # the way forward, of one tower at most
         before["the nearest neighbours of every picture"] = pictures * each(share)
@@ -537,7 +537,7 @@ def _model_lines(plan: RunPlan) -> list[str]:
     towers = [f"{tower} {learns:,}{'' if learns else f' (of {count:,}: frozen)'}" for tower, (learns, count) in plan.learning.items()]
     lines = [f"hidden: {plan.hidden}"] if plan.hidden else []
     lines.append(f"learns: {sum(learns for learns, _ in plan.learning.values()):,} weights ({', '.join(towers)})")
-    if not plan.scored: return [*lines, "validation: none"]
+    if not plan.scored: return [*lines, "validation: none" + " is left" * (not plan.steps)]
     start = "" if plan.score is None else f"; this model has {plan.score:.4f}"
     took = "" if plan.validating is None else f"; one takes {plan.validating:.3g} s"
     often = f"{pluralize(len(plan.scored), 'time')} ({'before the first step, then ' if plan.scored[0] == 0 else ''}"

@@ -6,17 +6,25 @@
 __all__ = ['KnownFeatures', 'WholeFeatures']
 
 # %% ../../nbs/training/07j_targets.ipynb #08325b61
-from collections.abc import Callable, Sequence
+import hashlib
+import io
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from ..backbones.protocol import Backbone
-from ..core import PliError, atomic, explain_worker_errors, file_digest, progress_bar, read_sealed, sealed, write_json
-from ..distributed import copy_from_first, from_first, rank
+from ..core import DiskFull, PliError, disk_full_reason, explain_worker_errors, file_digest, open_regular, pluralize, printable
+from ..core import progress_bar, read_sealed, sealed, to_disk, write_json
+from ..distributed import copy_from_first, from_first, gather_first, gather_json, rank, rank_count
+from .stopping import RunStopped, leave_signals_alone
 
 # %% ../../nbs/training/07j_targets.ipynb #687aa78e
 class KnownFeatures:
@@ -37,25 +45,111 @@ class KnownFeatures:
 # %% ../../nbs/training/07j_targets.ipynb #d65c769b
 BATCH = 64
 MATRIX, ABOUT = "whole-pictures.npy", "whole-pictures.json"
+BEGUN, REACHED = "whole-pictures.begun", "whole-pictures.begun.json"
+NOTED = 20   # seconds between two notes of how far it is
 
 def _picture_numbers(data: Dataset) -> list[int]:
     "Which picture every pair shows; every pair its own, where the data set does not know."
     return list(data.pictures()) if hasattr(data, "pictures") else list(range(len(data)))
 
 @torch.no_grad()
-def _fill(matrix: np.ndarray, backbone: Backbone, data: Dataset, first_of: list[int], workers: int) -> None:
-    "Encode every picture, a row each; a picture that cannot be read gets no numbers."
-    loader = DataLoader(Subset(data, first_of), batch_size=BATCH, num_workers=workers, collate_fn=list, generator=torch.Generator())
-    row = 0
+def _features(backbone: Backbone, items: list) -> np.ndarray:
+    "Rows for some pictures; one that cannot be read gets no numbers."
+    rows = np.full((len(items), backbone.width), np.nan, np.float32)
+    there = [place for place, (_, pixels, _) in enumerate(items) if pixels is not None]
+    if there:
+        pixels = torch.stack([items[place][1] for place in there])
+        rows[there] = backbone.encode_image(pixels.to(backbone.device)).float().cpu().numpy()
+    return rows
+
+def _from_all(
+    backbone: Backbone, data: Dataset, first_of: list[int], begin: int, workers: int, wish: Callable[[], str | None],
+) -> Iterator[tuple[list[np.ndarray], str | None]]:
+    "Round by round, the rows of all processes in their order, in the first one, and by which signal one of them was asked to end."
+    batches = [first_of[row:row + BATCH] for row in range(begin, len(first_of), BATCH)]
+    own, rounds = batches[rank()::rank_count()], range(-(-len(batches) // rank_count()))
+    loader = DataLoader(
+        data, batch_sampler=own, num_workers=workers, collate_fn=list, generator=torch.Generator(), worker_init_fn=leave_signals_alone
+    )
     with explain_worker_errors():
-        for items in progress_bar(loader, total=len(loader)):
-            there = [place for place, (_, pixels, _) in enumerate(items) if pixels is not None]
-            matrix[row:row + len(items)] = np.nan
-            if there:
-                pixels = torch.stack([items[place][1] for place in there])
-                found = backbone.encode_image(pixels.to(backbone.device)).float().cpu().numpy()
-                matrix[[row + place for place in there]] = found
-            row += len(items)
+        items = iter(loader if own else [])
+        for _ in rounds if rank() else progress_bar(rounds):
+            parts = gather_first(_features(backbone, next(items, [])))
+            yield parts, next(filter(None, gather_json(wish())), None)
+
+# %% ../../nbs/training/07j_targets.ipynb #3fbf172e
+class _Rows:
+    "Rows of a matrix in a file that is whole at the end and counts its rows on the way; or in memory, where there is no folder."
+    def __init__(self, folder: Path | None, about: dict):
+        self.folder, self.about, self.shape, self.count, self.noted = folder, about, tuple(about["shape"]), 0, time.monotonic()
+        if folder is None:
+            self.kept = np.empty(self.shape, np.float32)
+            return
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": self.shape})
+        self.header, self.digest = header.getvalue(), hashlib.sha256()
+        self.file = self._continued() or open(folder / BEGUN, "wb")
+        if not self.count: self._append(self.header)
+
+    def _continued(self):
+        "The file that an earlier process has begun, open behind the rows that it has noted; None where there is none."
+        try: written = read_sealed(self.folder / REACHED, "it is made again")
+        except PliError: return None
+        count = written.pop("rows", None) if isinstance(written, dict) else None
+        if self.about["pairs digest"] is None or type(count) is not int or not 0 < count <= self.shape[0]: return None
+        end = left = len(self.header) + count * self.shape[1] * 4
+        digest = hashlib.sha256()
+        try:
+            with open_regular(self.folder / BEGUN, sys.maxsize) as file:
+                while left and (part := file.read(min(left, 2**20))):
+                    digest.update(part)
+                    left -= len(part)
+        except PliError: return None
+        if written != self.about | {"bytes": digest.hexdigest()}: return None
+        file = open(self.folder / BEGUN, "r+b")
+        file.truncate(file.seek(end))
+        self.count, self.digest = count, digest
+        return file
+
+    def _append(self, data: bytes) -> None:
+        with self._room(): self.file.write(data)
+        self.digest.update(data)
+
+    @contextmanager
+    def _room(self):
+        "Say it where the disk is full."
+        try: yield
+        except OSError as error:
+            if (why := disk_full_reason(error)) is None: raise
+            raise DiskFull(
+                f"{printable(self.folder / BEGUN)}: cannot be written, {why}; make room, and the same command goes on with what was noted"
+                f" of {pluralize(self.shape[0], 'picture')}"
+            ) from None
+
+    def add(self, rows: np.ndarray) -> None:
+        if self.folder is None: self.kept[self.count:self.count + len(rows)] = rows
+        else: self._append(rows.astype("<f4").tobytes())
+        self.count += len(rows)
+        if time.monotonic() - self.noted >= NOTED: self.note()
+
+    def note(self) -> None:
+        "Write down how far it is."
+        if self.folder is None: return
+        with self._room(): self.file.flush()
+        to_disk(self.folder / BEGUN)
+        write_json(self.folder / REACHED, sealed(self.about | {"rows": self.count, "bytes": self.digest.hexdigest()}))
+        self.noted = time.monotonic()
+
+    def whole(self) -> np.ndarray:
+        "The matrix, once all rows are there."
+        if self.folder is None: return self.kept
+        self.note()
+        self.file.close()
+        write_json(self.folder / ABOUT, sealed(self.about | {"bytes": self.digest.hexdigest()}))
+        os.replace(self.folder / BEGUN, self.folder / MATRIX)
+        (self.folder / REACHED).unlink()
+        to_disk(self.folder)
+        return np.load(self.folder / MATRIX, mmap_mode="r", allow_pickle=False)
 
 # %% ../../nbs/training/07j_targets.ipynb #ac9ffdc2
 class WholeFeatures:
@@ -67,7 +161,11 @@ class WholeFeatures:
         folder: Path | None = None,             # of the run; None: the features stay in memory
         workers: int = 0,
         say: Callable[[str], None] = print,
+        wish: Callable[[], str | None] = lambda: None,   # the name of a signal that asks for the end
     ):
+        """Read the features, or make them, with all processes of the run. Raises `RunStopped` where one of them is asked to end,
+        `LostRank` where one has ended, and `DiskFull`.
+        """
         numbers = _picture_numbers(data)
         self.row_of, first_of = {}, []
         for index, number in enumerate(numbers):
@@ -75,33 +173,40 @@ class WholeFeatures:
                 first_of.append(index)
             self.row_of.setdefault(number, len(first_of) - 1)
         self.numbers, self.width, self.device, self.matrix = numbers, backbone.width, backbone.device, None
-        from_first(lambda: self._prepare(backbone, data, first_of, folder, workers, say))
+        begin = from_first(lambda: self._open(backbone, data, len(first_of), folder, say))
+        if begin is None: return
+        for parts, signal_name in _from_all(backbone, data, first_of, begin, workers, wish):
+            from_first(lambda: self._add(parts))
+            if not signal_name: continue
+            from_first(self.rows.note)
+            onward = "the same command goes on from there" if folder else "there is no folder to keep them in"
+            raise RunStopped(f"{signal_name} was received while whole pictures were encoded; {onward}")
+        from_first(self._close)
 
-    def _prepare(self, backbone, data, first_of, folder, workers, say) -> None:
-        "In the first process: read the matrix, or make it."
-        shape = (len(first_of), backbone.width)
-        if folder is None:
-            self.matrix = np.empty(shape, np.float32)
-            return _fill(self.matrix, backbone, data, first_of, workers)
+    def _open(self, backbone, data, count, folder, say) -> int | None:
+        "In the first process: read the matrix, or say from which row on it has to be made."
         pairs = data.digest() if hasattr(data, "digest") else None
-        about = {"model": backbone.fingerprint(), "pairs digest": pairs, "shape": list(shape)}
-        path, beside = folder / MATRIX, folder / ABOUT
-        try:
-            written = read_sealed(beside, "it is made again")
-            if written == about | {"bytes": file_digest(path)} and pairs is not None:
-                self.matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-                return None
-            say(f"{path}: is of other pictures or another model, or not what was written; it is made again")
-        except (PliError, OSError, ValueError):
-            pass                       # not there, or not whole
-        say(f"encoding {shape[0]:,} whole pictures once, with the model as it was")
-        with atomic(path, needs=shape[0] * shape[1] * 4) as temporary:
-            matrix = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
-            _fill(matrix, backbone, data, first_of, workers)
-            matrix.flush()
-            del matrix
-        write_json(beside, sealed(about | {"bytes": file_digest(path)}))
-        self.matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+        about = {"model": backbone.fingerprint(), "pairs digest": pairs, "shape": [count, backbone.width]}
+        if folder is not None and pairs is not None:
+            path = folder / MATRIX
+            try:
+                if read_sealed(folder / ABOUT, "it is made again") == about | {"bytes": file_digest(path)}:
+                    self.matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+                    return None
+                say(f"{path}: is of other pictures or another model, or not what was written; it is made again")
+            except (PliError, OSError, ValueError):
+                pass                       # not there, or not whole
+        self.rows = _Rows(folder, about)
+        begin = 0 if folder is None else self.rows.count
+        if folder is not None:
+            on = f", going on from {begin:,}" if begin else ""
+            say(f"encoding {pluralize(count, 'whole picture')} once, with the model as it was{on}")
+        return begin
+
+    def _add(self, parts: list[np.ndarray]) -> None:
+        for rows in parts: self.rows.add(rows)
+
+    def _close(self) -> None: self.matrix, self.rows = self.rows.whole(), None
 
     def of(
         self,
