@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rank', 'rank_count', 'process_group', 'LostRank', 'explain_lost_rank', 'own_rows', 'gather_rows', 'gather_json',
-           'gather_uneven', 'from_first', 'copy_from_first', 'mean_over_ranks']
+           'gather_uneven', 'from_first', 'gather_first', 'copy_from_first', 'mean_over_ranks']
 
 # %% ../nbs/00a_distributed.ipynb #807a7431
 import json
@@ -145,6 +145,15 @@ def from_first(
     if error is not None: raise error
     if "error" in record: raise LostRank(record["error"])
     return record["value"]
+
+def gather_first(
+    own,       # anything of this package's own making; it travels as a pickle, from process to process of one run
+) -> list:     # what every process has, in their order, in the first one; nothing in the others
+    "Bring what all processes have made to the first one. Raises `LostRank`."
+    if rank_count() == 1: return [own]
+    parts = [None] * rank_count() if rank() == 0 else None
+    with explain_lost_rank(): dist.gather_object(own, parts)
+    return parts or []
 
 def copy_from_first(
     tensors: Iterable[Tensor],   # of the same shapes and kinds, in the same order, in every process

@@ -2,6 +2,7 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import rank_worker
 import torch
+from galleries import picture
 from safetensors.torch import load_file
 
 from pli.backbones.loading import load_backbone
@@ -207,11 +209,34 @@ def test_two_processes_measure_what_one_measures(tmp_path):
     done = shared_by_two(*asked, "--no-cache")
     assert done.returncode and done.stderr.count("pli evaluate: --no-cache: several processes hand their features") == 1
 
+def test_two_processes_index_what_one_indexes(tmp_path):
+    "The same rows, broken pictures and copies too; a second time there is nothing to do, and a mistake is told once."
+    for name in ("one", "two"):
+        for number in range(100): picture(tmp_path / name / f"{number:03}.png", number)
+        (tmp_path / name / "007.png").write_bytes(b"<html>")
+        (tmp_path / name / "040b.png").write_bytes((tmp_path / name / "040.png").read_bytes())
+    done = shared_by_two("index", tmp_path / "two", "--model", "pli-tiny-48", "--device", "cpu", "--workers", "1")
+    assert done.returncode == 0 and done.stderr.count("101 pictures: ") == 1 and done.stderr.count("007.png") == 1, done.stderr
+    assert main(["index", str(tmp_path / "one"), "--model", "pli-tiny-48", "--device", "cpu"]) == 0
+
+    def rows(name):
+        path, = (tmp_path / name / ".pli").glob("*/gallery.sqlite")
+        with sqlite3.connect(path) as table:
+            return table.execute("SELECT path, content, width, height, broken IS NULL, thumbnail, feature FROM picture ORDER BY path").fetchall()
+    one, two = rows("one"), rows("two")
+    assert len(one) == 101 and sum(row[-1] is not None for row in one) == 100
+    assert one == two
+    done = shared_by_two("index", tmp_path / "two", "--device", "cpu")
+    assert done.returncode == 0 and "nothing new" in done.stderr, done.stderr
+    done = shared_by_two("index", tmp_path / "nowhere", "--model", "pli-tiny-48", "--device", "cpu")
+    assert done.returncode and done.stderr.count("nowhere: no such folder") == 1, done.stderr
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_what_several_processes_would_do_as_many_times_is_refused_once(number, tmp_path, monkeypatch, capsys):
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": str(number)}.items(): monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit): main(["search", str(tmp_path), "a star"])
-    assert capsys.readouterr().err.count("torchrun has started 2 processes, and only tune, evaluate, submit share their work") == 1 - number
+    assert capsys.readouterr().err.count("torchrun has started 2 processes, and only tune, evaluate, submit, index share their work") == 1 - number
 
 
 def test_torchrun_prints_and_writes_once(tmp_path):

@@ -8,13 +8,9 @@ __all__ = ['add_evaluate', 'add_compare', 'read_report', 'about_both', 'run_comp
 
 # %% ../../nbs/cli/14f_evaluate.ipynb #34b4745f
 import argparse
-import os
-import sys
-import warnings
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-from .options import model_options
+from .options import model_options, run_on_processes
 
 # %% ../../nbs/cli/14f_evaluate.ipynb #7d54f04e
 def benchmark_name(text: str) -> str:
@@ -334,20 +330,6 @@ def share_encoding(args, cache, needed) -> None:
     for backbone, benchmark, raw in needed: encode_share(backbone, benchmark, cache, args.workers, raw)
     if rank(): raise SystemExit(0)
 
-def run_on_processes(args, run) -> None:
-    "Run a command on this process alone, or with the others that `torchrun` has started; the first one speaks for all."
-    from pli.core import PliError, pick_device, printable
-    from pli.distributed import LostRank, process_group, rank
-    with process_group(pick_device(args.device)) as device:
-        if rank() == 0: return run(args, device)
-        with open(os.devnull, "w") as quiet, redirect_stdout(quiet), redirect_stderr(quiet), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try: run(args, device)
-            except PliError as error:                        # before the shares, the first process meets the same one and tells it
-                own = getattr(args, "shares", False) and not isinstance(error, LostRank)
-                if own: print(f"pli {args.command}: process {rank()}: {printable(error, 10_000)}", file=sys.__stderr__)
-                raise SystemExit(error.status) from None
-
 def run_evaluate(args) -> None: run_on_processes(args, evaluate_on)
 
 # %% ../../nbs/cli/14f_evaluate.ipynb #0d45ff80
@@ -358,8 +340,11 @@ def evaluate_on(args, device) -> None:
     from pli.evaluation.report import report
     from pli.evaluation.ranks import OWN_QUERY, sweep
     check_outputs(args.out)
-    choosing = args.sweep or not args.benchmark
-    composers = wanted_composers(with_weight(args.composer or [], args.weight), choosing, usual_composer(args))
+    asked_for = with_weight(args.composer or [], args.weight)
+    nothing_open = wanted_composers(asked_for) == wanted_composers(asked_for, sweep=False)
+    fixed = len(asked_for) == 1 and nothing_open and not args.chosen_on          # one composer with its weight: nothing is to be chosen
+    choosing = args.sweep or not args.benchmark and not fixed
+    composers = wanted_composers(asked_for, choosing, usual_composer(args))
     ranked_with = ranking_composer(args) if args.rankings else None
     benchmark = asked(args)
     check_choices(args, benchmark)

@@ -234,7 +234,7 @@ def check_given(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
             )
         )
 
-SHARED = ("tune", "evaluate", "submit")   # commands that share their work between processes
+SHARED = ("tune", "evaluate", "submit", "index")   # commands that share their work between processes
 
 def check_launcher(parser: argparse.ArgumentParser, command: str) -> None:
     "End with a line where `torchrun` has started several processes of a command that would do its work as many times."

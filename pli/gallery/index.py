@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ReadPicture', 'content_of', 'date_taken', 'thumbnail_of', 'small_picture', 'Changes', 'Indexing', 'alone_with',
-           'update']
+           'update', 'help_update']
 
 # %% ../../nbs/gallery/09b_index.ipynb #d15044ab
 import datetime
@@ -29,6 +29,7 @@ from ..core import PliError, progress_bar, claim_lock, pluralize, end_with_paren
 from ..core import lock_holder, format_duration, open_regular, printable, explain_worker_errors
 from ..data.pictures import RAW_SUFFIXES, PICTURE_SUFFIXES, PictureError, open_header, open_picture
 from ..data.decoders import EXTRAS, has_extra
+from ..distributed import from_first, gather_first, rank, rank_count
 from .encode import BATCH_MULTIPLE, encode_pixels
 from .store import PictureTable, Row, path_inside, put_rows, touch
 
@@ -99,9 +100,9 @@ _THUMBNAIL = 192   # pixels of the longer side
 
 @dataclass(frozen=True)
 class ReadPicture:
-    "A picture as it was read: the row, all but its feature, and the pixels for the model."
+    "A picture as it was read: the row, and the pixels for the model until the row has its feature."
     row: Row
-    pixels: Tensor | None = None   # `uint8 (3, height, width)`; None where the feature is known or the picture is broken
+    pixels: Tensor | None = None   # `uint8 (3, height, width)`; None where no feature is wanted: it is there, known, or the picture broken
     gone: str = ""                 # why there is no row: the file vanished or changed under our eyes
 
 def content_of(path: Path) -> bytes:
@@ -394,6 +395,7 @@ def _update(table: PictureTable, root: Path, backbone: Backbone, workers: int, f
     with table.telling(): todo, count = _compare(table, root, met)
     lost, kept = _lost(table, met, count, forget)
     changes = Changes(count, kept=kept, met=met)
+    todo = _shared(todo)
     if todo:
         with explain_worker_errors(): _read_all(table, root, todo, backbone, workers, changes, say)
     _remove(table, changes, set(lost))
@@ -403,53 +405,79 @@ def _update(table: PictureTable, root: Path, backbone: Backbone, workers: int, f
     with table.telling(): changes.still = still_broken(table, (path for path, _, _ in todo))
     return changes
 
+def _shared(todo: list[tuple[bytes, int, int]] | None) -> list[tuple[bytes, int, int]]:
+    "What the first process has found to do, in every process."
+    if rank_count() == 1: return todo
+    files = from_first(lambda: [(os.fsdecode(path), size, changed) for path, size, changed in todo])
+    return [(os.fsencode(path), size, changed) for path, size, changed in files]
+
+def help_update(
+    table: Path, root: str | Path,   # the first process's table and folder
+    backbone: Backbone,              # of the same features as the first process's
+    workers: int = 0,                # processes that read pictures, for this one
+) -> None:
+    "The part in an `update` of every process but the first: read and encode a share. Raises `LostRank` where another process has ended."
+    root = Path(os.path.abspath(root))
+    if todo := _shared(None):
+        with explain_worker_errors():
+            for _ in _encoded(table, root, todo, backbone, workers): pass
+
 def _read_all(table, root, todo, backbone, workers, changes, say) -> None:
     "Read, encode and write everything that is new."
-    reader = DataLoader(
-        NewPictures(root, todo, backbone.pixels, table.path),
-        batch_size=BATCH_MULTIPLE,
-        num_workers=workers,
-        collate_fn=list,
-        worker_init_fn=end_with_parent,
-    )
     began, done, told = time.monotonic(), 0, False
-    waiting: list[ReadPicture] = []
-    for items in progress_bar(reader):
-        waiting += [item for item in items if _settled(table, item, changes)]
-        if len(waiting) >= BATCH_MULTIPLE: waiting = _encode(table, backbone, waiting, changes)
+    for items in _encoded(table.path, root, todo, backbone, workers):
+        _write(table, items, changes)
         done += len(items)
-        seconds = (time.monotonic() - began) / done * (len(todo) - done)
+        seconds = (time.monotonic() - began) / max(1, done) * (len(todo) - done)
         if not told and time.monotonic() - began > 5:
             told = True
             if seconds > 60:
                 say(f"{len(todo):,} pictures to look at; about {format_duration(seconds)} left. You can stop at any time and go on later")
-    _encode(table, backbone, waiting, changes, whole=True)
 
-def _settled(table: PictureTable, item: ReadPicture, changes: Changes) -> bool:
-    "Whether a picture still has to be encoded; what needs no model is written at once."
+def _encoded(path: Path, root: Path, todo: list, backbone: Backbone, workers: int) -> Iterator[list[ReadPicture]]:
+    """What every process has read and encoded, in the first one, a round at a time: what needs no model, and full batches with their
+    features.
+    """
+    batches = [range(start, min(start + BATCH_MULTIPLE, len(todo))) for start in range(0, len(todo), BATCH_MULTIPLE)]
+    own, rounds = batches[rank()::rank_count()], -(-len(batches) // rank_count())
+    reader = DataLoader(
+        NewPictures(root, todo, backbone.pixels, path),
+        batch_sampler=own,
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=end_with_parent,
+    )
+    waiting: list[ReadPicture] = []
+    read = iter(reader if own else [])
+    for number in progress_bar(range(rounds)):
+        items = next(read, [])
+        waiting += [item for item in items if item.pixels is not None]
+        done = [item for item in items if item.pixels is None]
+        while waiting and (len(waiting) >= BATCH_MULTIPLE or number == rounds - 1):
+            batch, waiting = waiting[:BATCH_MULTIPLE], waiting[BATCH_MULTIPLE:]
+            features = encode_pixels(backbone, torch.stack([item.pixels for item in batch]))
+            done += [ReadPicture(replace(item.row, feature=feature)) for item, feature in zip(batch, features)]
+        yield [item for part in gather_first(done) for item in part]
+
+def _write(table: PictureTable, items: list[ReadPicture], changes: Changes) -> None:
+    "Write what was read and encoded, in one transaction for all that the model has seen."
+    seen = [item.row for item in items if item.row.feature is not None]
+    for item in items:
+        if item.row.feature is None: _settle(table, item, changes)
+    known = {one.path for row in seen for one in table.select("path = ?", row.path)}
+    put_rows(table, seen)
+    changes.encoded += len(seen)
+    changes.changed += len(known)
+    changes.added += len(seen) - len(known)
+
+def _settle(table: PictureTable, item: ReadPicture, changes: Changes) -> None:
+    "Write what needs no model, or note it."
     name = printable(os.fsdecode(item.row.path), 80)
     if item.gone: changes.skipped.append(f"{name} ({item.gone})")
     elif item.row.broken is not None:
         changes.broken.append(f"{name} ({item.row.broken})")
         put_rows(table, [item.row])
-    elif item.pixels is not None: return True
     elif not _take_over(table, item.row, changes): changes.skipped.append(f"{name} (its copy was removed meanwhile)")
-    return False
-
-def _encode(
-    table: PictureTable, backbone: Backbone, waiting: list[ReadPicture], changes: Changes, whole: bool = False
-) -> list[ReadPicture]:
-    "Encode full batches, all if `whole`, write their rows, and give back the rest."
-    while waiting and (whole or len(waiting) >= BATCH_MULTIPLE):
-        batch, waiting = waiting[:BATCH_MULTIPLE], waiting[BATCH_MULTIPLE:]
-        features = encode_pixels(backbone, torch.stack([item.pixels for item in batch]))
-        known = {one.path for item in batch for one in table.select("path = ?", item.row.path)}
-        rows = [Row(**{**vars(item.row), "feature": feature}) for item, feature in zip(batch, features)]
-        put_rows(table, rows)
-        changes.encoded += len(rows)
-        changes.changed += len(known)
-        changes.added += len(rows) - len(known)
-    return waiting
 
 def _remove(table: PictureTable, changes: Changes, lost: set[int]) -> None:
     "Delete the rows that have lost their file and were not taken over by another."
