@@ -706,6 +706,12 @@ def test_a_folder_without_weights_is_not_a_random_model(get, tmp_path):
     assert str(tmp_path) in str(caught.value)
 
 
+def test_the_folder_of_a_run_names_its_models(get, tmp_path):
+    for name in ("step-000400", "best", "last"): get("tok").save(tmp_path / "run" / name)
+    with pytest.raises(PliError) as caught: load_backbone(str(tmp_path / "run"))
+    assert f"is the folder of a run; name one of its models: {tmp_path / 'run' / 'best'}, {tmp_path / 'run' / 'last'}, " in str(caught.value)
+
+
 def test_a_folder_and_other_weights_contradict(get, tmp_path):
     get("tok").save(tmp_path)
     with pytest.raises(PliError, match="own weights"): load_backbone(str(tmp_path), str(tmp_path / "open_clip_model.safetensors"))

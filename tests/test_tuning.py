@@ -666,6 +666,13 @@ def test_a_folder_belongs_to_one_run(fresh, tmp_path, changes, words):
     assert str(tmp_path) in str(caught.value) and before == {file: file.read_bytes() for file in tmp_path.glob("*.*")}
 
 
+def test_more_steps_of_a_run_that_is_done_are_asked_for_in_another_way(fresh, tmp_path):
+    run(fresh(), tmp_path)
+    with pytest.raises(PliError, match="steps was 8, now 9.*to go on after its end, --prolong"): run(fresh(), tmp_path, steps=9)
+    with pytest.raises(PliError) as caught: run(fresh(), tmp_path, seed=1)
+    assert "--prolong" not in str(caught.value)
+
+
 def test_other_weights_or_pairs_are_another_run(fresh, tmp_path):
     run(fresh(), tmp_path)
     with pytest.raises(PliError, match="start was"): run(fresh(seed=1), tmp_path)

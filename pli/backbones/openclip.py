@@ -6,6 +6,7 @@
 __all__ = ['register_tiny', 'encode_image', 'encode_text', 'load_open_clip', 'known_weights']
 
 # %% ../../nbs/backbones/02_openclip.ipynb #0a004108
+import itertools
 import json
 import logging
 import math
@@ -325,6 +326,12 @@ def encode_embedded(
     finally: hook.remove()
 
 # %% ../../nbs/backbones/02_openclip.ipynb #1c1d3c16
+def _models_in(folder: Path) -> list[str]:
+    "Folders of models in a folder, as `pli tune` leaves them: the best first."
+    try: found = [path for path in itertools.islice(folder.iterdir(), 1000) if (path / "open_clip_config.json").is_file()]
+    except OSError: return []
+    return [printable(path, 200) for path in sorted(found, key=lambda path: (path.name != "best", path.name))][:5]
+
 def read_config(
     name: str,                        # model name as given to open_clip
     pretrained: str | None = None,    # weights tag
@@ -334,6 +341,8 @@ def read_config(
     if name.startswith("local-dir:"):
         path = Path(name.removeprefix("local-dir:")) / "open_clip_config.json"
         if path.exists() and not path.is_file(): raise PliError(f"{printable(path)}: is no file")          # a pipe would be waited for
+        if not path.exists() and (inside := _models_in(path.parent)):
+            raise PliError(f"{printable(path.parent)}: is the folder of a run; name one of its models: {', '.join(inside)}")
         record = check_config(printable(path), read_json(path), local=True)
         return {"model_cfg": record["model_cfg"], "pli": record.get("pli")}
     if name.startswith("hf-hub:"):

@@ -152,7 +152,11 @@ def claim_folder(
             " bring them back, or choose another folder"
         )
     if changed:
-        raise PliError(f"{folder}: holds another run ({'; '.join(changed)}); choose another folder, or remove this one to start again")
+        longer = old.get("steps") != new.get("steps") and (folder / "last").is_dir()
+        onward = f"; to go on after its end, --prolong {folder} with another folder" * longer
+        raise PliError(
+            f"{folder}: holds another run ({'; '.join(changed)}); choose another folder, or remove this one to start again{onward}"
+        )
     for part in [folder, *(path for path in folder.rglob("*") if path.is_dir())]: remove_part_files(part)
     there = (folder / "checkpoint.safetensors").exists()
     if not there and (folder / "last").exists():
