@@ -666,6 +666,15 @@ def test_a_folder_belongs_to_one_run(fresh, tmp_path, changes, words):
     assert str(tmp_path) in str(caught.value) and before == {file: file.read_bytes() for file in tmp_path.glob("*.*")}
 
 
+def test_a_run_goes_on_with_checkpoints_at_other_steps(fresh, tmp_path):
+    "How often a run is saved changes no number: the weights are those of a run that was not stopped."
+    whole, halves = fresh(), fresh()
+    run(whole, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt): run(fresh(), tmp_path / "halves", Fuse(50))
+    run(halves, tmp_path / "halves", checkpoint_every=1)
+    assert same(whole, halves)
+
+
 def test_more_steps_of_a_run_that_is_done_are_asked_for_in_another_way(fresh, tmp_path):
     run(fresh(), tmp_path)
     with pytest.raises(PliError, match="steps was 8, now 9.*to go on after its end, --prolong"): run(fresh(), tmp_path, steps=9)
