@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['INVISIBLE', 'MOST_BYTES', 'FILE_KINDS', 'SEAL', 'LOCK_FILE', 'unit', 'pad_to_multiple', 'rng_for', 'PliError',
            'printable', 'first_line', 'MissingFile', 'open_regular', 'read_regular', 'DiskFull', 'disk_full_reason',
-           'to_disk', 'check_writable', 'atomic', 'write_json', 'unique_entries', 'read_json', 'file_digest',
-           'tensors_digest', 'save_tensors', 'sealed', 'read_sealed', 'folder_lock', 'owns_folder_lock',
+           'to_disk', 'check_replaceable', 'check_writable', 'atomic', 'write_json', 'unique_entries', 'read_json',
+           'file_digest', 'tensors_digest', 'save_tensors', 'sealed', 'read_sealed', 'folder_lock', 'owns_folder_lock',
            'explain_worker_errors', 'end_with_parent', 'pick_device', 'check_workers', 'format_duration', 'pluralize',
            'format_bytes', 'progress_bar', 'plugin_names', 'load_plugin', 'provenance']
 
@@ -221,7 +221,7 @@ def to_disk(
         if not folder and error.errno not in (errno.EINVAL, errno.ENOTSUP): raise    # some file systems know no fsync
     finally: os.close(number)
 
-def _replaceable(path: Path) -> None:
+def check_replaceable(path: Path) -> None:
     "Raise a `PliError` for what is there and is no regular file."
     try: kind = stat.S_IFMT(path.stat().st_mode)
     except (OSError, ValueError): kind = stat.S_IFREG      # not there yet; what else is wrong will be told later
@@ -238,7 +238,7 @@ def check_writable(
     path = Path(path)
     target = path / "file" if folder else path
     try:
-        if not folder: _replaceable(path)
+        if not folder: check_replaceable(path)
         above = next(parent for parent in target.absolute().parents if os.path.lexists(parent))
         trial = above / f".{target.name if above == target.absolute().parent else 'new'}.{os.getpid()}.part"
         os.close(create_locked(trial))
@@ -258,7 +258,7 @@ def atomic(
     more; then the old file is still there.
     """
     path = Path(path)
-    _replaceable(path)
+    check_replaceable(path)
     if make: path.parent.mkdir(parents=True, exist_ok=True)
     temporary, file = path.with_name(f".{path.name}.{os.getpid()}.part"), None
     try:

@@ -1,6 +1,8 @@
 "One process of a run that several share: `torchrun rank_worker.py OUT CASES [FORGET]`; the first one writes what came of every case."
 import dataclasses
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from pli.data.batches import TensorPairs
 from pli.distributed import process_group, rank
 from pli.settings import TuneSettings
 from pli.training.loop import tune
+from pli.training.stopping import RunStopped
 
 PICTURES = 96
 
@@ -29,14 +32,17 @@ def drawn_pairs() -> TensorPairs:
     return TensorPairs(pixels, captions)
 
 
-def run_case(settings: dict, folder: Path | None = None, stop_after: int = 0) -> tuple[dict, dict]:
-    "Weights after a run, and its log."
+def run_case(settings: dict, folder: Path | None = None, stop_after: int = 0, signal_after: int = 0) -> tuple[dict, dict]:
+    "Weights after a run, and its log; of one that a signal has ended, what it says."
     data = drawn_pairs()
+    if signal_after: data.__class__ = type("Told", (TensorPairs,), {"left": signal_after, "__getitem__": told})
     if stop_after: data.__class__ = type("Fuse", (TensorPairs,), {"left": stop_after, "__getitem__": fused})
     backbone = load_backbone("pli-tiny-48")
-    result = tune(backbone, data, TuneSettings(**settings), folder, say=lambda line: None)
+    lines = []
+    try: result = tune(backbone, data, TuneSettings(**settings), folder, say=lines.append)
+    except RunStopped as error: return {}, {"stopped": str(error), "said": lines}
     weights = {name: value.float() for name, value in weights_of(backbone).items() if value.is_floating_point()}
-    return weights, {"history": result.history, "scores": result.scores}
+    return weights, {"history": result.history, "scores": result.scores, "said": lines}
 
 
 def stopped_run(backbone, settings: TuneSettings, folder: Path, after: int) -> None:
@@ -57,6 +63,13 @@ def fused(self, index):
     "Pairs of which one breaks the process that reads it, as a lost machine would."
     type(self).left -= 1
     if type(self).left < 0 and rank(): raise KeyboardInterrupt
+    return TensorPairs.__getitem__(self, index)
+
+
+def told(self, index):
+    "Pairs of which one sends SIGTERM to the process that reads it, the second one of a run."
+    type(self).left -= 1
+    if type(self).left == 0 and rank() == 1: os.kill(os.getpid(), signal.SIGTERM)
     return TensorPairs.__getitem__(self, index)
 
 

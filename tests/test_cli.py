@@ -376,6 +376,27 @@ def test_a_finished_run_is_prolonged_and_few_pictures_are_enough(drawn, tmp_path
     assert not (tmp_path / "three").exists()
 
 
+def test_a_prolonged_run_takes_over_the_settings(drawn, tmp_path):
+    "But for those of its new steps alone; what is typed is said, and a frozen run is refused before anything is read."
+    tune = lambda *more: (tmp_path, ["tune", drawn / "pairs.csv", "--device", "cpu", *more])
+    usual = ["--model", "pli-tiny-48", "--steps", "2", "--batch-size", "4", "--warmup", "1"]
+    rate = ["--learning-rate", "1e-4"]
+    first, frozen = many([tune("--out", "one", *usual, "--tune", "text", "--hide", "none", "--schedule", "constant"), tune("--out", "frozen", *usual, "--target", "frozen")])
+    assert first[0] == frozen[0] == 0
+    same, other, refused, inside, longer = many([
+        tune("--out", "two", "--prolong", "one", "--steps", "2", *rate), tune("--out", "three", "--prolong", "one", "--steps", "2", *rate, "--tune", "both"),
+        tune("--out", "four", "--prolong", "frozen", *rate), tune("--out", "four", "--prolong", "one/last", *rate), tune("--out", "frozen", *usual, "--target", "frozen", "--steps", "3"),
+    ])
+    settings = lambda name: json.loads((tmp_path / name / "run.json").read_text())["settings"]
+    own = {"steps", "learning_rate", "schedule", "warmup"}
+    assert {name for name, value in settings("one").items() if settings("two")[name] != value} <= own and settings("two")["schedule"] == "cosine"
+    assert "prolonging one: with its settings --hide none, --tune text, --batch-size 4\n" in same[1] and "was text" not in same[1]
+    assert "prolonging one: with its settings --hide none, --batch-size 4\n  --tune: was text, now both\n" in other[1]
+    assert refused[0] == 1 and "pairs" not in refused[1] and "--prolong frozen: its gallery was read by the model as it was before tuning" in refused[2]
+    assert inside[0] == 1 and "--prolong one/last: is a model of a run; name the run, one" in inside[2]
+    assert longer[0] == 1 and "steps was 2, now 3" in longer[2] and "--prolong" not in longer[2]
+
+
 def test_broken_and_missing_pictures_are_counted_and_listed(drawn, tmp_path):
     shutil.copytree(drawn / "images", tmp_path / "images")
     noise = torch.randint(0, 256, (64, 64, 3), generator=rng_for(0, "noise")).byte().numpy()

@@ -95,6 +95,8 @@ def test_a_model_of_a_method_that_is_gone_is_measured_without_its_query(world, t
     assert main([str(word) for word in [*command, "--model", "toy:small", "--query-model", tuned, "--out", tmp_path / "a.json"]]) == 0
     assert "what its own method asks with is not measured (objective must be one of" in capsys.readouterr().out
     assert "method" not in read_json(tmp_path / "a.json")["outcomes"]
+    assert main(["compare", str(tmp_path / "a.json"), str(tmp_path / "a.json")]) == 0
+    assert f"model toy:small; query model {tuned}" in capsys.readouterr().out
 
 
 def test_older_and_damaged_notes(tuned):

@@ -19,6 +19,7 @@ from pli.backbones.protocol import weights_of
 from pli.cli.main import main
 from pli.distributed import own_rows
 from pli.training.rows import part_of
+from pli.training.targets import BEGUN, MATRIX
 from pli.world import save_world
 
 HERE = Path(__file__).parent
@@ -188,6 +189,21 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_a_status_of_its_own(name, tmp
     told = next(line for line in process.stdout if "continuing" in line)
     os.killpg(process.pid, getattr(signal, name))
     assert process.communicate(timeout=120) and process.returncode == 75 and f"continuing at step {steps} of 100000" in told
+
+
+def test_a_signal_to_one_process_ends_the_encoding_in_all(tmp_path):
+    "Then it goes on where it was, with another number of processes too, to the features that one process makes."
+    settings = USUAL | {"target": "frozen", "steps": 6}
+    case = lambda name, **more: {name: {"settings": settings, "folder": str(tmp_path / "run"), **more}}
+    done = shared_run(2, tmp_path, case("told", signal_after=5))
+    assert "Traceback" not in done.stderr
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert "SIGTERM was received while whole pictures were encoded: 95 of 95 are kept in" in told["stopped"]
+    assert (tmp_path / "run" / BEGUN).exists() and not (tmp_path / "run" / MATRIX).exists()
+    _, log = rank_worker.run_case(settings, tmp_path / "run")
+    assert "encoding 95 whole pictures once, with the model as it was, going on from 95" in log["said"]
+    rank_worker.run_case(settings, tmp_path / "alone")
+    assert (tmp_path / "alone" / MATRIX).read_bytes() == (tmp_path / "run" / MATRIX).read_bytes()
 
 
 def shared_by_two(*words) -> subprocess.CompletedProcess:

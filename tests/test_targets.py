@@ -2,6 +2,9 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import rank_worker
@@ -14,6 +17,7 @@ from pli.core import SEAL, PliError, rng_for, sealed, write_json
 from pli.data.batches import TensorPairs
 from pli.settings import TuneSettings
 from pli.training.loop import check_settings, tune
+from pli.training.plan import make_plan
 from pli.training.stopping import RunStopped
 from pli.training.targets import ABOUT, BATCH, BEGUN, MATRIX, REACHED, WholeFeatures
 
@@ -88,7 +92,7 @@ def test_a_signal_ends_the_encoding_and_the_same_command_goes_on_there(tmp_path)
     whole, data, lines = load_backbone("pli-tiny-48"), many_pairs(), []
     tune(whole, data, FROZEN, tmp_path / "whole", say=quiet)
     data.at, data.read = 2 * BATCH + 5, 0
-    with pytest.raises(RunStopped, match="SIGTERM was received while whole pictures were encoded; the same command goes on"):
+    with pytest.raises(RunStopped, match="SIGTERM was received while whole pictures were encoded: 192 of 329 are kept in .*, and the same command goes on"):
         tune(load_backbone("pli-tiny-48"), data, FROZEN, tmp_path / "halves", say=quiet)
     assert (tmp_path / "halves" / BEGUN).exists() and not (tmp_path / "halves" / MATRIX).exists()
     halves, data.at, data.read = load_backbone("pli-tiny-48"), None, 0
@@ -123,6 +127,77 @@ def test_a_damaged_beginning_is_made_again(harm, tmp_path, monkeypatch):
     assert torch.equal(made.of(range(len(data))), right)
     assert ("going on from 192" in lines[0]) == (harm == "longer")
     assert not begun.exists() and not reached.exists()
+
+
+def stopped_features(data, folder, rounds: int = 3):
+    wishes = iter([*[None] * (rounds - 1), "SIGTERM"])
+    with pytest.raises(RunStopped): WholeFeatures(load_backbone("pli-tiny-48"), data, folder, say=quiet, wish=lambda: next(wishes))
+
+
+@pytest.mark.parametrize("name", [BEGUN, REACHED, MATRIX, ABOUT])
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_what_is_no_file_is_told_before_anything_is_encoded(name, kind, tmp_path):
+    "A pipe would be waited for, a folder would be met after hours."
+    data = many_pairs()
+    stopped_features(data, tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name) if kind == "pipe" else (tmp_path / name).mkdir()
+    data.read = 0
+    with pytest.raises(PliError, match=f"{name}: is a (pipe|folder) and would be replaced"): WholeFeatures(load_backbone("pli-tiny-48"), data, tmp_path, say=quiet)
+    assert not data.read
+
+
+@pytest.mark.parametrize("link", ["soft", "hard", "dangling"])
+def test_a_link_is_replaced_and_what_it_leads_to_stays(link, tmp_path):
+    data, run, elsewhere = many_pairs(), tmp_path / "run", tmp_path / "thesis"
+    run.mkdir()
+    stopped_features(data, run)
+    right = WholeFeatures(load_backbone("pli-tiny-48"), data, say=quiet).of(range(len(data)))
+    if link == "hard": os.link(run / BEGUN, elsewhere)
+    else:
+        if link == "soft": (run / BEGUN).rename(elsewhere)
+        (run / BEGUN).unlink(missing_ok=True)
+        (run / BEGUN).symlink_to(elsewhere)
+    before = elsewhere.read_bytes() if elsewhere.exists() else None
+    assert torch.equal(WholeFeatures(load_backbone("pli-tiny-48"), data, run, say=quiet).of(range(len(data))), right)
+    assert (elsewhere.read_bytes() if elsewhere.exists() else None) == before and not (run / MATRIX).is_symlink()
+    assert (run / MATRIX).stat().st_nlink == 1
+
+
+def test_a_full_disk_says_how_much_is_kept(tmp_path):
+    "In a process of its own, which may write files of 50,000 bytes."
+    stopped_features(many_pairs(), tmp_path, 1)
+    text = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))\n"
+        "import sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path; from test_targets import *\n"
+        "try: WholeFeatures(load_backbone('pli-tiny-48'), many_pairs(), Path(sys.argv[1]), say=quiet)\n"
+        "except PliError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", text, tmp_path, Path(__file__).parent], capture_output=True, text=True)
+    assert "make room, and the same command goes on from 64 of 329 pictures" in done.stdout, done.stderr
+
+
+def test_a_note_that_a_kill_has_left_beside_the_matrix_goes(tmp_path):
+    data = many_pairs()
+    stopped_features(data, tmp_path, 1)
+    note = (tmp_path / REACHED).read_bytes()
+    WholeFeatures(load_backbone("pli-tiny-48"), data, tmp_path, say=quiet)
+    (tmp_path / REACHED).write_bytes(note)
+    WholeFeatures(load_backbone("pli-tiny-48"), data, tmp_path, say=quiet)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([MATRIX, ABOUT])
+
+
+def test_a_plan_counts_the_pictures_that_are_left(tmp_path):
+    data, said = many_pairs(), lambda plan: [name for name in plan.before if name.startswith("features of whole pictures")]
+    planned = lambda: make_plan(load_backbone("pli-tiny-48"), data, FROZEN, tmp_path, say=quiet)
+    assert said(planned()) == ["features of whole pictures by the frozen model"]
+    data.at, data.read = 2 * BATCH + 5, 0
+    with pytest.raises(RunStopped): tune(load_backbone("pli-tiny-48"), data, FROZEN, tmp_path, say=quiet)
+    data.at = None
+    assert said(planned()) == ["features of whole pictures by the frozen model, 192 of 329 are there"]
+    tune(load_backbone("pli-tiny-48"), data, FROZEN, tmp_path, say=quiet)
+    (tmp_path / "checkpoint.safetensors").unlink()
+    assert not said(planned())
 
 
 def test_settings_that_make_no_sense_are_refused(tmp_path):

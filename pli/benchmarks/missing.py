@@ -110,6 +110,8 @@ def describe_missing(
         f"{printable(category, 40)} {count:,} of {missing.total[category]:,}".removeprefix("all ")
         for category, count in missing.queries.items()
     )
+    if len(wrong) == looked and all(error.cause == "missing picture" for error in wrong.values()):
+        advice = f"Not one is there: do their names start from {printable(benchmark.root)}? --root (root= in Python) names another folder"
     return (
         f"{printable(benchmark.root)}: {len(wrong):,} of {looked:,} pictures cannot be used ({causes}; {where}): {named}. Without "
         "them these"

@@ -480,7 +480,7 @@ def about_both(args, one: dict, other: dict, names: tuple[str, str]) -> list[str
     )
     about = lambda record: "; ".join(
         f"{name} {printable(record[name])[:16 if name == 'weights' else None]}"
-        for name in ("model", "pretrained", "preprocess", "weights")
+        for name in ("model", "query model", "pretrained", "preprocess", "weights")
         if record.get(name)
     )
     head += [

@@ -12,6 +12,7 @@ import re
 import shlex
 import sys
 import warnings
+from dataclasses import fields
 from pathlib import Path
 
 from .options import model_options, natural, tune_options
@@ -118,8 +119,9 @@ def add_tune(commands) -> None:
         "--prolong",
         metavar="RUN",
         help=(
-            "instead of --model: begin with the weights and the optimiser's moments that a finished run has left in its folder. --steps,"
-            " --warmup and --schedule are of the new steps alone, --learning-rate must be named, batches and masks go on where RUN ended"
+            "instead of --model: begin with the weights and the optimiser's moments that a finished run has left in its folder, and with"
+            " its settings where none are typed. --steps, --warmup and --schedule are of the new steps alone, --learning-rate must be named,"
+            " batches and masks go on where RUN ended. A run with --target frozen cannot be prolonged"
         ),
     )
     model_options(parser, which)
@@ -180,7 +182,8 @@ def tune_settings(args):
     options = {item.name: option for option, item in tune_options().items()}
     typed = {name: getattr(args, name) for name in options if hasattr(args, name)}
     recipe = read_recipe(args.recipe) if args.recipe else None
-    settings = TuneSettings(**(recipe.settings if recipe else {}) | typed)
+    earlier = {name: value for name, value in prolonged_settings(args).items() if name not in OWN} if args.prolong else {}
+    settings = TuneSettings(**earlier | (recipe.settings if recipe else {}) | typed)
     in_steps = {"steps": settings.epochs, "validate_every": settings.validate_epochs, "warmup": settings.schedule == "epochs"}
     for name, in_epochs in in_steps.items():
         other = {"steps": "epochs", "validate_every": "validate-epochs", "warmup": "warmup-epochs"}[name]
@@ -259,14 +262,34 @@ def benchmark_validator(args):
     validate = query_validator(read_benchmark(name, root, "val"), composer=composer)
     return validate, f"recall@10 on {name} val, the mean of its kinds where they count alike (composer {composer})"
 
-def check_prolonged(args, settings) -> None:
-    "Raise a `PliError` for a run that cannot be prolonged like this, before anything is loaded."
-    from pli.core import PliError, read_sealed
+# settings of the new steps alone: a prolonged run takes over all others from the run that it prolongs
+OWN = ("steps", "epochs", "learning_rate", "schedule", "warmup", "warmup_epochs", "decay_epochs", "validate_epochs")
+
+def prolonged_settings(args) -> dict:
+    "The settings of the run that `--prolong` names. Raises `PliError` where there is none."
+    from pli.core import PliError, printable, read_sealed
     run = Path(args.prolong)
-    if not (run / "last").is_dir(): raise PliError(f"--prolong {run}: holds no finished run, whose model would be in {run / 'last'}")
+    if not (run / "last").is_dir():
+        if (run.parent / "run.json").is_file() and (run / "open_clip_config.json").is_file():
+            raise PliError(f"--prolong {printable(run)}: is a model of a run; name the run, {printable(run.parent)}")
+        raise PliError(f"--prolong {printable(run)}: holds no finished run, whose model would be in {printable(run / 'last')}")
     record = read_sealed(run / "run.json", "bring back a copy, or prolong another run")
     earlier = record.get("settings") if isinstance(record, dict) else None
-    if not isinstance(earlier, dict): raise PliError(f"{run / 'run.json'}: is no record of a run")
+    if not isinstance(earlier, dict): raise PliError(f"{printable(run / 'run.json')}: is no record of a run")
+    return {name: value for name, value in earlier.items() if name in {field.name for field in fields(TuneSettings)}}
+
+def check_prolonged(args, settings, say=print) -> None:
+    """Say what a prolonged run takes over, and what it does not. Raises a `PliError`, before anything is loaded, for what cannot be
+    prolonged.
+    """
+    from pli.core import PliError, printable
+    from pli.methods.registry import asks_frozen_gallery
+    run, earlier = printable(args.prolong), prolonged_settings(args)
+    if asks_frozen_gallery(settings):
+        raise PliError(
+            f"--prolong {run}: its gallery was read by the model as it was before tuning, which a prolonged run no longer has: begin a"
+            " run of its own with more --steps"
+        )
     if not hasattr(args, "learning_rate"):
         raise PliError(
             f"--prolong needs --learning-rate: the run's peak was {earlier.get('learning_rate')}, its schedule {earlier.get('schedule')}"
@@ -277,6 +300,12 @@ def check_prolonged(args, settings) -> None:
             f"--prolong {run}: its --seed was {earlier.get('seed')}, which also decides the held-out pairs; name the same, now it is"
             f" {settings.seed}. Batches and masks are new ones all the same"
         )
+    shown = {item.name: option for option, item in tune_options().items()}
+    kept = {name: value for name, value in earlier.items() if name not in OWN and getattr(settings, name) == value}
+    unusual = [f"{shown[name]} {value}" for name, value in kept.items() if value != getattr(TuneSettings(), name)]
+    say(f"prolonging {run}: with its settings{' ' * bool(unusual)}{printable(', '.join(unusual), 1000)}")
+    for name, value in earlier.items():
+        if name not in OWN and name not in kept: say(f"  {shown[name]}: was {printable(value)}, now {printable(getattr(settings, name))}")
 
 # %% ../../nbs/cli/14e_tune.ipynb #c3feaa36
 def read_sources(args, say=print):
@@ -364,7 +393,7 @@ def tune_on(args, device, say) -> None:
     if not 0 < args.held_out < 1: raise PliError(f"--held-out must be between 0 and 1, got {args.held_out}")
     follow_recipe(args, say)
     settings = tune_settings(args)
-    if args.prolong: check_prolonged(args, settings)
+    if args.prolong: check_prolonged(args, settings, say)
     validate, asked = benchmark_validator(args) if args.validate_on else (None, "")
     if args.validate_composer and not (args.validate_on or args.queries or args.recipe):
         raise PliError("--validate-composer belongs to --validate-on, or to --queries")

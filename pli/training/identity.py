@@ -154,7 +154,7 @@ def claim_folder(
             " bring them back, or choose another folder"
         )
     if changed:
-        longer = old.get("steps") != new.get("steps") and (folder / "last").is_dir()
+        longer = old.get("steps") != new.get("steps") and old.get("target") != "frozen" and (folder / "last").is_dir()
         onward = f"; to go on after its end, --prolong {folder} with another folder" * longer
         raise PliError(
             f"{folder}: holds another run ({'; '.join(changed)}); choose another folder, or remove this one to start again{onward}"

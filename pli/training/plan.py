@@ -55,7 +55,7 @@ from pli.training.loop import (
 from .rows import part_of, whole_batch
 from .step import data_parallel, make_optimiser, never_warm, slow_bf16, train_step
 from .stopping import leave_signals_alone
-from .targets import ABOUT, MATRIX
+from .targets import ABOUT, MATRIX, rows_there
 
 # %% ../../nbs/training/07k_plan.ipynb #243f75f6
 @dataclass(frozen=True)
@@ -473,6 +473,7 @@ def make_plan(
         spare = 0 if frozen else _bytes_of(learner.state_dict().values())       # a run has no copy to throw away
         scored = scored_after(settings, begun["first"], validate, begun["started"])
         pictures = _picture_count(data)
+        known = rows_there(folder, backbone, data) if frozen and folder is not None else 0
         files = () if folder is None or not steps.history else planned_files(
             folder, learner, optimiser, settings, pictures * frozen, scored, steps.history, keep_every, begun["first"]
         )
@@ -480,7 +481,7 @@ def make_plan(
             settings, len(data), pictures, visits_of(data), begun["first"], begun["found"], steps.hidden, _learning(learner), held_out,
             dict(Counter(problem.cause for problem in problems).most_common()), begun["cut"], rank_count(), workers, validation, scored,
             validating, score, Timing(tuple(steps.computing)) if steps.computing else None,
-            Timing(tuple(steps.loading)) if steps.loading else None, _seconds_before(settings, folder, pictures, steps, workers),
+            Timing(tuple(steps.loading)) if steps.loading else None, _seconds_before(settings, pictures, known, steps, workers),
             _memory(learner, steps, settings), peaks[0] - spare if peaks else None,
             "on the GPU" if backbone.device.type == "cuda" else "of this process, the program and its libraries included", files,
             shutil.disk_usage(_nearest(folder)).free if folder is not None else None, _notes(settings, steps),
@@ -496,15 +497,15 @@ def _score(learner, validate, settings, begun) -> tuple[float | None, float | No
         return [None if score is None or not math.isfinite(score) else float(score), time.perf_counter() - began]
     return tuple(from_first(scored))
 
-def _seconds_before(settings: TuneSettings, folder: Path | None, pictures: int, steps: _Steps, workers: int) -> dict[str, float]:
+def _seconds_before(settings: TuneSettings, pictures: int, known: int, steps: _Steps, workers: int) -> dict[str, float]:
     "Seconds of what a run does before its first step, estimated from the measured ones."
     if not steps.loading: return {}
     reading = statistics.median(steps.loading) * rank_count() / settings.batch_size
     each = lambda computing: max(computing, reading / workers) if workers else computing + reading
-    there = folder is not None and (folder / ABOUT).exists()
     before = {}
-    if steps.encoding and not there:
-        before["features of all pictures by the frozen model"] = pictures * each(statistics.median(steps.encoding)) / rank_count()
+    if steps.encoding and pictures > known:
+        name = "features of whole pictures by the frozen model" + f", {known:,} of {pictures:,} are there" * bool(known)
+        before[name] = (pictures - known) * each(statistics.median(steps.encoding)) / rank_count()
     if settings.batches == "near":
         share = statistics.median(steps.computing) / settings.batch_size / 3       # the way forward, of one tower at most
         before["the nearest neighbours of every picture"] = pictures * each(share)
