@@ -106,6 +106,7 @@ def _header(about: dict) -> bytes:
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": tuple(about["shape"])})
     return header.getvalue()
 
+# %% ../../nbs/training/07j_targets.ipynb #e78bb109
 class _Rows:
     "Rows of a matrix in a file that is whole at the end and counts its rows on the way; or in memory, where there is no folder."
     def __init__(self, folder: Path | None, about: dict, say: Callable[[str], None]):
@@ -188,6 +189,7 @@ def rows_there(
     about = _about(backbone, data, len(set(_picture_numbers(data))))
     return about["shape"][0] if _is_whole(folder, about) else _noted(folder, about)[0]
 
+# %% ../../nbs/training/07j_targets.ipynb #cd6f2374
 class WholeFeatures:
     "What a frozen model makes of all whole pictures of a data set."
     def __init__(
