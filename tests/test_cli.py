@@ -151,7 +151,7 @@ def test_options_arrive():
              "avoid": "own", "batches": "kin:colour", "beta2": 0.5, "epsilon": 0.25, "preprocess": "target-pad",
              "target": "frozen", "piece": 4, "ema": 0.5}
     epochs = {"epochs": 3, "schedule": "epochs", "warmup-epochs": 2, "decay-epochs": 4, "validate-epochs": 1}
-    assert {f"--{name}" for name in given | epochs} | {"--objective", "--options", "--one-way", "--keep-false-negatives", "--decay-all", "--gradient-checkpointing"} == set(tune_options())
+    assert {f"--{name}" for name in given | epochs} | {"--objective", "--options", "--one-way", "--keep-false-negatives", "--decay-all", "--gradient-checkpointing", "--compile"} == set(tune_options())
     base = ["tune", "pairs.csv", "--model", "m", "--out", "o"]
     settings = tune_settings(make_parser().parse_args(base + [word for name, value in given.items() for word in (f"--{name}", str(value))] + ["--one-way"]))
     assert settings == TuneSettings(**{name.replace("-", "_"): value for name, value in given.items()}, symmetric=False)

@@ -79,6 +79,11 @@ def test_recomputed_activations_give_the_same_losses():
     assert losses(DEVICE, gradient_checkpointing=True) == pytest.approx(losses(DEVICE), rel=2e-3)
 
 
+def test_compiled_blocks_give_the_same_losses(monkeypatch):
+    if not DEVICE.startswith("cuda"): monkeypatch.setattr("pli.backbones.openclip.COMPILER", "aot_eager")
+    assert losses(DEVICE, compile=True) == pytest.approx(losses(DEVICE), rel=2e-3)
+
+
 def test_a_plan_measures_the_memory_of_the_device():
     plan = make_plan(load_backbone("pli-tiny-48", device=DEVICE), rank_worker.drawn_pairs(), STEPS, say=quiet)
     assert plan.peak >= plan.memory["weights"] + plan.memory["gradients"] + plan.memory["moments"]

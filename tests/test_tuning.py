@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy
 import open_clip
 import pytest
+import rank_worker
 import torch
 from hypothesis import given
 from hypothesis import settings as examples
@@ -757,7 +758,7 @@ BAD = {
     "clip_weight": [-0.1, math.nan, "0"], "avoid": ["both", "", None, True], "ignore_same_picture": [1, None, "no"], "tune": ["all", None, True], "steps": [0, -1, 1.5, "10", None, True], "batch_size": [1, 0, 2.5, "8", None], "batches": ["hard", "", "kin", "kin:smell", "near:3", "random:1", None], "learning_rate": [-1e-9, math.nan, math.inf, "1e-4", None],
     "weight_decay": [-0.1, math.nan, math.inf, None], "warmup": [-1, 0.5, None], "schedule": ["linear", None, {}], "clip_gradient": [-1.0, math.nan, math.inf, None],
     "precision": ["fp16", None, 16], "checkpoint_every": [0, -5, 1.5, None], "validate_every": [-1, 0.5, None], "seed": [0.5, None, "0", True],
-    "options": [None, 3, "layers=3", "layers"], "target": ["", "other", None, True], "piece": [-1, 0.5, None, True], "gradient_checkpointing": [1, None, "yes"],
+    "options": [None, 3, "layers=3", "layers"], "target": ["", "other", None, True], "piece": [-1, 0.5, None, True], "gradient_checkpointing": [1, None, "yes"], "compile": [1, None, "yes"],
     "epochs": [-1, 0.5, None, True], "warmup_epochs": [-1, 0.5, None], "decay_epochs": [-2, 1.5, None], "validate_epochs": [-1, 3, None, 0.5], "beta2": [-0.1, 1.0, math.nan, "0.9", None],
     "epsilon": [-1e-9, math.nan, math.inf, None], "ema": [-0.1, 1.0, 2, math.nan, "0.9", None, True], "decay_all": [1, None, "yes"], "preprocess": ["", "square", None, True],
 }
@@ -777,6 +778,32 @@ def test_settings_that_make_no_sense_are_named(fresh, tmp_path, name, value):
 @pytest.mark.parametrize("changes", [{}, {"steps": 1}, {"batch_size": 2}, {"warmup": 0}, {"warmup": 9999}, {"learning_rate": 0}, {"learning_rate": 1}, {"weight": 0}, {"clip_gradient": 0},
                                      {"seed": -3}, {"seed": 2**80}, {"hide": "none"}, {"precision": "bf16"}, {"symmetric": False}])
 def test_settings_at_their_ends_are_good(changes): check_settings(dataclasses.replace(TuneSettings(), **changes))
+
+
+@pytest.mark.parametrize("more", [{"gradient_checkpointing": True}, {"piece": 4, "target": "frozen"}], ids=str)
+def test_compiled_blocks_train_the_same_model(tmp_path, monkeypatch, more):
+    "With the kernels of torch itself, whose making takes a moment; afterwards the model is as it was, and so are the names of its weights."
+    monkeypatch.setattr("pli.backbones.openclip.COMPILER", "aot_eager")
+    plain, compiled, data, asked = load_backbone("pli-tiny-48"), load_backbone("pli-tiny-48"), rank_worker.drawn_pairs(), []
+    compiler = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda block, **options: (asked.append(block), compiler(block, **options)))
+    wanted, result = run(plain, data=data, **more), run(compiled, tmp_path, data, compile=True, **more)
+    assert len(asked) >= 2
+    assert [record["loss"] for record in result.history] == pytest.approx([record["loss"] for record in wanted.history], rel=1e-4)
+    assert not any(block._compiled_call_impl for block in compiled.modules()) and compiled.state_dict().keys() == plain.state_dict().keys()
+    assert load_backbone(tmp_path / "last").fingerprint() == compiled.fingerprint()
+
+
+def test_a_compiler_that_cannot_is_told_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("pli.backbones.openclip.COMPILER", "no such compiler")
+    backbone = load_backbone("pli-tiny-48")
+    with pytest.raises(PliError, match="compile must be left out: torch.compile ends with InvalidBackend"):
+        run(backbone, tmp_path, rank_worker.drawn_pairs(), compile=True)
+    assert not any(block._compiled_call_impl for block in backbone.modules())
+
+
+def test_a_model_without_blocks_of_open_clips_is_not_compiled(fresh):
+    with pytest.raises(PliError, match="compile must be left out"): run(fresh("resnet"), compile=True)
 
 
 def test_settings_at_their_ends_run(fresh, tmp_path):

@@ -30,6 +30,7 @@ from unittest.mock import patch
 import torch
 from torch.utils.data import DataLoader
 
+import pli.backbones.openclip
 from pli import world
 from pli.backbones.loading import load_backbone
 from pli.core import PliError, pick_device, provenance, rng_for, write_json
@@ -132,9 +133,9 @@ def check_step(device, size, args) -> dict:
 
 
 def compile_blocks(backbone, backend: str) -> None:
-    "Every transformer block but the last of each tower, which a step computes in part only."
-    for tower in (backbone.model.visual.transformer, backbone.model.transformer):
-        for block in tower.resblocks[:-1]: block.compile(backend=backend, dynamic=None)
+    "As `pli tune --compile` does."
+    pli.backbones.openclip.COMPILER = backend
+    backbone.compile_blocks(True)
 
 
 def check_compile(device, size, args) -> dict:

@@ -90,6 +90,8 @@ def patch_grid(
     return max(1, size[0] // 32), max(1, size[1] // 32)
 
 # %% ../../nbs/backbones/02_openclip.ipynb #5923f0be
+COMPILER = "inductor"   # what `torch.compile` makes kernels with
+
 class OpenClipBackbone(nn.Module):
     "Any open_clip model as a `Backbone`."
     def __init__(self,
@@ -163,6 +165,17 @@ class OpenClipBackbone(nn.Module):
         if not hasattr(self.model, "set_grad_checkpointing"):
             raise PliError(f"gradient_checkpointing must be left out: open_clip cannot do it for {self.name}")
         self.model.set_grad_checkpointing(wanted)
+
+    def compile_blocks(self, wanted: bool) -> None:
+        """Let `torch.compile` make kernels for the transformer blocks, but for the last of each tower, of which a step computes a part.
+        Weights and their names stay as they are. Raises `PliError` for a model without such blocks.
+        """
+        towers = [getattr(tower, "transformer", None) for tower in (self.model.visual, self.model, getattr(self.model, "text", None))]
+        blocks = [block for tower in towers if tower is not None for block in list(getattr(tower, "resblocks", ()))[:-1]]
+        if wanted and not blocks: raise PliError(f"compile must be left out: {self.name} has no open_clip transformer of several blocks")
+        for block in blocks:
+            if wanted: block.compile(backend=COMPILER, dynamic=None)
+            else: block._compiled_call_impl = None                         # as before `compile`
 
     def save(self, folder: str | Path) -> None: save_backbone(self, folder)
 

@@ -33,7 +33,7 @@ from .step import uses_bf16
 BEFORE = {
     "avoid": "none", "batches": "random", "ignore_same_picture": False, "options": "", "target": "tuned", "piece": 0,
     "gradient_checkpointing": False, "epochs": 0, "warmup_epochs": 5, "decay_epochs": 0, "validate_epochs": 0, "beta2": 0.98,
-    "epsilon": 1e-6, "decay_all": False, "preprocess": "model", "ema": 0.0,
+    "epsilon": 1e-6, "decay_all": False, "preprocess": "model", "ema": 0.0, "compile": False,
 }
 
 def differences(

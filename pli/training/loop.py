@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..backbones.protocol import Backbone, weights_of
 from ..backbones.transforms import PREPROCESS
-from ..core import PliError, SilentProgress, check_workers, rng_for, explain_worker_errors
+from ..core import PliError, SilentProgress, check_workers, first_line, rng_for, explain_worker_errors
 from ..data.batches import BatchPartners, ResumableBatchSampler, collate, visits_of
 from ..hiding.language import parse_hide
 from ..methods.method import Method
@@ -97,15 +97,32 @@ def too_many_broken(step: int, seen: int, broken: int, most: float, failed: list
 
 @contextmanager
 def tuning_mode(backbone: Backbone, settings: TuneSettings):
-    "The towers in evaluation mode; activations kept or computed once more, as the settings say. Afterwards no weight asks for a gradient."
+    """The towers in evaluation mode; blocks compiled, activations kept or computed once more, as the settings say. Afterwards no weight asks
+    for a gradient.
+    """
     backbone.eval()
-    if settings.gradient_checkpointing and not hasattr(backbone, "recompute_activations"):
-        raise PliError(f"gradient_checkpointing must be left out: {backbone.name} has no recompute_activations")
-    if settings.gradient_checkpointing: backbone.recompute_activations(True)
-    try: yield
+    asked = {"gradient_checkpointing": "recompute_activations", "compile": "compile_blocks"}
+    wanted = {name: way for name, way in asked.items() if getattr(settings, name)}
+    for name, way in wanted.items():
+        if not hasattr(backbone, way): raise PliError(f"{name} must be left out: {backbone.name} has no {way}")
+    try:
+        with explain_compiler(settings.compile):
+            for way in wanted.values(): getattr(backbone, way)(True)
+            yield
     finally:
         backbone.requires_grad_(False)
-        if settings.gradient_checkpointing: backbone.recompute_activations(False)
+        for way in wanted.values(): getattr(backbone, way)(False)
+
+@contextmanager
+def explain_compiler(wanted: bool):
+    "Say in a line what `torch.compile` cannot do, as where the machine has no compiler."
+    if not wanted:
+        yield
+        return
+    from torch._dynamo.exc import TorchDynamoException
+    try: yield
+    except TorchDynamoException as error:
+        raise PliError(f"compile must be left out: torch.compile ends with {type(error).__name__}: {first_line(error)}") from error
 
 class _OwnPart:
     "Of every batch of an order, the pairs that this process reads."
