@@ -97,8 +97,8 @@ def too_many_broken(step: int, seen: int, broken: int, most: float, failed: list
 
 @contextmanager
 def tuning_mode(backbone: Backbone, settings: TuneSettings):
-    """The towers in evaluation mode; blocks compiled, activations kept or computed once more, as the settings say. Afterwards no weight asks
-    for a gradient.
+    """The towers in evaluation mode; blocks compiled, activations kept or computed once more, as the settings say. Afterwards no weight
+    asks for a gradient.
     """
     backbone.eval()
     asked = {"gradient_checkpointing": "recompute_activations", "compile": "compile_blocks"}
