@@ -80,7 +80,7 @@ def test_evaluate_names_both_models_and_refuses_the_tuned_one_alone(world, tuned
     command = lambda *more: main([str(word) for word in ["evaluate", *own, *more]])
     assert command("--model", "toy:small", "--query-model", tuned, "--out", tmp_path / "a.json") == 0
     record = read_json(tmp_path / "a.json")
-    assert record["query model"] == str(tuned) and set(record["outcomes"]) >= {"sum", "image", "text", "method"} and "query model" in capsys.readouterr().out
+    assert record["query model"] == str(tuned) and set(record["outcomes"]) >= {"sum:1", "image", "text", "method"} and "query model" in capsys.readouterr().out
     features = encode(load_backbone(tuned), read_queries(world / "queries.json", world / "gallery.json", world), gallery=load_backbone("toy:small"))
     assert record["outcomes"]["image"]["rank"] == " ".join(map(str, rank_queries(features, read_queries(world / "queries.json", world / "gallery.json", world), "image").rank.tolist()))
     assert command("--model", tuned) == 1 and f"--query-model {tuned}" in capsys.readouterr().err

@@ -120,8 +120,8 @@ def add_tune(commands) -> None:
         metavar="RUN",
         help=(
             "instead of --model: begin with the weights and the optimiser's moments that a finished run has left in its folder, and with"
-            " its settings where none are typed. --steps, --warmup and --schedule are of the new steps alone, --learning-rate must be named,"
-            " batches and masks go on where RUN ended. A run with --target frozen cannot be prolonged"
+            " its settings where none are typed. --steps, --warmup and --schedule are of the new steps alone, --learning-rate must be"
+            " named, batches and masks go on where RUN ended. A run with --target frozen cannot be prolonged"
         ),
     )
     model_options(parser, which)
@@ -174,16 +174,16 @@ def recipe_options(parser: argparse.ArgumentParser) -> None:
     )
 
 # %% ../../nbs/cli/14e_tune.ipynb #8d58df27
-def tune_settings(args):
-    "The `TuneSettings` that the options say."
+def tune_settings(args, earlier=None):
+    "The `TuneSettings` that the options say; where they say nothing, those of an `earlier` run, but for what belongs to its steps alone."
     from pli.core import PliError
     from pli.training.loop import check_settings
     from pli.training.recipes import read_recipe
     options = {item.name: option for option, item in tune_options().items()}
     typed = {name: getattr(args, name) for name in options if hasattr(args, name)}
     recipe = read_recipe(args.recipe) if args.recipe else None
-    earlier = {name: value for name, value in prolonged_settings(args).items() if name not in OWN} if args.prolong else {}
-    settings = TuneSettings(**earlier | (recipe.settings if recipe else {}) | typed)
+    kept = {name: value for name, value in (earlier or {}).items() if name not in OWN}
+    settings = TuneSettings(**kept | (recipe.settings if recipe else {}) | typed)
     in_steps = {"steps": settings.epochs, "validate_every": settings.validate_epochs, "warmup": settings.schedule == "epochs"}
     for name, in_epochs in in_steps.items():
         other = {"steps": "epochs", "validate_every": "validate-epochs", "warmup": "warmup-epochs"}[name]
@@ -278,13 +278,13 @@ def prolonged_settings(args) -> dict:
     if not isinstance(earlier, dict): raise PliError(f"{printable(run / 'run.json')}: is no record of a run")
     return {name: value for name, value in earlier.items() if name in {field.name for field in fields(TuneSettings)}}
 
-def check_prolonged(args, settings, say=print) -> None:
+def check_prolonged(args, settings, earlier: dict, say=print) -> None:
     """Say what a prolonged run takes over, and what it does not. Raises a `PliError`, before anything is loaded, for what cannot be
     prolonged.
     """
     from pli.core import PliError, printable
     from pli.methods.registry import asks_frozen_gallery
-    run, earlier = printable(args.prolong), prolonged_settings(args)
+    run = printable(args.prolong)
     if asks_frozen_gallery(settings):
         raise PliError(
             f"--prolong {run}: its gallery was read by the model as it was before tuning, which a prolonged run no longer has: begin a"
@@ -392,8 +392,9 @@ def tune_on(args, device, say) -> None:
         raise PliError("--queries and --gallery go together: the queries name pictures of the gallery")
     if not 0 < args.held_out < 1: raise PliError(f"--held-out must be between 0 and 1, got {args.held_out}")
     follow_recipe(args, say)
-    settings = tune_settings(args)
-    if args.prolong: check_prolonged(args, settings, say)
+    earlier = prolonged_settings(args) if args.prolong else {}
+    settings = tune_settings(args, earlier)
+    if args.prolong: check_prolonged(args, settings, earlier, say)
     validate, asked = benchmark_validator(args) if args.validate_on else (None, "")
     if args.validate_composer and not (args.validate_on or args.queries or args.recipe):
         raise PliError("--validate-composer belongs to --validate-on, or to --queries")
