@@ -242,18 +242,20 @@ def test_pictures_that_break_only_when_they_are_decoded(official, tmp_path):
 def test_comparisons_say_what_is_real(official, tmp_path):
     cases = [asked(official, "cirr", "--composer", "sum:0.25", "--out", "a.json"), asked(official, "cirr", "--composer", "sum:4", "--out", "b.json"), asked(official, "fashioniq", "--out", "f.json"),
              ["compare", "a.json", "b.json", "--out", "c.json", "--out", "c.md"], ["compare", "a.json", "a.json", "--composer", "sum:0.25", "image"], ["compare", "a.json", "f.json"],
-             ["compare", "half.json", "a.json"], ["compare", "a.json", "c.json"], ["compare", "a.json", "gone.json"], ["compare", "a.json", "a.json", "--composer", "sum:1", "image"]]
+             ["compare", "half.json", "a.json"], ["compare", "a.json", "c.json"], ["compare", "a.json", "gone.json"], ["compare", "a.json", "a.json", "--composer", "sum:1", "image"], ["compare", "a.json", "a.json"]]
     done = many([(tmp_path, case) for case in cases[:6]])
     record = json.loads((tmp_path / "a.json").read_text())
     record["benchmark"].pop("kinds")
     (tmp_path / "half.json").write_text(json.dumps(record))
     done += many([(tmp_path, case) for case in cases[6:]])
-    assert [status for status, _, _ in done] == [0] * 5 + [1] * 5
+    assert [status for status, _, _ in done] == [0] * 5 + [1] * 5 + [0]
+    same = "A and B are the same report and the same composer"
+    assert same in done[10][1] and same not in done[4][1] and same not in done[3][1]
     heading = done[3][1].splitlines()
     assert heading[0].startswith("cirr val") and heading[1].startswith("A: a.json (sum:0.25; model pli-tiny-48; pretrained none, random weights; preprocess model; weights ") and heading[2].startswith("B: b.json (sum:4; model pli-tiny-48; ") and "expect about 0.4 to stand out by luck alone" in done[3][1]
     found = json.loads((tmp_path / "c.json").read_text())["comparison"]["all"]
     assert set(found["recall@5"]) == {"difference", "ratio", "verdict", "A", "B"} and len(found) == 8 and "| all | R@1 |" in (tmp_path / "c.md").read_text()
-    for err, says in zip((err for _, _, err in done[5:]), ("not over the same queries", "is not a whole report", "c.json: not a report", "gone.json: no such file", "no composer 'sum:1'; it has image, text, sum:0.25")): assert says in err and err.count("\n") == 1
+    for err, says in zip((err for _, _, err in done[5:10]), ("not over the same queries", "is not a whole report", "c.json: not a report", "gone.json: no such file", "no composer 'sum:1'; it has image, text, sum:0.25")): assert says in err and err.count("\n") == 1
 
 
 def test_submissions_and_scores_go_round(official, tmp_path):

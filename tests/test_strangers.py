@@ -149,7 +149,8 @@ def test_cache_with_a_hostile_model_file(tmp_path, capsys):
 
 
 def test_study_report_with_hostile_results(tmp_path, capsys):
-    source = next(iter(sorted(Path(__file__).parent.parent.glob("results/study/*/queries.json")))).parent
+    studies = (path.parent for path in sorted(Path(__file__).parent.parent.glob("results/study/*/queries.json")))
+    source = min(studies, key=lambda folder: sum(path.stat().st_size for path in folder.iterdir()))     # the page is made once for every value spoilt
     plan = Path(__file__).parent.parent / "studies" / f"{source.name}.toml"
     results = sorted(source.rglob("*.json"))
     chosen = [source / "queries.json", next(path for path in results if path.name not in ("queries.json", "report.json"))]

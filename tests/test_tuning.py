@@ -683,6 +683,22 @@ def test_more_steps_of_a_run_that_is_done_are_asked_for_in_another_way(fresh, tm
     assert "--prolong" not in str(caught.value)
 
 
+def test_a_frozen_gallery_is_told_nothing_of_prolonging(fresh, tmp_path, monkeypatch):
+    "By its setting, or by the nature of its method: prolonging it would be refused."
+    method = METHODS["masked"]
+    monkeypatch.setitem(METHODS, "still", type("Still", (type(method),), {"name": "still", "frozen_gallery": True})())
+    for name, more in {"setting": {"target": "frozen"}, "method": {"objective": "still"}}.items():
+        run(fresh(), tmp_path / name, **more)
+        with pytest.raises(PliError, match="steps was 8, now 9") as caught: run(fresh(), tmp_path / name, steps=9, **more)
+        assert "--prolong" not in str(caught.value), name
+
+
+def test_a_run_that_is_done_is_not_warned(fresh, tmp_path):
+    said = []
+    for _ in range(2): run(fresh(), tmp_path, warmup=20, say=said.append)
+    assert sum("warm-up" in line for line in said) == 1 and "continuing at step 8 of 8" in said[-1]
+
+
 def test_other_weights_or_pairs_are_another_run(fresh, tmp_path):
     run(fresh(), tmp_path)
     with pytest.raises(PliError, match="start was"): run(fresh(seed=1), tmp_path)

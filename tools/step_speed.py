@@ -1,11 +1,13 @@
 """How fast a training step is, against a plain implementation of the same step, in turns within one run.
 
-    python tools/step_speed.py [--model ViT-B-32] [--batch 64] [--turns 5] [--device cpu] [--precision fp32] [--skip-memory] [--out results/step-speed.json]
+    python tools/step_speed.py [--model ViT-B-32] [--batch 64] [--turns 5] [--device cpu] [--precision fp32] [--compile] [--skip-memory] [--out results/step-speed.json]
 
 plain   open_clip's own `encode_image` and `encode_text`: all 77 tokens, the whole picture and the masked one embedded apart, the kept tokens
         of the masked one through the blocks, the loss, the way back, AdamW
 pli     the same step by `train_step`
 frozen  the same with `target = frozen`, the whole pictures' features known
+compiled, and frozen, compiled  those two with `pli tune --compile`, where `--compile` is given; the steps in which kernels are made do not
+        count, and what they take is told beside
 
 Weights are random and the pictures are noise, which decides no time; captions have the lengths of COCO's: 8 to 16 words, 10.5 in the mean.
 The losses of the first two must be equal. Times are worth something on a quiet machine only; the load is part of the record. Memory is the
@@ -34,6 +36,7 @@ from pli.settings import TuneSettings
 from pli.training.step import learning_rate, make_optimiser, train_step, uses_bf16
 
 HIDE, WORDS = "random:0.75", "a the two man woman dog street red with on of and riding large standing next to table field train".split()
+WAYS, COMPILED = ("plain", "pli", "frozen"), ("compiled", "frozen, compiled")
 LENGTHS = (8, 9, 9, 10, 10, 10, 11, 11, 12, 12, 13, 16)   # words, as in COCO's captions: mean 10.5 or so
 
 
@@ -78,11 +81,12 @@ class Way:
     "One way to make a step, with a model and an optimiser of its own."
     def __init__(self, name: str, args, device: torch.device):
         self.name, self.backbone = name, load_backbone(args.model, device=device)
-        self.settings = TuneSettings(hide=HIDE, precision=args.precision, batch_size=args.batch, ignore_same_picture=False, warmup=0, target="frozen" if name == "frozen" else "tuned")
+        self.settings = TuneSettings(hide=HIDE, precision=args.precision, batch_size=args.batch, ignore_same_picture=False, warmup=0, target="frozen" if "frozen" in name else "tuned")
+        if "compiled" in name: self.backbone.compile_blocks(True)
         self.optimiser = make_optimiser(self.backbone, self.settings)
         self.pixels = torch.randint(0, 256, (args.batch, 3, *self.backbone.size), dtype=torch.uint8, generator=rng_for(0, "pixels"))
         self.texts, self.whole, self.step = captions(args.batch), None, 0
-        if name == "frozen":
+        if "frozen" in name:
             with torch.no_grad(): self.whole = self.backbone.encode_image(self.pixels).float()
 
     def __call__(self) -> float:
@@ -90,7 +94,7 @@ class Way:
         given = (self.backbone, self.optimiser, self.pixels, self.texts, self.step, self.settings)
         self.step += 1
         if self.name == "plain": return plain_step(*given)
-        return train_step(*given, gallery=self.backbone if self.name == "frozen" else None, whole=self.whole)["loss"]
+        return train_step(*given, gallery=self.backbone if "frozen" in self.name else None, whole=self.whole)["loss"]
 
 
 def seconds(way: Way) -> float:
@@ -129,27 +133,34 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: the best that is there)")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="as in pli tune (default: fp32)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file for the record")
+    parser.add_argument("--compile", action="store_true", help="torch.compile beside it, which needs a compiler of C++ on a CPU and makes kernels for a minute or two")
     parser.add_argument("--skip-memory", action="store_true", help="leave out the peaks of memory, which take a process each")
-    parser.add_argument("--memory-of", choices=("plain", "pli", "frozen"), help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", choices=WAYS + COMPILED, help=argparse.SUPPRESS)
     args = parser.parse_args()
     device = pick_device(args.device)
     if args.memory_of: return tell_peak(args, device)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    memory = None if args.skip_memory else {name: peak(args, name) for name in ("plain", "pli", "frozen")}
-    ways = [Way(name, args, device) for name in ("plain", "pli", "frozen")]
-    first = {way.name: way() for way in ways}                                                     # a first turn that does not count
-    off = abs(first["plain"] - first["pli"]) / first["plain"]
-    if off > (1e-4 if args.precision == "fp32" else 2e-2): raise PliError(f"the two steps have different losses, {first['plain']} and {first['pli']}: nothing is compared")
+    names = WAYS + COMPILED if args.compile else WAYS
+    memory = None if args.skip_memory else {name: peak(args, name) for name in names}
+    ways, first, making = [Way(name, args, device) for name in names], {}, {}
+    for way in ways:                                                                              # a first turn that does not count
+        began = time.perf_counter()
+        first[way.name] = way()
+        if way.name in COMPILED: making[way.name] = round(time.perf_counter() - began, 1)
+    for name in names:
+        if abs(first["plain"] - first[name]) > (1e-4 if args.precision == "fp32" else 2e-2) * first["plain"]:
+            raise PliError(f"two steps have different losses, plain {first['plain']} and {name} {first[name]}: nothing is compared")
     times: dict[str, list[float]] = {way.name: [] for way in ways}
     for turn in range(args.turns):
         for way in ways[:: 1 if turn % 2 else -1]: times[way.name].append(seconds(way))
-    ratios = {name: spread([plain / own for plain, own in zip(times["plain"], times[name])]) for name in ("pli", "frozen")}
+    ratios = {name: spread([plain / own for plain, own in zip(times["plain"], times[name])]) for name in names[1:]}
     record = {
         "what": f"one step of {args.model}, batch {args.batch}, {HIDE}, {args.precision} on {device.type}", **provenance(" ".join(["python", *sys.argv]), 0, device),
         "load of the machine before and after": [round(each, 2) for each in (load, os.getloadavg()[0])] if load is not None else None,
         "loss of the first step": {name: round(loss, 6) for name, loss in first.items()}, "seconds a step": {name: spread(values) for name, values in times.items()},
         "pictures a second": {name: round(args.batch / statistics.median(values), 1) for name, values in times.items()},
         "times as fast as plain": ratios, "wanted": {"pli": "at least 1.3", "frozen": "at least 2.5"}, "peak of memory, MB": memory,
+        **({"first step, in which kernels are made, seconds": making} if making else {}),
     }
     if args.out: write_json(args.out, record)
     print(json.dumps(record, indent=1))

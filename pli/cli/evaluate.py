@@ -487,6 +487,8 @@ def about_both(args, one: dict, other: dict, names: tuple[str, str]) -> list[str
         f"{letter}: {printable(path)} ({'; '.join(filter(None, [weights(record, name), about(record)]))})"
         for letter, path, name, record in zip("AB", (args.first, args.second), names, (one, other))
     ]
+    if one == other and names[0] == names[1]:
+        head.append("note: A and B are the same report and the same composer, so every difference is 0; was another file meant?")
     if len({record["chosen on"] == "given" for record in (one, other)}) == 2:
         head.append("note: one report has its weight named, the other chosen by halves of these queries; compare like with like")
     return head

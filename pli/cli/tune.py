@@ -43,7 +43,8 @@ def source_options(parser) -> None:
         "--root",
         metavar="DIR",
         help=(
-            "folder that the pairs' paths start from (default: the folder of the table); DIR:OTHER lets links in DIR lead to OTHER;"
+            "folder that the pairs' paths start from, and that absolute ones must lie in (default: the folder of the table); DIR:OTHER"
+            " lets links in DIR lead to OTHER;"
             " repeated, one for each of PAIRS"
         ),
         **each,
@@ -374,7 +375,7 @@ def run_tune(args) -> None:
 
 def tune_on(args, device, say) -> None:
     "Tune on a device."
-    from pli.backbones.loading import load_backbone
+    from pli.backbones.loading import check_name, load_backbone
     from pli.benchmarks.own import read_queries
     from pli.core import PliError, provenance, write_json
     from pli.training.checkpoints import check_room
@@ -400,6 +401,7 @@ def tune_on(args, device, say) -> None:
         raise PliError("--validate-composer belongs to --validate-on, or to --queries")
     composer = str(parse_composer(args.validate_composer or "sum:1"))
     if args.queries: validate = query_validator(read_queries(args.queries, args.gallery), composer=composer, say=say)
+    if args.model: check_name(args.model, args.pretrained)      # in a moment; pairs take longer, and weights may be downloaded
     pairs = read_sources(args, say)
     learn, held_out = (pairs, None) if validate else aside(pairs, args.held_out, settings.seed)
     if len(learn) < settings.batch_size:

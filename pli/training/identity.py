@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from ..backbones.protocol import Backbone, weights_of
 from ..core import LOCK_FILE, PliError, rng_for, read_sealed, sealed, remove_part_files, write_json
 from ..methods.method import options_of
-from ..methods.registry import method_named
+from ..methods.registry import asks_frozen_gallery, method_named
 from ..data.pictures import picture_bytes, picture_size
 from ..distributed import rank_count
 from ..settings import TuneSettings
@@ -154,7 +154,8 @@ def claim_folder(
             " bring them back, or choose another folder"
         )
     if changed:
-        longer = old.get("steps") != new.get("steps") and old.get("target") != "frozen" and (folder / "last").is_dir()
+        frozen = old.get("target") == "frozen" or asks_frozen_gallery(TuneSettings(**run["settings"]))
+        longer = old.get("steps") != new.get("steps") and not frozen and (folder / "last").is_dir()
         onward = f"; to go on after its end, --prolong {folder} with another folder" * longer
         raise PliError(
             f"{folder}: holds another run ({'; '.join(changed)}); choose another folder, or remove this one to start again{onward}"

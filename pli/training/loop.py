@@ -267,8 +267,8 @@ def tune(
     gallery = copy.deepcopy(backbone).eval().requires_grad_(False) if frozen else None
     files, result = RunFiles(folder, gallery, settings, keep_every), TuneResult()
     from_first(lambda: room_for(files, backbone, data, settings, validate))
-    if slow := slow_bf16(settings.precision, backbone.device): say(slow)
-    if steep := never_warm(settings): say(steep)
+    if files.folder is None or steps_done(files.folder / "checkpoint.safetensors") < settings.steps:
+        for told in filter(None, [slow_bf16(settings.precision, backbone.device), never_warm(settings)]): say(told)
     with files.alone(), tuning_mode(backbone, settings), explain_worker_errors(), listening() as request:
         optimiser = make_optimiser(backbone, settings)
         if settings.ema: files.moving = MovingAverage(backbone, settings.ema)

@@ -55,7 +55,7 @@ from pli.training.loop import (
 from .rows import part_of, whole_batch
 from .step import data_parallel, make_optimiser, never_warm, slow_bf16, train_step
 from .stopping import leave_signals_alone
-from .targets import ABOUT, MATRIX, rows_there
+from .targets import MATRIX, rows_there
 
 # %% ../../nbs/training/07k_plan.ipynb #243f75f6
 @dataclass(frozen=True)
