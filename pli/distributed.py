@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['rank', 'rank_count', 'process_group', 'LostRank', 'explain_lost_rank', 'own_rows', 'gather_rows', 'gather_json',
-           'gather_uneven', 'from_first', 'gather_first', 'copy_from_first', 'mean_over_ranks']
+           'gather_uneven', 'from_first', 'dealt', 'gather_first', 'copy_from_first', 'mean_over_ranks']
 
 # %% ../nbs/00a_distributed.ipynb #807a7431
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -145,6 +145,12 @@ def from_first(
     if error is not None: raise error
     if "error" in record: raise LostRank(record["error"])
     return record["value"]
+
+def dealt(
+    batches: Sequence,
+) -> tuple[list, int]:     # this process's batches; and in how many rounds all are done, which is as many for every process
+    "Deal batches to the processes of a run, in turn: in a round each has one, but in the last one, where some may have none."
+    return list(batches[rank()::rank_count()]), -(-len(batches) // rank_count())
 
 def gather_first(
     own,       # anything of this package's own making; it travels as a pickle, from process to process of one run

@@ -14,6 +14,7 @@ import torch
 from galleries import picture
 from safetensors.torch import load_file
 
+import pli.distributed
 from pli.backbones.loading import load_backbone
 from pli.backbones.protocol import weights_of
 from pli.cli.main import main
@@ -62,7 +63,7 @@ def alone():
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_several_processes_end_with_the_weights_of_one(count, alone, tmp_path):
-    cases = AS_SETTINGS if count == 2 else {name: AS_SETTINGS[name] for name in ("borrowing", "near", "kin", "pieces")}   # those that differ most
+    cases = AS_SETTINGS if count == 2 else {name: AS_SETTINGS[name] for name in ("borrowing", "kin")}   # what is borrowed, and who stands beside whom
     shared_run(count, tmp_path, cases)
     for name in cases:
         weights, log = alone[name]
@@ -117,6 +118,20 @@ def test_rows_of_a_batch():
             assert sum((part_of(list(range(total)), number, count) for number in range(count)), []) == list(range(total))
 
 
+def test_batches_are_dealt_once_each_in_as_many_rounds_for_all(monkeypatch):
+    for total in (0, 1, 4, 7, 8):
+        for count in (1, 2, 3, 4):
+            monkeypatch.setattr(pli.distributed, "rank_count", lambda: count)
+            hands = []
+            for number in range(count):
+                monkeypatch.setattr(pli.distributed, "rank", lambda: number)
+                own, rounds = pli.distributed.dealt(range(total))
+                assert rounds - 1 <= len(own) <= rounds and rounds == -(-total // count)
+                hands.append(own)
+            assert sorted(sum(hands, [])) == list(range(total))
+            assert [hand[turn] for turn in range(rounds) for hand in hands if turn < len(hand)] == list(range(total))      # in their order, round by round
+
+
 def test_pieces_and_recomputing_give_the_plain_gradient(alone):
     plain = {name: rank_worker.run_case(USUAL | {"hide": hide, "steps": 6, "learning_rate": 1e-3})[0] for name, hide in (("pieces", "mix:0.5"), ("recomputed", "random:0.75"))}
     for name, weights in plain.items():
@@ -149,8 +164,8 @@ def peak_of(batch: int, piece: int) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of a peak differs")
 def test_memory_hardly_grows_with_the_batch_when_features_are_cached():
-    plain, cached = peak_of(512, 0), peak_of(512, 16)
-    assert cached < 0.35 * plain, (plain, cached)
+    plain, cached = peak_of(192, 0), peak_of(192, 16)
+    assert cached < 0.2 * plain, (plain, cached)
 
 
 def write_pairs(folder: Path) -> Path:

@@ -29,7 +29,7 @@ from ..core import PliError, progress_bar, claim_lock, pluralize, end_with_paren
 from ..core import lock_holder, format_duration, open_regular, printable, explain_worker_errors
 from ..data.pictures import RAW_SUFFIXES, PICTURE_SUFFIXES, PictureError, open_header, open_picture
 from ..data.decoders import EXTRAS, has_extra
-from ..distributed import from_first, gather_first, rank, rank_count
+from ..distributed import dealt, from_first, gather_first, rank, rank_count
 from .encode import BATCH_MULTIPLE, encode_pixels
 from .store import PictureTable, Row, path_inside, put_rows, touch
 
@@ -439,7 +439,7 @@ def _encoded(path: Path, root: Path, todo: list, backbone: Backbone, workers: in
     features.
     """
     batches = [range(start, min(start + BATCH_MULTIPLE, len(todo))) for start in range(0, len(todo), BATCH_MULTIPLE)]
-    own, rounds = batches[rank()::rank_count()], -(-len(batches) // rank_count())
+    own, rounds = dealt(batches)
     reader = DataLoader(
         NewPictures(root, todo, backbone.pixels, path),
         batch_sampler=own,

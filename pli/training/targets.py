@@ -25,7 +25,7 @@ from ..backbones.protocol import Backbone
 from ..core import DiskFull, PliError, check_replaceable, disk_full_reason, explain_worker_errors, file_digest, open_regular
 from ..core import pluralize, printable
 from ..core import progress_bar, read_sealed, sealed, to_disk, write_json
-from ..distributed import copy_from_first, from_first, gather_first, gather_json, rank, rank_count
+from ..distributed import copy_from_first, dealt, from_first, gather_first, gather_json, rank
 from .stopping import RunStopped, leave_signals_alone
 
 # %% ../../nbs/training/07j_targets.ipynb #687aa78e
@@ -69,13 +69,13 @@ def _from_all(
 ) -> Iterator[tuple[list[np.ndarray], str | None]]:
     "Round by round, the rows of all processes in their order, in the first one, and by which signal one of them was asked to end."
     batches = [first_of[row:row + BATCH] for row in range(begin, len(first_of), BATCH)]
-    own, rounds = batches[rank()::rank_count()], range(-(-len(batches) // rank_count()))
+    own, rounds = dealt(batches)
     loader = DataLoader(
         data, batch_sampler=own, num_workers=workers, collate_fn=list, generator=torch.Generator(), worker_init_fn=leave_signals_alone
     )
     with explain_worker_errors():
         items = iter(loader if own else [])
-        for _ in rounds if rank() else progress_bar(rounds):
+        for _ in range(rounds) if rank() else progress_bar(range(rounds)):
             parts = gather_first(_features(backbone, next(items, [])))
             yield parts, next(filter(None, gather_json(wish())), None)
 
