@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from .composition import Sum
-from .core import PliError, unit
+from .core import PliError, to_device, unit
 
 # %% ../nbs/05_losses.ipynb #69f80fbe
 def _logits(
@@ -51,7 +51,7 @@ def _without(
     if same.dtype != torch.bool or same.shape != logits.shape:
         raise PliError(f"same must be bool {tuple(logits.shape)}, got {same.dtype} {tuple(same.shape)}")
     itself = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-    return logits.masked_fill(same.to(logits.device) & ~itself, float("-inf"))
+    return logits.masked_fill(to_device(same, logits.device) & ~itself, float("-inf"))
 
 def contrastive(
     query: Tensor,                 # `(batch, width)` features of any length

@@ -1926,3 +1926,20 @@ def test_every_step_is_once_in_tensorboard(fresh, tmp_path):
     before = sorted((tmp_path / "plain" / "tensorboard").iterdir())
     run(fresh(), tmp_path / "plain", **extra)
     assert sorted((tmp_path / "plain" / "tensorboard").iterdir()) == before
+
+
+WAYS_OF_HIDING = ("none", "random:0.75", "block:0.5", "object:0.5", "ground:0.5", "grid:0.5", "mix:0.5", "recolour+random:0.5", "grey+crop:0.4+drop:0.5", "blur:0.2+random:0.5",
+                  "recolour+random:0.5+only:colour+ask|crop:0.4|random:0.75+drop:0.5", "swap:0.3+random:0.5", "band>random:0.5")
+
+
+@pytest.mark.parametrize("objective, hide", [*(("masked", hide) for hide in WAYS_OF_HIDING), ("paper", "random:0.75"), ("clip", "none"), ("flip", "random:0.5"), ("picture", "random:0.5")])
+def test_a_loss_waits_for_no_gpu(objective, hide, monkeypatch):
+    "On a device whose numbers nobody can look at: a look at them would raise an error here, and on a GPU would wait for all that it still has to do."
+    monkeypatch.setattr(torch, "autocast", lambda *given, **more: contextlib.nullcontext())      # knows no such device
+    backbone = load_backbone("pli-tiny-48").to("meta")
+    settings = TuneSettings(objective=objective, hide=hide)
+    pixels, same = torch.empty(6, 3, 48, 48, device="meta"), same_picture(torch.tensor([0, 0, 1, 2, 3, 4]))
+    batch = TrainingBatch(pixels, ["a red star", "a small red star on blue", "a", "one big ring", "two green rings", "a box"], rng_for(0, "hide"), 0.5, same)
+    for shortcuts in (contextlib.nullcontext(), backbone.shortcuts()):
+        with shortcuts: METHODS[objective].loss(backbone, batch, settings).backward()
+    with pytest.raises(RuntimeError, match="meta"): int(pixels.sum())                            # so a look does raise

@@ -25,9 +25,9 @@ from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 from torchvision.transforms import Compose, Normalize
 
-from ..core import PliError, read_json, save_tensors, printable, tensors_digest, write_json
+from ..core import PliError, read_json, save_tensors, printable, tensors_digest, to_device, write_json
 from .protocol import weights_digest
-from .shortcuts import class_token_alone, words_alone
+from .shortcuts import class_token_alone, trims_words, words_alone
 from .transforms import PREPROCESS, pixel_transform
 from .weights import DIGEST_KEY, Choices, Notice, Weights, WeightsNotice, check_beside, check_config, check_tag
 from .weights import choose_for_file, choose_for_model, evidence_from_config, in_whole_words, named_activation
@@ -56,7 +56,7 @@ class PatchGate(nn.Module):
             if self.inner is not None: return self.inner(tokens)
             return (tokens, None) if self.indices else tokens
         patches = tokens[:, self.prefix:]
-        kept = (~self.hidden).nonzero()[:, 1].reshape(len(tokens), -1)
+        kept = to_device((~self.hidden).nonzero()[:, 1].reshape(len(tokens), -1), tokens.device)
         seen = patches.gather(1, kept[..., None].expand(-1, -1, patches.shape[-1]))
         seen = torch.cat([tokens[:, :self.prefix], seen], dim=1)
         return (seen, kept) if self.indices else seen
@@ -220,23 +220,24 @@ def encode_image(
     if tuple(pixels.shape[1:]) != (3, *backbone.size):
         raise PliError(f"this model reads pixels of shape (batch, 3, {backbone.size[0]}, {backbone.size[1]}), got "
                        f"{tuple(pixels.shape)}; `backbone.pixels` makes them")
-    pixels = pixels.to(backbone.device)
+    pixels = to_device(pixels, backbone.device)
     if pixels.dtype == torch.uint8: pixels = pixels.to(backbone.mean.dtype).div(255)
     inputs = (pixels - backbone.mean) / backbone.std
     encode = lambda inputs: backbone.model.encode_image(inputs, normalize=False).flatten(1)   # CoCa normalises unless told not to
     if hidden is None: return encode(inputs)
+    hidden = hidden.cpu()      # looked at and counted here: a GPU is busy with other features, and would have to be waited for
     check_mask(backbone, pixels, hidden)
-    hidden = hidden.to(backbone.device)
     if not hidden.any(): return encode(inputs)
     if backbone.gate is None:
-        over = hidden.reshape(-1, 1, *backbone.grid).float()
+        over = to_device(hidden, backbone.device).reshape(-1, 1, *backbone.grid).float()
         over = nn.functional.interpolate(over, size=inputs.shape[-2:], mode="nearest").bool()
         return encode(inputs.masked_fill(over, 0.0))
     counts = hidden.sum(1)
     groups = [(counts == count).nonzero()[:, 0] for count in counts.unique()]
     if len(groups) == 1: return _encode_visible(backbone, encode, inputs, hidden)
-    features = torch.cat([_encode_visible(backbone, encode, inputs[rows], hidden[rows]) for rows in groups])
-    return features[torch.cat(groups).argsort()]      # back in the order of the batch
+    there = lambda rows: to_device(rows, backbone.device)
+    features = torch.cat([_encode_visible(backbone, encode, inputs[there(rows)], hidden[rows]) for rows in groups])
+    return features[there(torch.cat(groups).argsort())]      # back in the order of the batch
 
 # %% ../../nbs/backbones/02_openclip.ipynb #71dc0d40
 class CutTextWarning(Notice):
@@ -294,19 +295,21 @@ def _check_words(
     if len(backbone.cut_texts) > known: _warn_of_cut(backbone, cut, len(texts))
     return len(cut)
 
-def _tokens_with_warning(backbone: OpenClipBackbone, texts: list[str]) -> Tensor:   # `(texts, context)` numbers, on the model's device
+def _tokens_with_warning(backbone: OpenClipBackbone, texts: list[str]) -> Tensor:   # `(texts, context)` numbers
     "What the model reads of texts. Warns once of those that are cut, if `check_words` has not."
     told = bool(backbone.cut_texts)
     tokens, cut = _tokens_of(backbone, list(texts))
     if cut and not told: _warn_of_cut(backbone, cut, len(texts))
-    return tokens.to(backbone.device)
+    return tokens
 
 def encode_text(
     backbone: OpenClipBackbone,
     texts: list[str],      # sentences; longer ones are cut at the model's context length
 ) -> Tensor:               # `(batch, width)`, not normalised
     "Text features. Warns once of texts that are cut, if `check_words` has not; all are counted in `backbone.cut_texts`."
-    return backbone.model.encode_text(_tokens_with_warning(backbone, texts), normalize=False)
+    tokens = _tokens_with_warning(backbone, texts)
+    if not trims_words(backbone.model): tokens = to_device(tokens, backbone.device)     # else they are cut first
+    return backbone.model.encode_text(tokens, normalize=False)
 
 # %% ../../nbs/backbones/02_openclip.ipynb #7a1c0007
 def _token_table(
@@ -320,7 +323,7 @@ def embed_tokens(
     backbone: OpenClipBackbone, texts: list[str],
 ) -> tuple[Tensor, Tensor]:   # `(batch, context, token width)` and `(batch, context)` numbers
     "Tokens of texts and what the text tower looks up for them."
-    tokens = _tokens_with_warning(backbone, texts)
+    tokens = to_device(_tokens_with_warning(backbone, texts), backbone.device)
     return _token_table(backbone.model)(tokens), tokens
 
 def encode_embedded(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core import PliError, printable
+from ..core import PliError, printable, to_device
 from .patches import PATCH_MASKS, BlockPatches, GridPatches, GroundPatches, ObjectPatches, RandomPatches, SimilarPatches
 from .pixels import Band, Blur, Crop, Grey, MixPatches, Recolour
 from .views import Corruption, Nothing, View, check_range
@@ -51,14 +51,15 @@ def pick_rows(
     choice: Tensor,          # `(batch,)` int64: which way each row takes
 ) -> View:
     "A view made of rows of several."
-    chosen, rows = choice.to(view.pixels.device), torch.arange(len(choice), device=view.pixels.device)
+    device, rows = view.pixels.device, torch.arange(len(choice))
     masks, words = [other.hidden for other in views], [other.captions for other in views]
-    bare_rows = torch.zeros(len(choice), view.patches, dtype=torch.bool, device=view.pixels.device)
+    bare_rows = torch.zeros(len(choice), view.patches, dtype=torch.bool)
     hidden = (
-        None if all(mask is None for mask in masks) else torch.stack([bare_rows if mask is None else mask for mask in masks])[chosen, rows]
+        None if all(mask is None for mask in masks) else torch.stack([bare_rows if mask is None else mask for mask in masks])[choice, rows]
     )
+    pixels = torch.stack([other.pixels for other in views])[to_device(choice, device), torch.arange(len(choice), device=device)]
     captions = None if view.captions is None else tuple(words[which][row] for row, which in enumerate(choice.tolist()))
-    return view.replace(pixels=torch.stack([other.pixels for other in views])[chosen, rows], hidden=hidden, captions=captions)
+    return view.replace(pixels=pixels, hidden=hidden, captions=captions)
 
 # %% ../../nbs/hiding/03d_language.ipynb #4a711888
 @dataclass(frozen=True)

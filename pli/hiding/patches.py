@@ -12,14 +12,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..core import PliError
+from ..core import PliError, to_device
 from .views import View, check_range, hide_highest
 
 # %% ../../nbs/hiding/03a_patches.ipynb #c35740a6
 def with_mask(view: View, hidden: Tensor) -> View:
     "The view with a mask; a `PliError` if it has one already, because two masks together do not hide an exact number."
     if view.hidden is not None: raise PliError("only one patch mask can be part of a combination; combine it with corruptions")
-    return view.replace(hidden=hidden.to(view.pixels.device))
+    return view.replace(hidden=hidden.cpu())      # what is looked at on the CPU costs a GPU no waiting
 
 # %% ../../nbs/hiding/03a_patches.ipynb #2e9e7e27
 @dataclass(frozen=True)
@@ -154,7 +154,8 @@ class SimilarPatches:
     def __post_init__(self): check_range("similar: ratio", self.ratio)
 
     def __call__(self, view: View, generator: torch.Generator) -> View:
-        chance = torch.rand(len(view.pixels), view.patches, generator=generator).to(view.pixels.device)
+        chance = torch.rand(len(view.pixels), view.patches, generator=generator)
+        chance = to_device(chance, view.pixels.device)
         looks = patch_statistics(view.pixels, view.grid)
         # the first of exponential clocks: a chance proportional to their rate
         drawn = (-torch.log1p(-chance) / (border_contrast(looks, view.grid) + 1e-4)).argmin(1, keepdim=True)

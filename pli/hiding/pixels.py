@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import gaussian_blur, rgb_to_grayscale
 
-from ..core import PliError
+from ..core import PliError, to_device
 from .views import View, check_range, hide_highest, upsample_mask
 
 # %% ../../nbs/hiding/03b_pixels.ipynb #7325dadb
@@ -31,7 +31,7 @@ class MixPatches:
         if batch < 2: raise PliError("mix needs at least two pictures in a batch: the patches come from another one")
         shift = int(torch.randint(1, batch, (1,), generator=generator))
         value = torch.rand(batch, view.patches, generator=generator)
-        swapped = upsample_mask(hide_highest(value, self.ratio), view.grid, view.pixels.shape[-2:]).to(view.pixels.device)
+        swapped = to_device(upsample_mask(hide_highest(value, self.ratio), view.grid, view.pixels.shape[-2:]), view.pixels.device)
         return view.replace(pixels=torch.where(swapped, view.pixels.roll(shift, 0), view.pixels))
 
 # %% ../../nbs/hiding/03b_pixels.ipynb #952be59d
@@ -50,9 +50,9 @@ class Recolour:
 
     def __call__(self, view: View, generator: torch.Generator) -> View:
         batch, pixels = len(view.pixels), view.pixels
-        order = torch.rand(batch, 3, generator=generator).argsort(1).to(pixels.device)
-        scale = torch.empty(batch, 3, 1, 1).uniform_(self.low, self.high, generator=generator).to(pixels)
-        chosen = (torch.rand(batch, 1, 1, 1, generator=generator) < self.share).to(pixels.device)
+        order = to_device(torch.rand(batch, 3, generator=generator).argsort(1), pixels.device)
+        scale = to_device(torch.empty(batch, 3, 1, 1).uniform_(self.low, self.high, generator=generator).to(pixels.dtype), pixels.device)
+        chosen = to_device(torch.rand(batch, 1, 1, 1, generator=generator) < self.share, pixels.device)
         ink = (1 - pixels).gather(1, order[:, :, None, None].expand_as(pixels)) * scale
         return view.replace(pixels=torch.where(chosen, (1 - ink).clamp(0, 1), pixels))
 
@@ -66,7 +66,7 @@ class Grey:
     def __post_init__(self): check_range("grey: share", self.share, open_end=False)
 
     def __call__(self, view: View, generator: torch.Generator) -> View:
-        chosen = (torch.rand(len(view.pixels), 1, 1, 1, generator=generator) < self.share).to(view.pixels.device)
+        chosen = to_device(torch.rand(len(view.pixels), 1, 1, 1, generator=generator) < self.share, view.pixels.device)
         return view.replace(pixels=torch.where(chosen, rgb_to_grayscale(view.pixels, num_output_channels=3), view.pixels))
 
 # %% ../../nbs/hiding/03b_pixels.ipynb #6f691bd7
@@ -134,7 +134,7 @@ class Crop:
         window = torch.zeros(batch, 2, 3)
         window[:, 0, 0] = window[:, 1, 1] = side
         window[:, :, 2] = shift
-        where = nn.functional.affine_grid(window.to(view.pixels), list(view.pixels.shape), align_corners=False)
+        where = nn.functional.affine_grid(to_device(window.to(view.pixels.dtype), view.pixels.device), list(view.pixels.shape), align_corners=False)
         return view.replace(
             pixels=nn.functional.grid_sample(view.pixels, where, mode="bilinear", padding_mode="border", align_corners=False).clamp(0, 1)
         )

@@ -37,7 +37,8 @@ class View:
     "A batch of pictures as the query side sees it."
     pixels: Tensor                # `(batch, 3, height, width)`, floats in [0, 1]
     grid: tuple[int, int]         # rows and columns of patches
-    hidden: Tensor | None = None  # `(batch, rows * columns)` bool, True = hidden; None while nothing is
+    # `(batch, rows * columns)` bool, True = hidden, on the CPU wherever the pixels are; None while nothing is
+    hidden: Tensor | None = None
     captions: tuple[str, ...] | None = None   # what the words say, one a picture; None where no words are at hand
     progress: float = 1.0         # share of the training run that is done, 0 to 1; a schedule reads it
 

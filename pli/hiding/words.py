@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..core import PliError
+from ..core import PliError, to_device
 from .patches import draw_distance
 from .views import View, check_range, hide_highest, required_captions, upsample_mask
 
@@ -154,6 +154,6 @@ class SwapBlock:
         captions, batch = required_captions(view, "swap"), len(view.pixels)
         if batch < 2: raise PliError("swap needs at least two pictures in a batch: the block comes from another one")
         far = draw_distance(view, generator)
-        giver = closest_captions(captions, generator).to(view.pixels.device)
-        swapped = upsample_mask(hide_highest(-far, self.ratio), view.grid, view.pixels.shape[-2:]).to(view.pixels.device)
+        giver = to_device(closest_captions(captions, generator), view.pixels.device)
+        swapped = to_device(upsample_mask(hide_highest(-far, self.ratio), view.grid, view.pixels.shape[-2:]), view.pixels.device)
         return view.replace(pixels=torch.where(swapped, view.pixels[giver], view.pixels))

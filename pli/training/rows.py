@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.protocol import Backbone
-from ..core import PliError
+from ..core import PliError, to_device
 from ..data.batches import Batch
 from ..distributed import gather_json, gather_rows, gather_uneven, own_rows, rank_count
 
@@ -36,7 +36,7 @@ def whole_batch(
     shapes = {tuple(part["shape"]) for part in parts if part["indices"]}
     if len(shapes) > 1: raise PliError(f"pictures of different sizes in one batch, {sorted(shapes)}: pixels_fn must bring them to one size")
     pixels = batch.pixels if len(batch.pixels) or not shapes else batch.pixels.new_zeros(0, *next(iter(shapes)))
-    pixels = gather_uneven(pixels.to(device), [len(part["indices"]) for part in parts]) if shapes else pixels
+    pixels = gather_uneven(to_device(pixels, device), [len(part["indices"]) for part in parts]) if shapes else pixels
     joined = lambda key: [each for part in parts for each in part[key]]
     failed = [tuple(each) for each in joined("failed")]
     pictures = torch.tensor(joined("pictures"), dtype=torch.int64)
@@ -87,7 +87,8 @@ class SplitBackbone:
         return gather_rows(own, total)
 
     def encode_image(self, pixels: Tensor, hidden: Tensor | None = None) -> Tensor:
-        part = lambda rows: self.backbone.encode_image(pixels[rows], None if hidden is None else hidden[rows])
+        some = lambda each, rows: each[to_device(rows, each.device)]
+        part = lambda rows: self.backbone.encode_image(some(pixels, rows), None if hidden is None else some(hidden, rows))
         return self._encode(len(pixels), part)
 
     def encode_text(self, texts) -> Tensor:

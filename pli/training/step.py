@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from ..backbones.protocol import Backbone
-from ..core import PliError, rng_for
+from ..core import PliError, rng_for, to_device
 from ..methods.method import TrainingBatch, same_picture
 from ..methods.registry import method_named
 from ..distributed import explain_lost_rank, mean_over_ranks, rank, rank_count
@@ -167,9 +167,9 @@ def train_step(
     ):
         # for models that draw random numbers themselves
         torch.manual_seed(rng_for(settings.seed, "step", before + step, *([rank()] if rank() else [])).initial_seed())
-        floats = pixels.to(backbone.device).float().div(255)
+        floats = to_device(pixels, backbone.device).float().div(255)
         hide = rng_for(settings.seed, "hide", before + step)
-        if whole is not None: gallery = KnownFeatures(gallery, floats, whole.to(floats.device))
+        if whole is not None: gallery = KnownFeatures(gallery, floats, to_device(whole, floats.device))
         batch = TrainingBatch(floats, captions, hide, step / max(1, settings.steps - 1), same)
         loss_of = method_named(settings.objective).loss
         optimiser.zero_grad(set_to_none=True)
