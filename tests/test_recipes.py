@@ -113,7 +113,7 @@ def test_a_recipe_is_followed_and_continued(world, tmp_path, capfd):
     (tmp_path / "small.toml").write_text(RECIPE)
     asked = ("tune", world / "pairs.csv", "--recipe", tmp_path / "small.toml", "--held-out", "0.2", "--out", tmp_path / "run", "--device", "cpu")
     said = pli(capfd, *asked)
-    assert "recipe small: Small; from a test" in said and "open: the seed" in said and "without --validate-on fashioniq=DIR held-out pairs choose it" in said
+    assert "recipe small: Small; from a test" in said and "open: the seed" in said and "without --validate-on fashioniq=DIR held-out pairs choose it here. They are not learned from, a share of 0.2" in said
     settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     each = json.loads((tmp_path / "run" / "run.json").read_text())["pairs"] // 8
