@@ -97,6 +97,8 @@ def test_the_stored_costs_follow_from_the_counts_and_from_what_is_stored_beside_
     estimate = tool["rounded"](tool["estimate"](stored["counts"], steps, core))
     equal(json.loads(json.dumps(estimate)), {key: stored[key] for key in estimate})
     equal(json.loads(json.dumps(tool["ASSUMED"])), stored["assumed"])
+    equal(tool["RUNS"], stored["runs"])
+    assert stored["runs"]["CC3M, 10 epochs"]["pairs"] == 3_318_333 and "CC3M, 10 epochs" in {row["run"] for row in stored["hours"]}
 
 
 def test_counted_operations_are_those_of_the_formula():
