@@ -1,4 +1,5 @@
 "The tools that measure speed run, and say what they must: a short trial of each, whose numbers mean nothing."
+import importlib.util
 import json
 import os
 import runpy
@@ -58,6 +59,20 @@ def test_a_check_that_has_no_time_says_so_and_fails(tmp_path):
     assert "gpu_check: device 'nowhere' cannot be used here" in run_tool("tools/gpu_check.py", "--device", "nowhere", "--out", tmp_path / "none.json", status=1).stderr
     assert not (tmp_path / "none.json").exists()
     assert json.loads((tmp_path / "check.json").read_text())["failed"] == ["tests", "precision", "share", "step", "compile"] and "no time was left" in done.stdout
+
+
+def test_shards_are_measured_only_beside_the_library_that_is_named():
+    without = "import runpy, sys; sys.modules['wids'] = None; sys.argv = ['shard_speed', '--quick']; runpy.run_path('tools/shard_speed.py', run_name='__main__')"
+    assert 'shard_speed: needs wids, which is part of webdataset before version 1: pip install --no-deps "webdataset<1"' in run_tool("-c", without, status=1).stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wids") is None, reason='needs "webdataset<1"')
+def test_shards_are_measured_beside_the_librarys_own_reader(tmp_path):
+    said = run_tool("tools/shard_speed.py", "--quick", "--out", tmp_path / "speed.json")
+    record = json.loads((tmp_path / "speed.json").read_text())
+    assert json.loads(said.stdout) == record and record["bytes were the same"] and record["webdataset"]
+    assert set(record["ways"]) == {"pli", "wids, 10 shards open", "wids, all shards open"}
+    for way in record["ways"].values(): assert min(way["first, seconds"]["median"], way["again, seconds"]["median"], way["reads, samples a second"]["lowest"], way["on the disk, bytes"]) > 0
 
 
 # what tuning would cost
