@@ -10,7 +10,7 @@ import torch
 from layouts import make_fashioniq
 from pli.backbones.loading import load_backbone
 from pli.cli.main import main, make_parser
-from pli.cli.tune import follow_recipe, tune_settings
+from pli.cli.tune import follow_recipe, read_sources, tune_settings
 from pli.core import PliError
 from pli.data.batches import TensorPairs
 from pli.settings import TuneSettings
@@ -41,6 +41,7 @@ def test_a_recipe_of_the_paper_holds_what_is_known_and_says_what_is_not(name):
     assert (settings.objective, settings.hide, settings.tune, settings.batch_size) == ("paper", "random:0.75", "both", 64)
     assert (settings.learning_rate, settings.weight_decay, settings.decay_all, settings.beta2, settings.epsilon) == (1e-6, 5e-5, True, 0.999, 1e-8)
     assert (settings.clip_gradient, settings.precision, settings.schedule, settings.validate_epochs) == (0.0, "fp32", "epochs", 1)
+    assert recipe.format == ("flickr30k-all" if name.endswith("flickr30k") else "")
     assert 5 <= settings.epochs <= 10 and any("5 to 10" in line for line in recipe.open) and recipe.validate_composer == "sum:0.25"
 
 
@@ -112,7 +113,7 @@ def test_a_recipe_is_followed_and_continued(world, tmp_path, capfd):
     (tmp_path / "small.toml").write_text(RECIPE)
     asked = ("tune", world / "pairs.csv", "--recipe", tmp_path / "small.toml", "--held-out", "0.2", "--out", tmp_path / "run", "--device", "cpu")
     said = pli(capfd, *asked)
-    assert "recipe small: Small; from a test" in said and "open: the seed" in said and "without --validate-on fashioniq=DIR held-out pairs choose it" in said
+    assert "recipe small: Small; from a test" in said and "open: the seed" in said and "without --validate-on fashioniq=DIR held-out pairs choose it here. They are not learned from, a share of 0.2" in said
     settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     each = json.loads((tmp_path / "run" / "run.json").read_text())["pairs"] // 8
@@ -146,8 +147,25 @@ def test_what_is_typed_overrules_a_recipe(tmp_path):
     with pytest.raises(PliError, match="--warmup-epochs belongs to --schedule epochs"): settings_of("--model", "m", "--warmup-epochs", "3")
 
 
+@pytest.mark.parametrize("model", ["vit-b-32", "vit-l-14"])
+@pytest.mark.parametrize("typed, count", [([], 5), (["--format", "flickr30k"], 2)])
+def test_flickr30k_is_read_whole_by_its_recipe(tmp_path, model, typed, count):
+    from PIL import Image
+    rows = ["raw,sentids,split,filename,img_id"]
+    for number, split in enumerate(("train", "val", "test", "train", "test")):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.jpg")
+        rows.append(f'"[""Row {number}.""]",[{number}],{split},{number}.jpg,{number}')
+    (tmp_path / "flickr_annotations_30k.csv").write_text("\n".join(rows) + "\n")
+    words = ["tune", str(tmp_path / "flickr_annotations_30k.csv"), "--recipe", f"masked-tuning-{model}-flickr30k", "--out", "o", *typed]
+    asked, told = make_parser().parse_args(words), []
+    follow_recipe(asked, told.append)
+    assert len(read_sources(asked, told.append)) == count
+    assert any(line.startswith("  its format: flickr30k-all") for line in told) == (not typed)
+
+
 @pytest.mark.parametrize("text, words", [
     (RECIPE.replace("batch_size", "batchsize"), "batchsize is no setting"),
+    ('format = "flickr"\n' + RECIPE, "format must be one of .*flickr30k-all.*, got 'flickr'"),
     (RECIPE + "hide = 3\n", "hide must be of type str"),
     ("modle = 'x'\n" + RECIPE, "modle is unknown; known are title"),
     (RECIPE.replace('["the seed"]', "3"), "open must be a list of texts"),

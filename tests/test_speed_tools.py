@@ -1,4 +1,5 @@
 "The tools that measure speed run, and say what they must: a short trial of each, whose numbers mean nothing."
+import importlib.util
 import json
 import os
 import runpy
@@ -60,6 +61,20 @@ def test_a_check_that_has_no_time_says_so_and_fails(tmp_path):
     assert json.loads((tmp_path / "check.json").read_text())["failed"] == ["tests", "precision", "share", "step", "compile"] and "no time was left" in done.stdout
 
 
+def test_shards_are_measured_only_beside_the_library_that_is_named():
+    without = "import runpy, sys; sys.modules['wids'] = None; sys.argv = ['shard_speed', '--quick']; runpy.run_path('tools/shard_speed.py', run_name='__main__')"
+    assert 'shard_speed: needs wids, which is part of webdataset before version 1: pip install --no-deps "webdataset<1"' in run_tool("-c", without, status=1).stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wids") is None, reason='needs "webdataset<1"')
+def test_shards_are_measured_beside_the_librarys_own_reader(tmp_path):
+    said = run_tool("tools/shard_speed.py", "--quick", "--out", tmp_path / "speed.json")
+    record = json.loads((tmp_path / "speed.json").read_text())
+    assert json.loads(said.stdout) == record and record["bytes were the same"] and record["webdataset"]
+    assert set(record["ways"]) == {"pli", "wids, 10 shards open", "wids, all shards open"}
+    for way in record["ways"].values(): assert min(way["first, seconds"]["median"], way["again, seconds"]["median"], way["reads, samples a second"]["lowest"], way["on the disk, bytes"]) > 0
+
+
 # what tuning would cost
 
 def cost_tool() -> dict: return runpy.run_path(str(ROOT / "tools" / "training_cost.py"))
@@ -97,6 +112,8 @@ def test_the_stored_costs_follow_from_the_counts_and_from_what_is_stored_beside_
     estimate = tool["rounded"](tool["estimate"](stored["counts"], steps, core))
     equal(json.loads(json.dumps(estimate)), {key: stored[key] for key in estimate})
     equal(json.loads(json.dumps(tool["ASSUMED"])), stored["assumed"])
+    equal(tool["RUNS"], stored["runs"])
+    assert stored["runs"]["CC3M, 10 epochs"]["pairs"] == 3_318_333 and "CC3M, 10 epochs" in {row["run"] for row in stored["hours"]}
 
 
 def test_counted_operations_are_those_of_the_formula():

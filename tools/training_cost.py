@@ -46,6 +46,7 @@ ASSUMED = {
 RUNS = {
     "COCO, 10 epochs": {"pairs": 591_753, "pictures": 118_287, "epochs": 10, "from": "captions_train2017.json; the recipe's epochs"},
     "LLaVA's pairs of CC3M, 10 epochs": {"pairs": 595_375, "pictures": 595_375, "epochs": 10, "from": "LLaVA's metadata.json; the recipe's epochs"},
+    "CC3M, 10 epochs": {"pairs": 3_318_333, "pictures": 3_318_333, "epochs": 10, "from": "training pairs as published, Sharma et al. 2018: nominal, many of its addresses are gone; as many epochs as for the pairs that LLaVA took of it"},
     "LAION-400M, 1 epoch": {"pairs": 400_000_000, "pictures": 400_000_000, "epochs": 1, "from": "its nominal size; links that have died since not taken off"},
 }
 GPUS = (1, 8, 64)

@@ -229,7 +229,9 @@ def measured(settings, pairs: int, composer: str = "sum:1") -> str:
     )
 
 def follow_recipe(args, say=print):
-    "The recipe of a command, None without one: its model and composer count where none are typed, and what it leaves open is printed."
+    """The recipe of a command, None without one: its model, composer and format of the pairs count where none are typed, and what it
+    leaves open is printed.
+    """
     from pli.training.recipes import read_recipe
     recipe = read_recipe(args.recipe) if args.recipe else None
     if recipe and recipe.model and not (args.model or args.prolong):
@@ -242,10 +244,13 @@ def follow_recipe(args, say=print):
         about = re.match(r"\w*", line)[0]                      # of a setting: what is typed is open no more
         if not (hasattr(args, about) and getattr(args, about) is not None): say(f"  open: {line}")
     if recipe.pairs: say(f"  its pairs: {recipe.pairs}")
+    if recipe.format and not args.format:
+        args.format = [recipe.format]
+        say(f"  its format: {recipe.format} (--format NAME reads the pairs as another)")
     if recipe.validate_on and not (args.validate_on or args.queries):
         say(
             f"  its best step is chosen on {recipe.validate_on}; without --validate-on {recipe.validate_on}=DIR held-out pairs choose it"
-            " here"
+            f" here. They are not learned from, a share of {args.held_out:g} (--held-out), so fewer pairs are learned from than at its source"
         )
     return recipe
 

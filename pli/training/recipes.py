@@ -15,6 +15,7 @@ try: import tomllib
 except ModuleNotFoundError: import tomli as tomllib   # Python 3.10
 
 from ..core import PliError, first_line, printable, read_regular
+from ..data.registry import pair_readers
 from ..settings import TuneSettings
 from .loop import check_settings
 
@@ -32,6 +33,7 @@ class Recipe:
     model: str | None = None          # as `load_backbone` takes it
     pretrained: str | None = None
     pairs: str = ""                   # in words
+    format: str = ""                  # a name in `pair_readers()`, for pairs whose format is not typed; empty: whatever fits
     validate_on: str = ""             # the benchmark whose validation split chooses the checkpoint
     validate_composer: str = ""       # how its queries are asked
 
@@ -66,6 +68,11 @@ def _recipe_from(place: str, name: str, table: dict) -> Recipe:
             )
     lacks = [key for key in ("title", "source", "settings") if key not in table]
     if lacks: raise PliError(f"{place}: has no {lacks[0]}")
+    if table.get("format"):
+        readers = pair_readers(broken := [])
+        if table["format"] not in readers:
+            known = f"format must be one of {', '.join(readers)}, got {printable(repr(table['format']))}"
+            raise PliError(f"{place}: " + "; ".join([known, *broken]))
     kinds = {item.name: type(item.default) for item in dataclasses.fields(TuneSettings)}
     odd = next((key for key in table["settings"] if key not in kinds), None)
     if odd is not None: raise PliError(f"{place}: settings: {printable(odd)} is no setting; pli tune --help lists them, with - for _")
