@@ -15,8 +15,10 @@ from pli import world
 from pli.backbones.loading import load_backbone
 from pli.backbones.protocol import weights_of
 from pli.core import rng_for, save_tensors
-from pli.data.batches import TensorPairs
-from pli.distributed import process_group, rank
+from pli.data.batches import PairSet, TensorPairs
+from pli.data.mixtures import join_pairs
+from pli.data.pairs import read_pairs
+from pli.distributed import gather_json, process_group, rank
 from pli.settings import TuneSettings
 from pli.training.loop import tune
 from pli.training.stopping import RunStopped
@@ -32,17 +34,22 @@ def drawn_pairs() -> TensorPairs:
     return TensorPairs(pixels, captions)
 
 
-def run_case(settings: dict, folder: Path | None = None, stop_after: int = 0, signal_after: int = 0) -> tuple[dict, dict]:
+def filed_pairs(backbone, tables: list[str], weights: list[float] = (), captions: str = "each") -> PairSet:
+    "Pairs whose pictures lie in files, of one source or of several."
+    return PairSet(join_pairs([read_pairs(table) for table in tables], weights), backbone.pixels, captions)
+
+
+def run_case(settings: dict, folder: Path | None = None, stop_after: int = 0, signal_after: int = 0, pairs: dict | None = None) -> tuple[dict, dict]:
     "Weights after a run, and its log; of one that a signal has ended, what it says."
-    data = drawn_pairs()
+    backbone = load_backbone("pli-tiny-48")
+    data = filed_pairs(backbone, **pairs) if pairs else drawn_pairs()
     if signal_after: data.__class__ = type("Told", (TensorPairs,), {"left": signal_after, "__getitem__": told})
     if stop_after: data.__class__ = type("Fuse", (TensorPairs,), {"left": stop_after, "__getitem__": fused})
-    backbone = load_backbone("pli-tiny-48")
     lines = []
     try: result = tune(backbone, data, TuneSettings(**settings), folder, say=lines.append)
     except RunStopped as error: return {}, {"stopped": str(error), "said": lines}
     weights = {name: value.float() for name, value in weights_of(backbone).items() if value.is_floating_point()}
-    return weights, {"history": result.history, "scores": result.scores, "said": lines}
+    return weights, {"history": result.history, "scores": result.scores, "problems": result.problems, "said": lines}
 
 
 def stopped_run(backbone, settings: TuneSettings, folder: Path, after: int) -> None:
@@ -88,10 +95,11 @@ def main() -> None:
         if rest: forget(rest[0])
         for name, case in json.loads(cases).items():
             weights, log = run_case(**{key: Path(value) if key == "folder" else value for key, value in case.items()})
+            ended = gather_json(log.get("stopped"))
             if rank(): continue
             Path(out).mkdir(parents=True, exist_ok=True)
             save_tensors(Path(out) / f"{name}.safetensors", weights)
-            (Path(out) / f"{name}.json").write_text(json.dumps(log))
+            (Path(out) / f"{name}.json").write_text(json.dumps(log | {"stopped in each": ended}))
 
 
 if __name__ == "__main__": main()

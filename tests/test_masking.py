@@ -1,6 +1,8 @@
 "Masks: counts, shapes and chance. Corruptions: what each one leaves alone. The small language that names them."
 import contextlib
 import dataclasses
+import hashlib
+import json
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -929,6 +931,29 @@ def test_requests_are_limited_and_vary():
     view = View(torch.zeros(60, 3, 8, 8), (2, 2), captions=("Red", "navy blue") * 30)
     assert len(set(parse_hide("ask")(view, rng_for(0)).captions)) > 10 and parse_hide("ask")(view, rng_for(0)).captions == parse_hide("ask")(view, rng_for(0)).captions
     assert set(parse_hide("ask:1")(view, rng_for(0)).captions) & {"navy blue"}
+
+
+# What a run draws is decided by its seed and its steps, for ever: where one of these digests changes, old runs cannot be repeated or continued
+DRAWN = {
+    "random:0.75": "e1665a4e743c1dc4572f3e6515f1b833f53f4553768e099b14ff598c2db5be66",
+    "crop:0.4+drop:0.5": "8dd3d9604095faa74f1bae18655e114cf051c689770668e3aa6550a66891c5de",
+    "mix:0.5|swap:0.3+random:0.5": "c484e21b6f5fc19bd0834cea84b032a4db2ed97118ea5234972633d79173ded7",
+    "random:0.5+only:colour+ask": "2831ac9905537e887bb4f22b63c40646f65d3a3963c1e090c497a88090e74c55",
+}
+GOLDEN_WORDS = ("a red heart", "a blue heart, striped", "the red arrow", "a large circle", "blue", "a small green star", "two pink rings", "a grey square, dotted")
+
+
+@pytest.mark.parametrize("way", DRAWN)
+def test_what_is_hidden_is_what_was_always_hidden(way):
+    "Masks and words to the bit, and where pictures are copied whole patches at a time, whose pixels stand where."
+    numbers = torch.arange(8.0).reshape(8, 1, 1, 1).expand(8, 3, 12, 12)           # picture 3 is 3/8 everywhere, which floats hold exactly
+    digest = hashlib.sha256()
+    for step in range(3):
+        view = parse_hide(way)(View(numbers / 8, (6, 6), captions=GOLDEN_WORDS), rng_for(0, "hide", step))
+        if view.hidden is not None: digest.update(view.hidden.to(torch.uint8).numpy().tobytes())
+        digest.update(json.dumps(view.captions).encode())
+        if "mix" in way: digest.update((8 * view.pixels[:, 0]).to(torch.uint8).numpy().tobytes())
+    assert digest.hexdigest() == DRAWN[way]
 
 
 def test_a_way_of_hiding_without_end_is_refused_in_a_short_line():

@@ -542,6 +542,37 @@ def test_a_mixture_is_resumed_to_the_bit_and_is_not_another_one(tmp_path, capsys
         assert word in capsys.readouterr().err
 
 
+AS_RELEASED = dict(objective="paper", schedule="epochs", epochs=2, warmup_epochs=1, weight_decay=5e-5, decay_all=True, beta2=0.999, epsilon=1e-8, clip_gradient=0.0)
+
+
+@pytest.mark.parametrize("source, changes", [("shards", {"steps": 6}), ("files", AS_RELEASED)], ids=["shards", "epochs"])
+def test_a_run_is_resumed_to_the_bit_in_the_middle_of_an_epoch(source, changes, tmp_path):
+    "From tar shards by their offsets, and with the recipes' one rate an epoch: 28 pairs are 3 batches of 8 an epoch, and the run goes on after the fourth."
+    for number in range(2): make_shard(tmp_path / "shards" / f"{number:05d}.tar", samples(number * 14, 14))
+    pairs = read_pairs(table(tmp_path / "files", 14) if source == "files" else tmp_path / "shards")
+    assert len(pairs) == 28
+    settings = TuneSettings(batch_size=8, checkpoint_every=2, learning_rate=1e-3, warmup=1, precision="fp32", **changes)
+
+    class Fuse(PairSet):
+        left = 5 * 8 + 3
+        def __getitem__(self, index):
+            Fuse.left -= 1
+            if Fuse.left < 0: raise KeyboardInterrupt
+            return super().__getitem__(index)
+
+    def run(kind, folder):
+        backbone = load_backbone("pli-tiny-48")
+        return tune(backbone, kind(pairs, backbone.pixels), settings, tmp_path / folder, say=lambda line: None)
+    whole = run(PairSet, "whole")
+    with pytest.raises(KeyboardInterrupt): run(Fuse, "cut")
+    shards._index_of.cache_clear()                                            # another process would not remember it
+    result = run(PairSet, "cut")
+    assert result.continued_from == 4 and len(whole.history) == 6 and result.history == whole.history and not result.problems
+    if source == "files": assert [record["learning_rate"] for record in result.history] == pytest.approx(3 * [1e-5] + 3 * [1e-3])
+    assert weights_of(tmp_path / "cut") == weights_of(tmp_path / "whole")
+    assert (tmp_path / "cut" / "checkpoint.safetensors").read_bytes() == (tmp_path / "whole" / "checkpoint.safetensors").read_bytes()
+
+
 def test_epochs_are_steps(tmp_path, capsys):
     one = table(tmp_path / "a", 30)
     short = [word for word in SHORT if word not in ("--steps", 6)]

@@ -19,6 +19,7 @@ from pli.backbones.loading import load_backbone
 from pli.backbones.protocol import weights_of
 from pli.cli.main import main
 from pli.distributed import own_rows
+from pli.settings import TuneSettings
 from pli.training.rows import part_of
 from pli.training.targets import BEGUN, MATRIX
 from pli.world import save_world
@@ -33,7 +34,9 @@ CASES = {
     "text alone": {"tune": "text", "objective": "masked", "hide": "drop:0.5"},
     "pieces": {"hide": "mix:0.5", "piece": 4},
     "recomputed": {"hide": "random:0.75", "gradient_checkpointing": True},
+    "frozen": {"target": "frozen", "hide": "random:0.5", "steps": 10},
 }
+FILED = {"drawn": {"hide": "random:0.5", "steps": 10}, "uneven": {"hide": "mix:0.5", "steps": 10, "batch_size": 10}}   # their pairs lie in files
 AS_SETTINGS = {name: {"settings": USUAL | case} for name, case in CASES.items()}
 
 
@@ -56,20 +59,38 @@ def far_off(one: dict, other: dict) -> float:
 
 
 @pytest.fixture(scope="module")
-def alone():
-    "What one process makes of every case."
-    return {name: rank_worker.run_case(**case) for name, case in AS_SETTINGS.items()}
+def cases(tmp_path_factory):
+    "All cases; those of pairs in files too: two sources with weights, one of a picture's captions a visit, and pictures that cannot be decoded."
+    folder = write_pairs(tmp_path_factory.mktemp("filed") / "pictures").parent
+    for name, numbers in {"one": range(2, 40), "two": range(40, 96)}.items():
+        rows = [f"{number}.png,{words} {number}\n" for number in numbers for words in ("picture", "another caption of", "number")]
+        (folder / f"{name}.csv").write_text("filepath,title\n" + "".join(rows))
+    for number in range(4): (folder / f"broken{number}.png").write_bytes((folder / f"{number}.png").read_bytes()[:60])   # cut off
+    (folder / "broken.csv").write_text("\n".join([*(folder / "pairs.csv").read_text().splitlines()[:41], *(f"broken{number}.png,broken" for number in range(4))]))
+    pairs = {"drawn": {"tables": [str(folder / "one.csv"), str(folder / "two.csv")], "weights": [1, 2], "captions": "one"},
+             "uneven": {"tables": [str(folder / "broken.csv")]}}
+    return AS_SETTINGS | {name: {"settings": USUAL | case, "pairs": pairs[name]} for name, case in FILED.items()}
+
+
+@pytest.fixture(scope="module")
+def alone(cases):
+    "What one process makes of every case, once somebody asks for it."
+    class Alone(dict):
+        def __missing__(self, name): return self.setdefault(name, rank_worker.run_case(**cases[name]))
+    return Alone()
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_several_processes_end_with_the_weights_of_one(count, alone, tmp_path):
-    cases = AS_SETTINGS if count == 2 else {name: AS_SETTINGS[name] for name in ("borrowing", "kin")}   # what is borrowed, and who stands beside whom
+def test_several_processes_end_with_the_weights_of_one(count, cases, alone, tmp_path):
+    if count == 4: cases = {name: cases[name] for name in ("borrowing", "kin", "uneven")}   # what is borrowed, who stands beside whom, and 10 rows for 4
     shared_run(count, tmp_path, cases)
     for name in cases:
         weights, log = alone[name]
         losses = [record["loss"] for record in log["history"]]
         assert sum(losses[-5:]) < sum(losses[:5]), f"{name}: the loss does not fall, so the case says nothing"
-        others = json.loads((tmp_path / f"{name}.json").read_text())["history"]
+        shared = json.loads((tmp_path / f"{name}.json").read_text())
+        assert sorted(shared["problems"]) == sorted(log["problems"]) and bool(log["problems"]) == (name == "uneven"), name
+        others = shared["history"]
         # AdamW does not care how long a gradient is, so the weights alone would not show a factor
         for key in ("loss", "gradient_norm"):
             assert [record[key] for record in others] == pytest.approx([record[key] for record in log["history"]], rel=0.02), (name, key)
@@ -79,8 +100,7 @@ def test_several_processes_end_with_the_weights_of_one(count, alone, tmp_path):
 @pytest.mark.parametrize("forgotten", ["gather", "average", "scale"])
 def test_what_makes_one_gradient_of_many_is_needed(forgotten, alone, tmp_path):
     cases = {"masked": AS_SETTINGS["masked"]}
-    done = shared_run(2, tmp_path, cases, forgotten, check=False)
-    if done.returncode: return                                  # nothing came of it
+    shared_run(2, tmp_path, cases, forgotten)                   # ends as if nothing were wrong
     weights, log = alone["masked"]
     others = json.loads((tmp_path / "masked.json").read_text())["history"]
     norms = [one["gradient_norm"] / other["gradient_norm"] for one, other in zip(others, log["history"])]
@@ -95,6 +115,35 @@ def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
     weights, log = rank_worker.run_case(case["settings"], tmp_path / "run")
     assert len(log["history"]) == 20
     assert far_off(alone["borrowing"][0], weights) < 0.01
+
+
+@pytest.fixture(scope="module")
+def two_go_on(tmp_path_factory):
+    "Two processes go on with a run that one process began, and begin one in which the second process is told to end: one launch."
+    out, begun = tmp_path_factory.mktemp("two"), USUAL | CASES["borrowing"]
+    with pytest.raises(KeyboardInterrupt): rank_worker.stopped_run(load_backbone("pli-tiny-48"), TuneSettings(**begun), out / "begun", after=9 * 12)
+    shared_run(2, out, {
+        "onward": {"settings": begun, "folder": str(out / "begun")},
+        "told": {"settings": USUAL | CASES["masked"], "folder": str(out / "ended"), "signal_after": 8 * 6 + 3},   # while it reads its half of step 8
+    })
+    return out
+
+
+def test_a_run_that_one_process_began_goes_on_with_two(alone, two_go_on):
+    log = json.loads((two_go_on / "onward.json").read_text())
+    assert "continuing at step 5 of 20" in log["said"] and [record["step"] for record in log["history"]] == list(range(20))
+    assert far_off(alone["borrowing"][0], load_file(two_go_on / "onward.safetensors")) < 0.01
+
+
+def test_a_signal_to_one_process_ends_the_same_step_in_all(alone, two_go_on):
+    "Then one process goes on to the end that nothing happened to."
+    folder = two_go_on / "ended"
+    first, second = json.loads((two_go_on / "told.json").read_text())["stopped in each"]
+    assert first == f"SIGTERM was received: step 8 of 20 is saved in {folder}, and the same command goes on from there"
+    assert second.startswith("SIGTERM was received: ended at step 8 of 20")     # the first process alone has a folder
+    weights, log = rank_worker.run_case(USUAL | CASES["masked"], folder)
+    assert "continuing at step 8 of 20" in log["said"] and [record["step"] for record in log["history"]] == list(range(20))
+    assert far_off(alone["masked"][0], weights) < 0.01
 
 
 def test_the_moving_average_of_several_processes_is_that_of_one(tmp_path):
@@ -132,10 +181,14 @@ def test_batches_are_dealt_once_each_in_as_many_rounds_for_all(monkeypatch):
             assert [hand[turn] for turn in range(rounds) for hand in hands if turn < len(hand)] == list(range(total))      # in their order, round by round
 
 
-def test_pieces_and_recomputing_give_the_plain_gradient(alone):
-    plain = {name: rank_worker.run_case(USUAL | {"hide": hide, "steps": 6, "learning_rate": 1e-3})[0] for name, hide in (("pieces", "mix:0.5"), ("recomputed", "random:0.75"))}
-    for name, weights in plain.items():
-        assert far_off(weights, rank_worker.run_case(USUAL | CASES[name] | {"steps": 6})[0]) < 0.01
+def test_pieces_and_recomputing_give_the_plain_gradient():
+    for name in ("pieces", "recomputed"):
+        settings = USUAL | CASES[name] | {"steps": 6}
+        weights, log = rank_worker.run_case(settings | {"piece": 0, "gradient_checkpointing": False})
+        other_weights, other_log = rank_worker.run_case(settings)
+        assert far_off(weights, other_weights) < 0.01, name
+        norms, other_norms = ([record["gradient_norm"] for record in each["history"]] for each in (log, other_log))
+        assert other_norms == pytest.approx(norms, rel=1e-4), name               # AdamW does not see a factor
 
 
 PEAK = """
