@@ -34,9 +34,9 @@ CASES = {
     "text alone": {"tune": "text", "objective": "masked", "hide": "drop:0.5"},
     "pieces": {"hide": "mix:0.5", "piece": 4},
     "recomputed": {"hide": "random:0.75", "gradient_checkpointing": True},
-    "frozen": {"target": "frozen", "hide": "random:0.5", "steps": 10},
+    "frozen": {"target": "frozen", "hide": "random:0.5"},
 }
-FILED = {"drawn": {"hide": "random:0.5", "steps": 10}, "uneven": {"hide": "mix:0.5", "steps": 10, "batch_size": 10}}   # their pairs lie in files
+FILED = {"drawn": {"hide": "random:0.5"}, "uneven": {"hide": "mix:0.5", "batch_size": 10}}   # their pairs lie in files
 AS_SETTINGS = {name: {"settings": USUAL | case} for name, case in CASES.items()}
 
 
@@ -82,7 +82,7 @@ def alone(cases):
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_several_processes_end_with_the_weights_of_one(count, cases, alone, tmp_path):
-    if count == 4: cases = {name: cases[name] for name in ("borrowing", "kin", "uneven")}   # what is borrowed, who stands beside whom, and 10 rows for 4
+    if count == 4: cases = {name: cases[name] for name in ("borrowing", "near", "kin", "pieces", "uneven")}   # 10 rows for 4, too
     shared_run(count, tmp_path, cases)
     for name in cases:
         weights, log = alone[name]

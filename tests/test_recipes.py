@@ -163,6 +163,14 @@ def test_flickr30k_is_read_whole_by_its_recipe(tmp_path, model, typed, count):
     assert any(line.startswith("  its format: flickr30k-all") for line in told) == (not typed)
 
 
+def test_other_pairs_beside_a_recipe_that_names_a_format_are_told_the_option(tmp_path, capsys):
+    save_world(tmp_path / "world", pairs=20)
+    words = ["tune", str(tmp_path / "world" / "pairs.csv"), "--recipe", "masked-tuning-vit-b-32-flickr30k", "--model", "pli-tiny-48", "--device", "cpu", "--out", str(tmp_path / "o")]
+    assert main(words) == 1
+    assert "they were read as flickr30k-all, the recipe's: --format names another" in capsys.readouterr().err
+    assert main([*words, "--format", "flickr30k"]) == 1 and "the recipe's" not in capsys.readouterr().err       # the user's own choice
+
+
 @pytest.mark.parametrize("text, words", [
     (RECIPE.replace("batch_size", "batchsize"), "batchsize is no setting"),
     ('format = "flickr"\n' + RECIPE, "format must be one of .*flickr30k-all.*, got 'flickr'"),

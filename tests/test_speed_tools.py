@@ -75,6 +75,13 @@ def test_shards_are_measured_beside_the_librarys_own_reader(tmp_path):
     for way in record["ways"].values(): assert min(way["first, seconds"]["median"], way["again, seconds"]["median"], way["reads, samples a second"]["lowest"], way["on the disk, bytes"]) > 0
 
 
+@pytest.mark.slow
+def test_a_compiled_step_is_timed_beside_the_others(tmp_path):
+    record = json.loads(run_tool("tools/step_speed.py", "--model", "pli-tiny-48", "--batch", "8", "--turns", "1", "--device", "cpu", "--compile", "--skip-memory").stdout)
+    assert set(record["seconds a step"]) == {"plain", "pli", "frozen", "compiled", "frozen, compiled"} and record["first step, in which kernels are made, seconds"]["compiled"] > 0
+    assert 0 < record["one patch embedding, share of a step of pli"]["median"] < 1
+
+
 # what tuning would cost
 
 def cost_tool() -> dict: return runpy.run_path(str(ROOT / "tools" / "training_cost.py"))

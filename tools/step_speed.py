@@ -7,7 +7,7 @@ plain   open_clip's own `encode_image` and `encode_text`: all 77 tokens, the who
 pli     the same step by `train_step`
 frozen  the same with `target = frozen`, the whole pictures' features known
 compiled, and frozen, compiled  those two with `pli tune --compile`, where `--compile` is given; the steps in which kernels are made do not
-        count, and what they take is told beside
+        count, and what they take is told beside (the second way finds kernels that the first one has made)
 
 Weights are random and the pictures are noise, which decides no time; captions have the lengths of COCO's: 8 to 16 words, 10.5 in the mean.
 The losses of the first two must be equal. Times are worth something on a quiet machine only; the load is part of the record. Memory is the
@@ -124,8 +124,10 @@ def embedding_seconds(way: Way) -> float:
     "How long a patch embedding takes, forward and back: what a step would save whose masked and whole pictures share it."
     backbone = way.backbone
     inputs = (way.pixels.to(backbone.device).float().div(255) - backbone.mean) / backbone.std
+    if backbone.device.type == "cuda": torch.cuda.synchronize()
     began = time.perf_counter()
-    backbone.model.visual.conv1(inputs).sum().backward()
+    with torch.autocast(backbone.device.type, torch.bfloat16, enabled=uses_bf16(way.settings.precision, backbone.device)): made = backbone.model.visual.conv1(inputs)
+    made.float().sum().backward()
     if backbone.device.type == "cuda": torch.cuda.synchronize()
     return time.perf_counter() - began
 

@@ -9,6 +9,7 @@ features in every case, and so stays as it was. Recall@10 in percent with its in
 """
 import argparse
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from pli.evaluation.ranks import Features, encode, rank_queries
 from pli.metrics import bootstrap, paired_bootstrap, recall_at
 from pli.studies.data import load_study_data, with_pictures
 from pli.studies.plan import read_plan
-from pli.studies.results import end_of
+from pli.studies.results import end_of, finished
 from pli.studies.run import jobs_of
 
 COMPOSER = "sum:1"
@@ -49,15 +50,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file for the record")
     args = parser.parse_args()
     device, plan = pick_device(args.device), read_plan(args.plan)
-    models = {(job.name, job.seed): args.runs / job.folder / end_of(job.arm.settings) for job in jobs_of(plan, args.arms)}
-    models = {key: folder for key, folder in models.items() if folder.is_dir()}
+    jobs = [job for job in jobs_of(plan, args.arms) if job.name in args.arms]
+    if wrong := [job.name for job in jobs if job.arm is None or job.arm.average]: raise PliError(f"--arms {', '.join(wrong)}: only an arm that is trained has models of its own")
+    models = {(job.name, job.seed): (job, args.runs / job.folder) for job in jobs if (args.runs / job.folder / end_of(job.arm.settings)).is_dir()}
     if lacking := [arm for arm in args.arms if not any(name == arm for name, _ in models)]: raise PliError(f"{args.runs}: holds no model of {', '.join(lacking)}; run the study first")
     material = with_pictures(load_study_data(plan, args.data, device))
     benchmark, start = material.benchmark, material.start(None)
+    for job, folder in models.values():
+        if finished(folder, replace(job.arm.settings, seed=job.seed), start, material.pairs(job.arm.most_pairs)) is None: raise PliError(f"{folder}: is no finished run of {job.title} as the plan has it")
     untuned = encode(start, benchmark, material.pictures)
     base, found = recall(untuned, benchmark), {}
-    for (arm, seed), folder in models.items():
-        asked = encode(load_backbone(folder, device=device), benchmark, material.pictures)
+    for (arm, seed), (job, folder) in models.items():
+        asked = encode(load_backbone(folder / end_of(job.arm.settings), device=device), benchmark, material.pictures)
         ways = {"frozen": replace(asked, pictures=untuned.pictures, references=asked.pictures), "tuned": asked, "both": both(asked, untuned.pictures)}
         values = {way: recall(features, benchmark) for way, features in ways.items()}
         found.setdefault(arm, {})[str(seed)] = {
@@ -68,6 +72,7 @@ def main() -> None:
     record = {
         "what": f"{plan.title}: recall@10 of {COMPOSER} by kind, a tuned model's queries on three galleries; percent, [value, low, high]",
         **provenance(f"python tools/two_features.py {args.plan} --data DATA --runs RUNS --arms " + " ".join(f'"{arm}"' for arm in args.arms), 0, device),
+        "fingerprint of the start": material.print_of(plan, None), "queries digest": benchmark.digest(),
         "queries": {kind: len(rows) for kind, rows in base.items()}, "start": {kind: percent(bootstrap(rows)) for kind, rows in base.items()},
         "arms": found, "bytes of features a picture": {"one": 4 * start.width, "two": 8 * start.width},
     }
@@ -75,4 +80,6 @@ def main() -> None:
     print(json.dumps(record, indent=1))
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    try: main()
+    except PliError as error: sys.exit(f"two_features: {error}")

@@ -502,9 +502,14 @@ def _make_tokenizer_from(name: str, source: str | None, text_cfg: dict, cache_di
                        f"read without it: {type(error).__name__}: {in_whole_words(error)}") from error
 
 # %% ../../nbs/backbones/02_openclip.ipynb #b6fcc53f
-def _in_full(name: str | Path) -> str:
-    "A model's name as open_clip has it, a folder with a word before it."
-    return f"local-dir:{name}" if os.path.isdir(name) else str(name)
+def _in_full(name: str | Path, pretrained: str | None) -> str:
+    "A model's name as open_clip has it, a folder with a word before it. Raises `PliError` for weights beside a model that has its own."
+    full = f"local-dir:{name}" if os.path.isdir(name) else str(name)
+    if ":" in full and pretrained:
+        raise PliError(
+            f"{printable(full)} brings its own weights: leave out {printable(repr(pretrained))}, or name a model of open_clip to put them in"
+        )
+    return full
 
 def _with_weights(name: str, pretrained: str | None, error: PliError) -> PliError:
     "What is wrong with a model and the weights that were asked for it."
@@ -519,10 +524,11 @@ def check_open_clip_name(
     moment: no weights are read, and of a model on the hub nothing is asked.
     """
     register_tiny()
-    name = _in_full(name)
+    name = _in_full(name, pretrained)
     if name.startswith("hf-hub:"): return
     try: read_config(name, pretrained)
     except PliError as error: raise _with_weights(name, pretrained, error) from None
+    except OSError as error: raise _with_weights(name, pretrained, PliError(f"{printable(name)}: {error.strerror}")) from None
 
 def load_open_clip(
     name: str | Path,               # `ViT-B-32`, `hf-hub:org/model`, a folder in open_clip's local-dir layout, or `pli-tiny-48`
@@ -536,9 +542,7 @@ def load_open_clip(
     "Load one of open_clip's models. Raises `PliError` naming the model, tag, file or preprocessing that cannot be used."
     if preprocess not in PREPROCESS: raise PliError(f"unknown preprocessing {preprocess!r}; known are {', '.join(PREPROCESS)}")
     register_tiny()
-    name = _in_full(name)
-    if ":" in name and pretrained:
-        raise PliError(f"{name} brings its own weights: leave out {pretrained!r}, or name a model of open_clip to put them in")
+    name = _in_full(name, pretrained)
     try:
         offline = _downloads_blocked(name, pretrained, cache_dir)
         with no_network(offline): config = read_config(name, pretrained, cache_dir)

@@ -397,7 +397,8 @@ def tune_on(args, device, say) -> None:
     if bool(args.queries) != bool(args.gallery):
         raise PliError("--queries and --gallery go together: the queries name pictures of the gallery")
     if not 0 < args.held_out < 1: raise PliError(f"--held-out must be between 0 and 1, got {args.held_out}")
-    follow_recipe(args, say)
+    typed_format = args.format
+    recipe = follow_recipe(args, say)
     earlier = prolonged_settings(args) if args.prolong else {}
     settings = tune_settings(args, earlier)
     if args.prolong: check_prolonged(args, settings, earlier, say)
@@ -407,7 +408,10 @@ def tune_on(args, device, say) -> None:
     composer = str(parse_composer(args.validate_composer or "sum:1"))
     if args.queries: validate = query_validator(read_queries(args.queries, args.gallery), composer=composer, say=say)
     if args.model: check_name(args.model, args.pretrained)      # in a moment; pairs take longer, and weights may be downloaded
-    pairs = read_sources(args, say)
+    try: pairs = read_sources(args, say)
+    except PliError as error:
+        if typed_format or not (recipe and recipe.format): raise
+        raise PliError(f"{error}; they were read as {recipe.format}, the recipe's: --format names another, once for all or for each") from None
     learn, held_out = (pairs, None) if validate else aside(pairs, args.held_out, settings.seed)
     if len(learn) < settings.batch_size:
         raise PliError(f"--batch-size {settings.batch_size} is more than the {len(learn)} pairs to learn from")

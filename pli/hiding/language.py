@@ -52,7 +52,8 @@ def pick_rows(
 ) -> View:
     "A view made of rows of several."
     device, rows = view.pixels.device, torch.arange(len(choice))
-    masks, words = [other.hidden for other in views], [other.captions for other in views]
+    masks = [None if other.hidden is None else other.hidden.cpu() for other in views]      # others' ways may leave theirs elsewhere
+    words = [other.captions for other in views]
     bare_rows = torch.zeros(len(choice), view.patches, dtype=torch.bool)
     hidden = (
         None if all(mask is None for mask in masks) else torch.stack([bare_rows if mask is None else mask for mask in masks])[choice, rows]
