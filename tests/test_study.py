@@ -919,3 +919,30 @@ def test_stops_know_where_they_are(tmp_path):
     assert stops.every == 1 and Stops(tmp_path, (4, 6), 12).every == 2
     for _ in range(9): stops(Model())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["at-4", "at-6"]
+
+
+# Two features a picture
+
+def two_features(*words) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(ROOT / "tools" / "two_features.py"), *map(str, words), "--device", "cpu"], capture_output=True, text=True, env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)})
+
+
+def test_two_features_a_picture_are_measured_from_a_studys_models(whole, tmp_path):
+    "What a tuned model's queries find on its own features is what the study has measured."
+    given_ = ("--data", whole, "--runs", whole / "runs")
+    done = two_features(whole / "plan.toml", *given_, "--arms", "mix it", "--out", tmp_path / "two.json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "two.json").read_text())
+    study = read_results(whole / "out", read_plan(whole / "plan.toml"))
+    assert set(record["arms"]) == {"mix it"} and set(record["arms"]["mix it"]) == {"0", "1"}
+    for name, values in record["arms"]["mix it"].items():
+        ranks = unpacked(stored(whole / "out")[f"mix-it-{name}.json"]["ranks"]["sum:1"], 60)
+        kinds = study.grouping.sections()
+        for kind, found in values.items(): assert found["tuned"][0] == pytest.approx(100 * (ranks[kinds[kind]] <= 10).double().mean().item(), abs=0.01)
+    wrong = {"half": "only an arm that is trained has models", "start": "only an arm that is trained has models"}
+    for arm, says in wrong.items():
+        done = two_features(whole / "plan.toml", *given_, "--arms", arm)
+        assert done.returncode == 1 and done.stderr.startswith("two_features: ") and says in done.stderr and done.stderr.count("\n") == 1
+    other = written(tmp_path, TINY.replace("mix:0.5", "mix:0.6"))
+    done = two_features(other, *given_, "--arms", "mix it")
+    assert done.returncode == 1 and "is no finished run of mix it, seed 0 as the plan has it" in done.stderr
