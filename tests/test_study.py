@@ -32,7 +32,7 @@ from pli.studies.plan import STUDY_COMPOSERS, Arm, read_plan, slug
 from pli.studies.run import Clock, jobs_of, listed, run
 from pli.studies.results import Job, Place, Stops, check_same, model_of, precisions, read_result
 from pli.studies.data import code_digest, fewer, first_ranks, load_study_data, packed, pairs_aside, unpacked
-from pli.core import claim_lock, is_locked, lock_holder
+from pli.core import claim_lock, is_locked, lock_holder, sealed, write_json
 from pli.settings import TuneSettings
 from pli.training.average import average
 from pli.world import save_world
@@ -946,3 +946,20 @@ def test_two_features_a_picture_are_measured_from_a_studys_models(whole, tmp_pat
     other = written(tmp_path, TINY.replace("mix:0.5", "mix:0.6"))
     done = two_features(other, *given_, "--arms", "mix it")
     assert done.returncode == 1 and "is no finished run of mix it, seed 0 as the plan has it" in done.stderr
+
+
+@pytest.mark.parametrize("machine", [{}, {"processor": 3}])
+def test_a_result_that_does_not_say_where_it_was_made_is_still_shown(whole, machine):
+    study = read_results(whole / "out", read_plan(whole / "plan.toml"))
+    changed = {arm: {seed: {**record, "machine": machine, "versions": machine} for seed, record in own.items()} for arm, own in study.results.items()}
+    assert "not named" in provenance_lines(replace(study, results=changed))[1] and "not named" not in " ".join(provenance_lines(study))
+
+
+@pytest.mark.parametrize("key, value", [("machine", 5), ("machine", "a"), ("versions", None), ("date", 3)])
+def test_a_result_whose_record_is_of_another_kind_is_none(copied, key, value):
+    path = copied / "out" / "control-0.json"
+    record = {name: each for name, each in json.loads(path.read_text()).items() if name != "sha256"}
+    write_json(path, sealed(record))
+    assert read_result(path)["arm"] == "control"
+    write_json(path, sealed(record | {key: value}))
+    with pytest.raises(PliError, match="control-0.json: is no result of a study"): read_result(path)

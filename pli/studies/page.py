@@ -133,13 +133,15 @@ def hours_of(study: Study) -> float:
 def provenance_lines(study: Study) -> list[str]:
     "Where the numbers of a study come from, in lines."
     records = all_records(study)
-    machines = sorted(
-        {f"{record['machine']['processor']}, {record['machine'].get('gpu', record['machine']['device'])}" for record in records}
-    )
+    def said(record: dict, table: str, name: str) -> str:
+        part = record.get(table)
+        return str(part.get(name, "not named")) if isinstance(part, dict) else "not named"
+    place = lambda record: "gpu" if isinstance(part := record.get("machine"), dict) and "gpu" in part else "device"
+    machines = sorted({f"{said(record, 'machine', 'processor')}, {said(record, 'machine', place(record))}" for record in records})
     codes = {record.get("code") for record in records} | {more.get("code") for record in records for more in record.get("added later", [])}
     named, brought = ({part for code in codes - {None} if (part := str(code).partition("+")[which])} for which in (0, 2))
-    dates, versions = sorted({record["date"] for record in records}), sorted(
-        {f"torch {record['versions']['torch']}, open_clip {record['versions']['open_clip_torch']}" for record in records}
+    dates, versions = sorted({str(record.get("date", "no date")) for record in records}), sorted(
+        {f"torch {said(record, 'versions', 'torch')}, open_clip {said(record, 'versions', 'open_clip_torch')}" for record in records}
     )
     return [
         f"{len(records)} results, {hours_of(study):.1f} hours of training and measuring, {dates[0]}"

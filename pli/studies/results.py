@@ -105,6 +105,7 @@ def read_result(path: Path) -> dict:
     record = read_sealed(path, "remove the file to make it again")
     needed = {"arm": str, "seed": int, "ranks": dict, "plain recall": dict, "queries digest": str, "pairs digest": str, "fingerprint": str}
     optional = {"settings": dict, "members": dict, "average": list, "composers": list, "plain ranks": dict}
+    optional |= {"machine": dict, "versions": dict, "date": str}
     right = lambda table, kinds: isinstance(table, dict) and all(isinstance(table.get(key), kind) for key, kind in kinds.items())
     if (
         not right(record, needed)
