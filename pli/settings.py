@@ -73,7 +73,9 @@ class TuneSettings:
         False, "compute activations once more on the way back instead of keeping them", "gradient-checkpointing"
     )
     compile: bool = setting(
-        False, "let torch.compile make kernels for the transformer blocks: a minute or more at the start, numbers that agree to rounding", "compile"
+        False,
+        "let torch.compile make kernels for the transformer blocks: a minute or more at the start, numbers that agree to rounding",
+        "compile",
     )
     checkpoint_every: int = setting(100, "steps between checkpoints")
     validate_every: int = setting(0, "steps between validations, 0 for the end only")

@@ -507,7 +507,8 @@ def _in_full(name: str | Path, pretrained: str | None) -> str:
     full = f"local-dir:{name}" if os.path.isdir(name) else str(name)
     if ":" in full and pretrained:
         raise PliError(
-            f"{printable(full)} brings its own weights: leave out {printable(repr(pretrained))}, or name a model of open_clip to put them in"
+            f"{printable(full)} brings its own weights: leave out {printable(repr(pretrained))}, or name a model of open_clip to put them"
+            " in"
         )
     return full
 

@@ -37,8 +37,8 @@ class Backbone(Protocol):
     scale: Tensor                 # the inverse temperature, a scalar with a gradient
 
     def encode_image(self, pixels: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """Features `(batch, width)` of pixels `(batch, 3, height, width)` under a mask `(batch, patches)`, True = hidden; a mask lies on the
-        CPU, where looking at it waits for no GPU.
+        """Features `(batch, width)` of pixels `(batch, 3, height, width)` under a mask `(batch, patches)`, True = hidden; a mask lies on
+        the CPU, where looking at it waits for no GPU.
         """
 
     def encode_text(self, texts: list[str]) -> Tensor:

@@ -250,7 +250,8 @@ def follow_recipe(args, say=print):
     if recipe.validate_on and not (args.validate_on or args.queries):
         say(
             f"  its best step is chosen on {recipe.validate_on}; without --validate-on {recipe.validate_on}=DIR held-out pairs choose it"
-            f" here. They are not learned from, a share of {args.held_out:g} (--held-out), so fewer pairs are learned from than at its source"
+            f" here. They are not learned from, a share of {args.held_out:g} (--held-out), so fewer pairs are learned from than at its"
+            " source"
         )
     return recipe
 
@@ -411,7 +412,9 @@ def tune_on(args, device, say) -> None:
     try: pairs = read_sources(args, say)
     except PliError as error:
         if typed_format or not (recipe and recipe.format): raise
-        raise PliError(f"{error}; they were read as {recipe.format}, the recipe's: --format names another, once for all or for each") from None
+        raise PliError(
+            f"{error}; they were read as {recipe.format}, the recipe's: --format names another, once for all or for each"
+        ) from None
     learn, held_out = (pairs, None) if validate else aside(pairs, args.held_out, settings.seed)
     if len(learn) < settings.batch_size:
         raise PliError(f"--batch-size {settings.batch_size} is more than the {len(learn)} pairs to learn from")

@@ -134,7 +134,8 @@ class Crop:
         window = torch.zeros(batch, 2, 3)
         window[:, 0, 0] = window[:, 1, 1] = side
         window[:, :, 2] = shift
-        where = nn.functional.affine_grid(to_device(window.to(view.pixels.dtype), view.pixels.device), list(view.pixels.shape), align_corners=False)
+        window = to_device(window.to(view.pixels.dtype), view.pixels.device)
+        where = nn.functional.affine_grid(window, list(view.pixels.shape), align_corners=False)
         return view.replace(
             pixels=nn.functional.grid_sample(view.pixels, where, mode="bilinear", padding_mode="border", align_corners=False).clamp(0, 1)
         )
