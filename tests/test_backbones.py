@@ -1,8 +1,11 @@
 "Every kind of picture tower, whole and masked, against open_clip itself and against slow computations; weights in and out."
+import contextlib
 import copy
+import gc
 import json
 import os
 import pickle
+import weakref
 from pathlib import Path
 
 import open_clip
@@ -604,6 +607,112 @@ def test_three_quarters_hidden_cost_well_under_half():
     whole, masked = flops(base, torch.zeros_like(hidden)), flops(base, hidden)
     assert whole > 3e10                       # 17.6 billion multiplications and additions each
     assert masked < 0.28 * whole
+
+
+# ---- one patch embedding for a picture that is encoded whole and masked
+
+EMBEDDED = [name for name in GATED if "drop" not in name and name != "timm-eva-map"]        # the others drop patches by chance
+
+
+def embedding_of(backbone):
+    "The module that makes tokens of pixels, and a list that grows with each of its forward passes that computes."
+    visual = backbone.model.visual
+    module, made = visual.conv1 if hasattr(visual, "conv1") else visual.trunk.patch_embed, []
+    convolution = module if isinstance(module, torch.nn.Conv2d) else module.proj
+    once = convolution._conv_forward
+    convolution._conv_forward = lambda *given: made.append(1) or once(*given)
+    return module, made
+
+
+def whole_and_masked(backbone, pixels, hidden, shared):
+    "Features of both, gradients of their sum of products, and how often patches were embedded."
+    module, made = embedding_of(backbone)
+    backbone.requires_grad_(True).zero_grad(set_to_none=True)
+    try:
+        with backbone.shortcuts() if shared else contextlib.nullcontext():
+            whole, masked = backbone.encode_image(pixels), backbone.encode_image(pixels, hidden)
+            count = len(made)
+            (whole * masked.roll(1, 0)).sum().backward()
+    finally: del (module if isinstance(module, torch.nn.Conv2d) else module.proj)._conv_forward
+    assert "forward" not in vars(module) and "inputs" not in vars(backbone)                  # as it was
+    return whole.detach(), masked.detach(), {key: weight.grad for key, weight in backbone.named_parameters() if weight.grad is not None}, count
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_whole_and_masked_pictures_share_one_patch_embedding(get, name):
+    backbone = get(name)
+    pixels, hidden = chance_pixels(backbone, 4) / 255, (torch.arange(backbone.patches) % 3 > 0).expand(4, -1)
+    *apart, grads, twice = whole_and_masked(backbone, pixels, hidden, False)
+    *shared, found, once = whole_and_masked(backbone, pixels, hidden, True)
+    assert (twice, once) == (2, 1)
+    for one, other in zip(shared, apart): torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert found.keys() == grads.keys() and any(value.abs().max() > 0 for value in grads.values())
+    for key in grads: torch.testing.assert_close(found[key], grads[key], rtol=1e-3, atol=1e-4, msg=key)
+
+
+@pytest.mark.parametrize("name", ["tok", "timm-vit", "timm-map"])
+def test_an_embedding_is_not_shared_where_anything_has_changed(get, name):
+    backbone = get(name)
+    pixels = chance_pixels(backbone, 2) / 255
+    with torch.no_grad(): plain = backbone.encode_image(pixels)
+    module, made = embedding_of(backbone)
+    weight = next(module.parameters())
+    backbone.requires_grad_(True)
+    try:
+        with backbone.shortcuts():
+            encoded = lambda given: (made.clear(), backbone.encode_image(given), len(made))[1:]
+            wanted, first = encoded(pixels)
+            assert first == 1 and encoded(pixels)[1] == 0
+            assert encoded(pixels.clone())[1] == 1, "another tensor, even of the same numbers"
+            encoded(pixels)
+            with torch.no_grad(): assert encoded(pixels)[1] == 1, "no graph is wanted here"
+            assert encoded(pixels)[1] == 1, "a graph is wanted again"
+            with torch.autocast("cpu", torch.bfloat16):
+                half, count = encoded(pixels)
+                assert count == 1 and half.dtype == torch.bfloat16
+            again, count = encoded(pixels)
+            assert count == 1 and again.dtype == torch.float32
+            again.sum().backward()
+            again, count = encoded(pixels)
+            assert count == 1, "the graph of the first pass is used up"
+            again.sum().backward()
+            weight.requires_grad_(False)
+            assert encoded(pixels)[1] == 1
+            weight.requires_grad_(True)
+            encoded(pixels)
+            with torch.no_grad(): weight.mul_(2)
+            doubled, count = encoded(pixels)
+            assert count == 1 and not torch.allclose(doubled, wanted)
+            with torch.no_grad(): weight.div_(2)
+            pixels.mul_(0.5)
+            darker, count = encoded(pixels)
+            assert count == 1 and not torch.allclose(darker, wanted)
+            pixels.mul_(2)
+            torch.testing.assert_close(encoded(pixels)[0], plain, rtol=1e-4, atol=1e-5)
+            with torch.inference_mode():
+                own = pixels.clone()
+                assert encoded(own)[1] == encoded(own)[1] == 1, "such a tensor does not tell whether it was changed"
+    finally:
+        del (module if isinstance(module, torch.nn.Conv2d) else module.proj)._conv_forward
+        backbone.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize("name", ["tok", "timm-vit"])
+def test_what_was_remembered_is_let_go(get, name):
+    backbone = get(name)
+    pixels = chance_pixels(backbone, 2) / 255
+    backbone.requires_grad_(True)
+    gone = []
+    module = backbone.model.visual.conv1 if name == "tok" else backbone.model.visual.trunk.patch_embed
+    hook = module.register_forward_hook(lambda module, given, made: gone.extend([weakref.ref(made), weakref.ref(given[0])]))
+    gc.disable()                                             # at once, not when somebody looks for cycles
+    try:
+        with backbone.shortcuts(): feature = backbone.encode_image(pixels)
+        del feature
+        assert len(gone) == 2 and not any(each() is not None for each in gone)
+    finally:
+        gc.enable()
+        hook.remove()
 
 
 # ---- timm models that open_clip does not name

@@ -15,12 +15,15 @@ from galleries import picture
 from safetensors.torch import load_file
 
 import pli.distributed
+import pli.training.step
 from pli.backbones.loading import load_backbone
 from pli.backbones.protocol import weights_of
 from pli.cli.main import main
+from pli.core import rng_for
 from pli.distributed import own_rows
 from pli.settings import TuneSettings
 from pli.training.rows import part_of
+from pli.training.step import make_optimiser, train_step
 from pli.training.targets import BEGUN, MATRIX
 from pli.world import save_world
 
@@ -189,6 +192,29 @@ def test_pieces_and_recomputing_give_the_plain_gradient():
         assert far_off(weights, other_weights) < 0.01, name
         norms, other_norms = ([record["gradient_norm"] for record in each["history"]] for each in (log, other_log))
         assert other_norms == pytest.approx(norms, rel=1e-4), name               # AdamW does not see a factor
+
+
+ONCE, TWICE = 1, 2
+EMBEDDINGS = [("random:0.5", {}, ONCE), ("none", {}, ONCE), ("mix:0.5", {}, TWICE), ("random:0.5", {"objective": "clip"}, ONCE), ("random:0.5", {"objective": "paper"}, ONCE),
+              ("random:0.5", {"avoid": "all"}, ONCE), ("random:0.5", {"gradient_checkpointing": True}, ONCE), ("random:0.5", {"piece": 4}, 3 * TWICE * 2)]
+
+
+@pytest.mark.parametrize("hide, more, times", EMBEDDINGS)
+@pytest.mark.parametrize("split", [False, True])
+def test_how_often_a_step_embeds_patches(split, hide, more, times, monkeypatch):
+    "With gradient caching each of three pieces is embedded for itself, whole and masked, without a graph and with one."
+    if split:                                               # the way of rows that are shared, with one process
+        monkeypatch.setattr(pli.training.step, "rank_count", lambda: 2)
+        monkeypatch.setattr(pli.training.step, "mean_over_ranks", lambda weights: None)
+    backbone, made = load_backbone("pli-tiny-48"), []
+    module = backbone.model.visual.conv1
+    once = module._conv_forward
+    module._conv_forward = lambda *given: made.append(1) or once(*given)
+    pixels = torch.randint(0, 256, (12, 3, 48, 48), dtype=torch.uint8, generator=rng_for(0, "pixels"))
+    settings = TuneSettings(hide=hide, precision="fp32", **more)
+    if settings.gradient_checkpointing: backbone.recompute_activations(True)
+    train_step(backbone, make_optimiser(backbone, settings), pixels, ["a", "b", "c"] * 4, 0, settings)
+    assert len(made) == times
 
 
 PEAK = """

@@ -121,7 +121,7 @@ def tell_peak(args, device: torch.device) -> None:
 
 
 def embedding_seconds(way: Way) -> float:
-    "How long a patch embedding takes, forward and back: what a step would save whose masked and whole pictures share it."
+    "How long a patch embedding takes, forward and back: what a step saves, whose masked and whole pictures share it."
     backbone = way.backbone
     inputs = (way.pixels.to(backbone.device).float().div(255) - backbone.mean) / backbone.std
     if backbone.device.type == "cuda": torch.cuda.synchronize()

@@ -27,7 +27,7 @@ from torchvision.transforms import Compose, Normalize
 
 from ..core import PliError, read_json, save_tensors, printable, tensors_digest, to_device, write_json
 from .protocol import weights_digest
-from .shortcuts import class_token_alone, trims_words, words_alone
+from .shortcuts import class_token_alone, patches_once, remembered, trims_words, words_alone
 from .transforms import PREPROCESS, pixel_transform
 from .weights import DIGEST_KEY, Choices, Notice, Weights, WeightsNotice, check_beside, check_config, check_tag
 from .weights import choose_for_file, choose_for_model, evidence_from_config, in_whole_words, named_activation
@@ -137,6 +137,12 @@ class OpenClipBackbone(nn.Module):
         "Bound the scale at 100, as CLIP does; a model with a bias, as SigLIP, has no bound of its scale and keeps both."
         if getattr(self.model, "logit_bias", None) is None: self.model.logit_scale.clamp_(0, math.log(100))
 
+    def inputs(self, pixels: Tensor) -> Tensor:
+        "Pixels, bytes or floats in [0, 1], on the device of the model and normalised."
+        pixels = to_device(pixels, self.device)
+        if pixels.dtype == torch.uint8: pixels = pixels.to(self.mean.dtype).div(255)
+        return (pixels - self.mean) / self.std
+
     def encode_image(self, pixels: Tensor, hidden: Tensor | None = None) -> Tensor: return encode_image(self, pixels, hidden)
 
     def encode_text(self, texts: list[str]) -> Tensor: return encode_text(self, texts)
@@ -158,7 +164,7 @@ class OpenClipBackbone(nn.Module):
 
     @contextmanager
     def shortcuts(self):
-        with class_token_alone(self.model), words_alone(self.model): yield
+        with class_token_alone(self.model), words_alone(self.model), remembered(self, "inputs"), patches_once(self.model): yield
 
     def recompute_activations(self, wanted: bool) -> None:
         "Gradient checkpointing: keep no activations of the transformer blocks, compute them once more on the way back."
@@ -220,9 +226,7 @@ def encode_image(
     if tuple(pixels.shape[1:]) != (3, *backbone.size):
         raise PliError(f"this model reads pixels of shape (batch, 3, {backbone.size[0]}, {backbone.size[1]}), got "
                        f"{tuple(pixels.shape)}; `backbone.pixels` makes them")
-    pixels = to_device(pixels, backbone.device)
-    if pixels.dtype == torch.uint8: pixels = pixels.to(backbone.mean.dtype).div(255)
-    inputs = (pixels - backbone.mean) / backbone.std
+    inputs = backbone.inputs(pixels)
     encode = lambda inputs: backbone.model.encode_image(inputs, normalize=False).flatten(1)   # CoCa normalises unless told not to
     if hidden is None: return encode(inputs)
     hidden = hidden.cpu()      # looked at and counted here: a GPU is busy with other features, and would have to be waited for

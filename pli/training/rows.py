@@ -67,7 +67,7 @@ class SplitBackbone:
         backbone: Backbone,
         piece: int = 0,      # rows that are encoded with a graph at a time; 0: all at once, without caching
     ):
-        self.backbone, self.piece, self.encodings = backbone, piece, []
+        self.backbone, self.piece, self.encodings, self.last = backbone, piece, [], None
         self.learns = any(weight.requires_grad for weight in backbone.parameters())
 
     def __getattr__(self, name): return getattr(self.backbone, name)
@@ -88,7 +88,13 @@ class SplitBackbone:
 
     def encode_image(self, pixels: Tensor, hidden: Tensor | None = None) -> Tensor:
         some = lambda each, rows: each[to_device(rows, each.device)]
-        part = lambda rows: self.backbone.encode_image(some(pixels, rows), None if hidden is None else some(hidden, rows))
+        shown = lambda rows: some(pixels, rows)
+        if not self.piece:
+            # own rows of the same pixels are the same tensor, so that a backbone can tell, and embeds their patches once
+            if self.last is None or self.last[0] is not pixels or self.last[1] != pixels._version:
+                self.last = pixels, pixels._version, some(pixels, own_rows(len(pixels)))
+            shown = lambda rows: self.last[2]
+        part = lambda rows: self.backbone.encode_image(shown(rows), None if hidden is None else some(hidden, rows))
         return self._encode(len(pixels), part)
 
     def encode_text(self, texts) -> Tensor:
