@@ -29,7 +29,8 @@ from pli.training.targets import KnownFeatures
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ("ViT-B-32", "ViT-L-14")
 WAYS = {"masked 0.75": {}, "masked 0.75, frozen target": {"target": "frozen"}, "CLIP loss, nothing hidden": {"objective": "clip"}}
-CAPTION = "a man and a woman on the street next to a red bus with two dogs standing"   # as long as the longest of a batch of 64 of COCO's, which all are padded to
+# all captions of a batch are padded to its longest: one as long as the longest of 64 of COCO's, and one as long as the models read
+CAPTIONS = {"19": "a man and a woman on the street next to a red bus with two dogs standing", "77": " ".join(["a"] * 75)}
 ASSUMED = {
     "GPU": {"value": "H100 SXM", "from": "NVIDIA, H100 Tensor Core GPU data sheet"},
     "peak, operations a second": {"value": 989e12, "from": "NVIDIA, H100 SXM data sheet: bf16, dense"},
@@ -41,13 +42,14 @@ ASSUMED = {
     "share of a step that is the way back": {"value": 2 / 3, "from": "twice the operations of the way forward; gradients can travel in the meantime"},
     "pictures a second of one core": {"value": 200, "from": "a guess for 500 px JPEGs; tools/loader_speed.py measures it"},
     "cores for each GPU": {"value": 16, "from": "a usual node: 128 cores for 8 GPUs"},
+    "tokens of the longest caption of a batch": {"value": {"COCO": 19, "pairs from the web": 77}, "from": "COCO: of a batch of 64; the web: as many as the models read, an upper bound"},
     "pairs of a GPU": {"value": {"ViT-B-32": 256, "ViT-L-14": 64}, "from": "a choice that fits into 80 GB"},
 }
 RUNS = {
-    "COCO, 10 epochs": {"pairs": 591_753, "pictures": 118_287, "epochs": 10, "from": "captions_train2017.json; the recipe's epochs"},
-    "LLaVA's pairs of CC3M, 10 epochs": {"pairs": 595_375, "pictures": 595_375, "epochs": 10, "from": "LLaVA's metadata.json; the recipe's epochs"},
-    "CC3M, 10 epochs": {"pairs": 3_318_333, "pictures": 3_318_333, "epochs": 10, "from": "training pairs as published, Sharma et al. 2018: nominal, many of its addresses are gone; as many epochs as for the pairs that LLaVA took of it"},
-    "LAION-400M, 1 epoch": {"pairs": 400_000_000, "pictures": 400_000_000, "epochs": 1, "from": "its nominal size; links that have died since not taken off"},
+    "COCO, 10 epochs": {"pairs": 591_753, "pictures": 118_287, "epochs": 10, "tokens": 19, "from": "captions_train2017.json; the recipe's epochs"},
+    "LLaVA's pairs of CC3M, 10 epochs": {"pairs": 595_375, "pictures": 595_375, "epochs": 10, "tokens": 77, "from": "LLaVA's metadata.json; the recipe's epochs"},
+    "CC3M, 10 epochs": {"pairs": 3_318_333, "pictures": 3_318_333, "epochs": 10, "tokens": 77, "from": "training pairs as published, Sharma et al. 2018: nominal, many of its addresses are gone; as many epochs as for the pairs that LLaVA took of it"},
+    "LAION-400M, 1 epoch": {"pairs": 400_000_000, "pictures": 400_000_000, "epochs": 1, "tokens": 77, "from": "its nominal size; links that have died since not taken off"},
 }
 GPUS = (1, 8, 64)
 
@@ -59,16 +61,18 @@ def count(name: str) -> dict:
     weights = sum(weight.numel() for weight in backbone.parameters())
     # with gradients on: without, attention takes a way that the counter does not know
     with plain_attention(True), FlopCounterMode(display=False) as counter: whole = backbone.encode_image(pixels).detach()
-    found["a whole picture, forward"] = counter.get_total_flops() // 2
-    for way, more in WAYS.items():
-        settings = TuneSettings(hide="random:0.75", batch_size=2, **more)
-        gallery = KnownFeatures(backbone, pixels, whole) if settings.target == "frozen" else None
-        batch = TrainingBatch(pixels, [CAPTION] * 2, rng_for(0, "hide"))
-        with plain_attention(True), backbone.shortcuts(), FlopCounterMode(display=False) as counter:
-            method_named(settings.objective).loss(backbone, batch, settings, gallery).backward()
-        found[way] = counter.get_total_flops() // 2
-        backbone.zero_grad(set_to_none=True)
-    return {"weights": weights, "width": backbone.width, "pixels": list(backbone.size), "operations of a sample": found}
+    picture = counter.get_total_flops() // 2
+    for tokens, caption in CAPTIONS.items():
+        found[tokens] = {"a whole picture, forward": picture}
+        for way, more in WAYS.items():
+            settings = TuneSettings(hide="random:0.75", batch_size=2, **more)
+            gallery = KnownFeatures(backbone, pixels, whole) if settings.target == "frozen" else None
+            batch = TrainingBatch(pixels, [caption] * 2, rng_for(0, "hide"))
+            with plain_attention(True), backbone.shortcuts(), FlopCounterMode(display=False) as counter:
+                method_named(settings.objective).loss(backbone, batch, settings, gallery).backward()
+            found[tokens][way] = counter.get_total_flops() // 2
+            backbone.zero_grad(set_to_none=True)
+    return {"weights": weights, "width": backbone.width, "pixels": list(backbone.size), "operations of a sample, by tokens": found}
 
 
 def measured_steps(path: Path) -> tuple[dict, dict | None]:
@@ -90,12 +94,14 @@ def measured_loader(path: Path) -> tuple[float, dict | None]:
     return record["pictures a second of one core"], {"file": path.name, "processor": record["machine"]["processor"], "date": record["date"]}
 
 
-def seconds_of_sample(counts: dict, model: str, way: str, steps: dict) -> dict[str, float]:
-    "By the share of the peak that is assumed, or as measured."
-    operations, peak = counts[model]["operations of a sample"], ASSUMED["peak, operations a second"]["value"]
-    if model not in steps: return {f"at {share:.0%} of the peak": operations[way] / share / peak for share in ASSUMED["shares of the peak that are reached"]["value"]}
-    if way in steps[model]: return {"measured": steps[model][way]}
-    return {"scaled from the measured masked step": steps[model]["masked 0.75"] * operations[way] / operations["masked 0.75"]}
+def seconds_of_sample(counts: dict, model: str, way: str, steps: dict, tokens: int = 19) -> dict[str, float]:
+    "By the share of the peak that is assumed, or as measured, which was with captions of COCO's lengths."
+    by_tokens, peak = counts[model]["operations of a sample, by tokens"], ASSUMED["peak, operations a second"]["value"]
+    operations = by_tokens[str(tokens)][way]
+    if model not in steps: return {f"at {share:.0%} of the peak": operations / share / peak for share in ASSUMED["shares of the peak that are reached"]["value"]}
+    near = way if way in steps[model] else "masked 0.75"
+    if (way, tokens) == (near, 19): return {"measured": steps[model][way]}
+    return {"scaled from a measured step": steps[model][near] * operations / by_tokens["19"][near]}
 
 
 def hours(counts: dict, steps: dict, core: float) -> list[dict]:
@@ -104,13 +110,16 @@ def hours(counts: dict, steps: dict, core: float) -> list[dict]:
     for model in counts:
         for way in WAYS:
             for run, of in RUNS.items():
-                times = seconds_of_sample(counts, model, way, steps)
-                once = counts[model]["operations of a sample"]["a whole picture, forward"] / counts[model]["operations of a sample"][way] * of["pictures"] if "frozen" in way else 0
-                gpu_hours = {basis: (of["pairs"] * of["epochs"] + once) * seconds / 3600 for basis, seconds in times.items()}
-                slower = max(1.0, fed / min(times.values()))
+                times = seconds_of_sample(counts, model, way, steps, of["tokens"])
+                operations = counts[model]["operations of a sample, by tokens"][str(of["tokens"])]
+                samples, whole = of["pairs"] * of["epochs"], of["pictures"] * ("frozen" in way)          # a frozen target reads every picture once before
+                share = operations["a whole picture, forward"] / operations[way]
+                gpu_hours = {basis: (samples + whole * share) * seconds / 3600 for basis, seconds in times.items()}
+                quick = min(times.values())
+                loaded = (samples * max(quick, fed) + whole * max(quick * share, fed)) / 3600
                 rows.append({
                     "model": model, "way": way, "run": run, "GPU-hours": gpu_hours, "hours": {str(gpus): {basis: each / gpus for basis, each in gpu_hours.items()} for gpus in GPUS},
-                    "hours with loading, at best": {str(gpus): min(gpu_hours.values()) * slower / gpus for gpus in GPUS},
+                    "hours with loading, at best": {str(gpus): loaded / gpus for gpus in GPUS},
                 })
     return rows
 
