@@ -171,6 +171,18 @@ def test_other_pairs_beside_a_recipe_that_names_a_format_are_told_the_option(tmp
     assert main([*words, "--format", "flickr30k"]) == 1 and "the recipe's" not in capsys.readouterr().err       # the user's own choice
 
 
+def test_a_file_that_a_recipe_reads_otherwise_is_told_what_it_looks_like(tmp_path, capsys):
+    rows = [{"filename": f"{number}.jpg", "split": split, "sentences": [{"raw": f"row {number}"}]} for number, split in enumerate(("train", "val"))]
+    (tmp_path / "dataset_flickr30k.json").write_text(json.dumps({"images": rows, "dataset": "flickr30k"}))
+    words = ["tune", str(tmp_path / "dataset_flickr30k.json"), "--recipe", "masked-tuning-vit-b-32-flickr30k", "--model", "pli-tiny-48", "--device", "cpu", "--out", str(tmp_path / "o")]
+    assert main(words) == 1
+    assert f"{tmp_path}/dataset_flickr30k.json looks like karpathy or karpathy-all" in capsys.readouterr().err
+    for kind in ("karpathy", "karpathy-all"):                       # and so it is read: the pictures alone are missing
+        assert main([*words, "--format", kind]) == 1
+        said = capsys.readouterr().err
+        assert "missing picture: " in said and f"Paths start from {tmp_path}: --root, or root=, names another folder" in said
+
+
 @pytest.mark.parametrize("text, words", [
     (RECIPE.replace("batch_size", "batchsize"), "batchsize is no setting"),
     ('format = "flickr"\n' + RECIPE, "format must be one of .*flickr30k-all.*, got 'flickr'"),

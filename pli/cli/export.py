@@ -26,7 +26,10 @@ def add_export(commands) -> None:
         "--format",
         default="open-clip",
         metavar="NAME",
-        help="open-clip (every model), or hf: the Hugging Face CLIP layout, for ViT CLIPs as OpenAI's (default: open-clip)",
+        help=(
+            "open-clip (every model), or hf: the Hugging Face CLIP layout, for ViT CLIPs as OpenAI's that cut pictures as it does, too"
+            " (default: open-clip)"
+        ),
     )
     parser.add_argument("--last", action="store_true", help="the end of the run (default: the one with the best validation)")
     licence_option(parser)

@@ -86,8 +86,14 @@ def source_options(parser) -> None:
 
 # %% ../../nbs/cli/14e_tune.ipynb #f0c61973
 def add_tune(commands) -> None:
-    parser = commands.add_parser("tune", help="tune a model on picture-caption pairs",
-        description="Tune a CLIP-like model on plain picture-caption pairs. A run that was stopped is continued by the same command.")
+    parser = commands.add_parser(
+        "tune",
+        help="tune a model on picture-caption pairs",
+        description=(
+            "Tune a CLIP-like model on plain picture-caption pairs. A run that was stopped is continued by the same command. The loss that"
+            " it says is the mean of the last 50 steps at most; log.jsonl in the run's folder has every step's."
+        ),
+    )
     parser.add_argument(
         "pairs",
         metavar="PAIRS",
@@ -315,6 +321,19 @@ def check_prolonged(args, settings, earlier: dict, say=print) -> None:
         if name not in OWN and name not in kept: say(f"  {shown[name]}: was {printable(value)}, now {printable(getattr(settings, name))}")
 
 # %% ../../nbs/cli/14e_tune.ipynb #c3feaa36
+def likeness(sources: list[str]) -> str:
+    "What sources look like by themselves, for a message; empty where nothing can be told."
+    from pli.core import PliError, printable
+    from pli.data.registry import pair_readers, reader_for
+    readers, found = pair_readers(), []
+    for source in sources:
+        try: known = reader_for(source)
+        except PliError: continue
+        kinds = [name for name, reader in readers.items() if reader is known]
+        kinds += [f"{name}-all" for name in kinds if f"{name}-all" in readers]      # the same files, every split of them
+        if kinds: found.append(f"; {printable(source)} looks like {' or '.join(kinds)}")
+    return "".join(found[:3])
+
 def read_sources(args, say=print):
     "The pairs of all sources that were named. Raises `PliError` for options that do not match them, and where too much is no good."
     from collections import Counter
@@ -414,6 +433,7 @@ def tune_on(args, device, say) -> None:
         if typed_format or not (recipe and recipe.format): raise
         raise PliError(
             f"{error}; they were read as {recipe.format}, the recipe's: --format names another, once for all or for each"
+            + likeness(args.pairs)
         ) from None
     learn, held_out = (pairs, None) if validate else aside(pairs, args.held_out, settings.seed)
     if len(learn) < settings.batch_size:

@@ -193,7 +193,8 @@ def _report_lines(record: dict) -> list[str]:
     "One report as a table."
     try:
         heading, rows = wide_rows(record)
-        title, cut = escape_markdown(report_title(record), 1000), len(rows) - 60
+        named = {name: _name_of(record[name]) for name in ("model", "query model", "pretrained") if record.get(name)}
+        title, cut = escape_markdown(report_title(record | named), 1000), len(rows) - 60
         more = [f"{cut:,} more rows are left out."] * (cut > 0)
         return [title + ", in percent with 95 % intervals:", "", format_markdown(heading, rows[:60]), "", *more]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, StopIteration):
@@ -209,9 +210,10 @@ tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")
 `pli search PICTURES "words" --model FOLDER` searches with it."""
 
 _SEARCH = '`pli search PICTURES "words" --model FOLDER` searches with it.'
-_SEARCH_ANOTHER = (
-    '`pli search PICTURES "words" --model BASE --query-model FOLDER` searches with it, where BASE is the model before tuning: this one was'
-    " tuned to ask a gallery that BASE has indexed, and makes no gallery of its own."
+_SEARCH_FROZEN = (
+    '`pli search PICTURES "words" --image PICTURE --model BASE --query-model FOLDER` asks with it, where BASE is the model before tuning:'
+    " this one was tuned to ask a gallery that BASE has indexed. Words alone find what they found before where BASE is asked, in the same"
+    " index: leave --query-model out."
 )
 
 _USE_HF = """```python
@@ -333,7 +335,8 @@ def _write(backbone: Backbone, source: Source, out: str | Path, kind: Layout, li
     with new_folder(out) as folder:
         kind.write(backbone, folder)
         asks_another = kind.library == "open_clip" and copy_features_read(backbone, folder)
-        if asks_another: kind = replace(kind, use=kind.use.replace(_SEARCH, _SEARCH_ANOTHER))
+        if asks_another or source.run and source.run["settings"].get("target") == "frozen":
+            kind = replace(kind, use=kind.use.replace(_SEARCH, _SEARCH_FROZEN))
         if "imported" in source.made: write_json(folder / "provenance.json", source.made)
         agreement = kind.compare(backbone, folder)
         text = model_card(source, kind, agreement, reports, licence, told + assumed)
