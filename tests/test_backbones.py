@@ -614,91 +614,93 @@ def test_three_quarters_hidden_cost_well_under_half():
 EMBEDDED = [name for name in GATED if "drop" not in name and name != "timm-eva-map"]        # the others drop patches by chance
 
 
-def embedding_of(backbone):
-    "The module that makes tokens of pixels, and a list that grows with each of its forward passes that computes."
+@contextlib.contextmanager
+def counted_embeddings(backbone):
+    "A list that grows with each embedding of patches that is computed; afterwards all is as it was."
     visual = backbone.model.visual
     module, made = visual.conv1 if hasattr(visual, "conv1") else visual.trunk.patch_embed, []
     convolution = module if isinstance(module, torch.nn.Conv2d) else module.proj
     once = convolution._conv_forward
     convolution._conv_forward = lambda *given: made.append(1) or once(*given)
-    return module, made
+    try: yield made
+    finally: del convolution._conv_forward
+    assert "forward" not in vars(module)
 
 
-def whole_and_masked(backbone, pixels, hidden, shared):
+def whole_and_masked(backbone, pixels, hidden, together, shortcuts):
     "Features of both, gradients of their sum of products, and how often patches were embedded."
-    module, made = embedding_of(backbone)
     backbone.requires_grad_(True).zero_grad(set_to_none=True)
-    try:
-        with backbone.shortcuts() if shared else contextlib.nullcontext():
-            whole, masked = backbone.encode_image(pixels), backbone.encode_image(pixels, hidden)
-            count = len(made)
-            (whole * masked.roll(1, 0)).sum().backward()
-    finally: del (module if isinstance(module, torch.nn.Conv2d) else module.proj)._conv_forward
-    assert "forward" not in vars(module) and "inputs" not in vars(backbone)                  # as it was
-    return whole.detach(), masked.detach(), {key: weight.grad for key, weight in backbone.named_parameters() if weight.grad is not None}, count
+    with counted_embeddings(backbone) as made, backbone.shortcuts() if shortcuts else contextlib.nullcontext():
+        whole, masked = backbone.encode_both(pixels, hidden) if together else (backbone.encode_image(pixels), backbone.encode_image(pixels, hidden))
+        (whole * masked.roll(1, 0)).sum().backward()
+    return whole.detach(), masked.detach(), {key: weight.grad for key, weight in backbone.named_parameters() if weight.grad is not None}, len(made)
 
 
+@pytest.mark.parametrize("shortcuts", [False, True])
 @pytest.mark.parametrize("name", EMBEDDED)
-def test_whole_and_masked_pictures_share_one_patch_embedding(get, name):
+def test_whole_and_masked_pictures_share_one_patch_embedding(get, name, shortcuts):
     backbone = get(name)
     pixels, hidden = chance_pixels(backbone, 4) / 255, (torch.arange(backbone.patches) % 3 > 0).expand(4, -1)
-    *apart, grads, twice = whole_and_masked(backbone, pixels, hidden, False)
-    *shared, found, once = whole_and_masked(backbone, pixels, hidden, True)
+    *apart, grads, twice = whole_and_masked(backbone, pixels, hidden, False, shortcuts)
+    *shared, found, once = whole_and_masked(backbone, pixels, hidden, True, shortcuts)
     assert (twice, once) == (2, 1)
-    for one, other in zip(shared, apart): torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    for one, other in zip(shared, apart): assert torch.equal(one, other)
     assert found.keys() == grads.keys() and any(value.abs().max() > 0 for value in grads.values())
     for key in grads: torch.testing.assert_close(found[key], grads[key], rtol=1e-3, atol=1e-4, msg=key)
 
 
-@pytest.mark.parametrize("name", ["tok", "timm-vit", "timm-map"])
-def test_an_embedding_is_not_shared_where_anything_has_changed(get, name):
+@pytest.mark.parametrize("name", PAINTED)
+@pytest.mark.parametrize("ratio", [0.0, 0.6])
+def test_towers_without_patch_tokens_encode_both_as_they_encode_each(get, name, ratio):
     backbone = get(name)
-    pixels = chance_pixels(backbone, 2) / 255
-    with torch.no_grad(): plain = backbone.encode_image(pixels)
-    module, made = embedding_of(backbone)
-    weight = next(module.parameters())
-    backbone.requires_grad_(True)
-    try:
-        with backbone.shortcuts():
-            encoded = lambda given: (made.clear(), backbone.encode_image(given), len(made))[1:]
-            wanted, first = encoded(pixels)
-            assert first == 1 and encoded(pixels)[1] == 0
-            assert encoded(pixels.clone())[1] == 1, "another tensor, even of the same numbers"
-            encoded(pixels)
-            with torch.no_grad(): assert encoded(pixels)[1] == 1, "no graph is wanted here"
-            assert encoded(pixels)[1] == 1, "a graph is wanted again"
-            with torch.autocast("cpu", torch.bfloat16):
-                half, count = encoded(pixels)
-                assert count == 1 and half.dtype == torch.bfloat16
-            again, count = encoded(pixels)
-            assert count == 1 and again.dtype == torch.float32
-            again.sum().backward()
-            again, count = encoded(pixels)
-            assert count == 1, "the graph of the first pass is used up"
-            again.sum().backward()
-            weight.requires_grad_(False)
-            assert encoded(pixels)[1] == 1
-            weight.requires_grad_(True)
-            encoded(pixels)
-            with torch.no_grad(): weight.mul_(2)
-            doubled, count = encoded(pixels)
-            assert count == 1 and not torch.allclose(doubled, wanted)
-            with torch.no_grad(): weight.div_(2)
-            pixels.mul_(0.5)
-            darker, count = encoded(pixels)
-            assert count == 1 and not torch.allclose(darker, wanted)
-            pixels.mul_(2)
-            torch.testing.assert_close(encoded(pixels)[0], plain, rtol=1e-4, atol=1e-5)
-            with torch.inference_mode():
-                own = pixels.clone()
-                assert encoded(own)[1] == encoded(own)[1] == 1, "such a tensor does not tell whether it was changed"
-    finally:
-        del (module if isinstance(module, torch.nn.Conv2d) else module.proj)._conv_forward
-        backbone.zero_grad(set_to_none=True)
+    pixels, hidden = chance_pixels(backbone) / 255, chance_mask(backbone, ratio=ratio) if ratio else None
+    with torch.no_grad():
+        for one, other in zip(backbone.encode_both(pixels, hidden), (backbone.encode_image(pixels), backbone.encode_image(pixels, hidden))): assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, contextlib.nullcontext, lambda: torch.autocast("cpu", torch.bfloat16)])
+@pytest.mark.parametrize("name", ["tok", "timm-vit", "timm-map"])
+def test_both_are_those_of_two_calls_in_every_mode(get, name, mode):
+    backbone = get(name)
+    pixels = chance_pixels(backbone, 4)                                                      # bytes, too, and rows that hide different numbers
+    for hidden in (None, chance_mask(backbone, 4), torch.arange(backbone.patches) < torch.tensor([[3], [3], [5], [1]])):
+        with mode():
+            for one, other in zip(backbone.encode_both(pixels, hidden), (backbone.encode_image(pixels), backbone.encode_image(pixels, hidden))): assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("name", ["tok", "timm-vit"])
-def test_what_was_remembered_is_let_go(get, name):
+def test_nothing_is_remembered_from_one_call_to_the_next(get, name):
+    "Weights and pixels that change in ways which torch does not count, and a hook that changes what it is shown."
+    backbone = copy.deepcopy(get(name)).requires_grad_(True)
+    visual = backbone.model.visual
+    module = visual.conv1 if name == "tok" else visual.trunk.patch_embed
+    pixels, hidden = chance_pixels(backbone, 4) / 255, (torch.arange(backbone.patches) % 3 > 0).expand(4, -1)
+
+    def check():
+        with torch.no_grad(): apart = backbone.encode_image(pixels), backbone.encode_image(pixels, hidden)
+        with torch.no_grad(), backbone.shortcuts(): both = backbone.encode_both(pixels, hidden)
+        for one, other in zip(both, apart): torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        return apart[0]
+
+    before = check()
+    next(module.parameters()).data.mul_(1.5)
+    pixels.numpy()[:] *= 0.5
+    assert not torch.allclose(check(), before)
+    hook = module.register_forward_hook(lambda module, given, made: made.mul_(0.9))
+    check()
+    hook.remove()
+    own = module.forward
+    module.forward = lambda given: 0.5 * own(given)                                         # somebody's own, which stays
+    check()
+    assert "forward" in vars(module)
+    del module.forward
+    for _ in range(2): sum(part.sum() for part in backbone.encode_both(pixels, hidden)).backward()
+    other = copy.deepcopy(backbone)
+    assert torch.equal(other.encode_image(pixels), backbone.encode_image(pixels))
+
+
+@pytest.mark.parametrize("name", ["tok", "timm-vit"])
+def test_what_was_embedded_is_let_go(get, name):
     backbone = get(name)
     pixels = chance_pixels(backbone, 2) / 255
     backbone.requires_grad_(True)
@@ -707,9 +709,9 @@ def test_what_was_remembered_is_let_go(get, name):
     hook = module.register_forward_hook(lambda module, given, made: gone.extend([weakref.ref(made), weakref.ref(given[0])]))
     gc.disable()                                             # at once, not when somebody looks for cycles
     try:
-        with backbone.shortcuts(): feature = backbone.encode_image(pixels)
-        del feature
-        assert len(gone) == 2 and not any(each() is not None for each in gone)
+        both = backbone.encode_both(pixels, None)
+        del both
+        assert len(gone) == 4 and not any(each() is not None for each in gone)
     finally:
         gc.enable()
         hook.remove()

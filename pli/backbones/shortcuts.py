@@ -6,8 +6,7 @@
 __all__ = ['class_token_alone', 'words_alone', 'trims_words', 'patches_once']
 
 # %% ../../nbs/backbones/02b_shortcuts.ipynb #5b0c7f13
-from collections.abc import Iterable
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import open_clip
 import torch
@@ -87,36 +86,13 @@ def trims_words(
     "Whether `words_alone` lasts for a model, whose `encode_text` then takes numbers that are on the CPU."
     return "encode_text" in vars(model)
 
-# %% ../../nbs/backbones/02b_shortcuts.ipynb #bb86efdc
-@contextmanager
-def remembered(
-    owner: object,                      # whose method
-    name: str,                          # and which: a tensor -> a tensor, without chance in it
-    weights: Iterable[Tensor] = (),     # what it reads beside the tensor
-):
-    "While it lasts, a method gives back what it made the last time, where it is given that very tensor again and nothing has changed."
-    make, weights, kept = getattr(owner, name), list(weights), []
-    def given(tensor: Tensor) -> Tensor:
-        if tensor.is_inference(): return make(tensor)      # does not tell whether it was changed
-        modes = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
-        state = modes, [each._version for each in (tensor, *weights)], [weight.requires_grad for weight in weights]
-        if not kept or kept[0] is not tensor or kept[1] != state:
-            made = make(tensor)
-            kept[:] = tensor, state, made
-            if made.requires_grad: made.register_hook(lambda gradient: kept.clear())   # its graph is gone after the way back
-        return kept[2]
-    setattr(owner, name, given)
-    try: yield
-    finally:
-        delattr(owner, name)
-        kept.clear()
-
 # %% ../../nbs/backbones/02b_shortcuts.ipynb #72daff51
 @contextmanager
 def patches_once(
     model: nn.Module,   # of open_clip
+    inputs: Tensor,     # `(batch, 3, height, width)`, normalised: this very tensor is embedded once
 ):
-    """While it lasts, patches are embedded once for a tensor of pixels that comes twice in a row, as whole and masked pictures do.
+    """While it lasts, for two passes that follow each other at once, pictures that are encoded whole and masked are embedded once.
     It holds for the vision transformers of open_clip and timm; other towers are left as they are.
     """
     visual, embed = model.visual, None
@@ -125,4 +101,19 @@ def patches_once(
         from timm.models.eva import Eva
         from timm.models.vision_transformer import VisionTransformer as OfTimm
         if type(visual.trunk) in (OfTimm, Eva): embed = visual.trunk.patch_embed
-    with remembered(embed, "forward", embed.parameters()) if embed is not None else nullcontext(): yield
+    if embed is None or inputs.is_inference() or torch.is_inference_mode_enabled():    # such tensors do not tell whether they were changed
+        yield
+        return
+    before, embedded, kept = vars(embed).get("forward"), embed.forward, []
+    def forward(pixels: Tensor) -> Tensor:
+        if pixels is not inputs: return embedded(pixels)
+        if not kept or kept[0]._version != kept[1]:      # a hook of somebody's may have changed it in place
+            made = embedded(pixels)
+            kept[:] = made, made._version
+        return kept[0]
+    embed.forward = forward
+    try: yield
+    finally:
+        if before is None: del embed.forward
+        else: embed.forward = before
+        kept.clear()

@@ -54,5 +54,5 @@ class PictureOnly(Method):
 
     def loss(self, backbone: Backbone, batch: TrainingBatch, settings: TuneSettings, gallery: Backbone | None = None) -> Tensor:
         view = batch.hidden(backbone, settings.hide)
-        masked, whole = backbone.encode_image(view.pixels, view.hidden), (gallery or backbone).encode_image(batch.pixels)
+        whole, masked = batch.encode(backbone, view, gallery)
         return contrastive(masked, whole, backbone.scale, settings.symmetric, same=batch.same)

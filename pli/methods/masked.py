@@ -35,8 +35,8 @@ class MaskedTuning(Method):
 
     def loss(self, backbone: Backbone, batch: TrainingBatch, settings: TuneSettings, gallery: Backbone | None = None) -> Tensor:
         view = batch.hidden(backbone, settings.hide)
-        text, whole = backbone.encode_text(view.captions), (gallery or backbone).encode_image(batch.pixels)
-        query = compose_query(backbone.encode_image(view.pixels, view.hidden), text, settings.weight)
+        text, (whole, masked) = backbone.encode_text(view.captions), batch.encode(backbone, view, gallery)
+        query = compose_query(masked, text, settings.weight)
         further = {}
         if settings.avoid != "none":
             further = reference_negatives(gallery or backbone, batch.pixels, view.pixels, whole) | {"per_query": settings.avoid == "own"}
@@ -53,5 +53,5 @@ class PaperTuning(Method):
 
     def loss(self, backbone: Backbone, batch: TrainingBatch, settings: TuneSettings, gallery: Backbone | None = None) -> Tensor:
         view = batch.hidden(backbone, settings.hide)
-        masked, text = backbone.encode_image(view.pixels, view.hidden), backbone.encode_text(view.captions)
-        return paper_loss(masked, text, (gallery or backbone).encode_image(batch.pixels))
+        whole, masked = batch.encode(backbone, view, gallery)
+        return paper_loss(masked, backbone.encode_text(view.captions), whole)

@@ -39,6 +39,18 @@ class TrainingBatch:
         "The batch with something hidden, in the pictures or in their words. Raises `PliError` for a way of hiding that is not known."
         return parse_hide(hide)(View(self.pixels, backbone.grid, captions=tuple(self.captions), progress=self.progress), self.random)
 
+    def encode(
+        self, backbone: Backbone,
+        view: View,                       # of `hidden`
+        gallery: Backbone | None = None,  # reads the whole pictures; None: `backbone` does
+    ) -> tuple[Tensor, Tensor]:           # `(batch, width)` each: features of the whole pictures, and of what the view shows
+        """Both in one go where one model reads the same pixels and has an `encode_both`. That saves a patch embedding, and joins their
+        graphs: one backward pass must go through both.
+        """
+        together = getattr(backbone, "encode_both", None)
+        if gallery is None and together and view.pixels is self.pixels: return together(self.pixels, view.hidden)
+        return (gallery or backbone).encode_image(self.pixels), backbone.encode_image(view.pixels, view.hidden)
+
 # %% ../../nbs/methods/05a_method.ipynb #4ecb80d6
 def same_picture(
     pictures: Tensor,   # `(batch,)` int64, as `Batch.pictures`

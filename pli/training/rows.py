@@ -55,6 +55,10 @@ def _random_state(device: torch.device):
     "Where chance stands, on the CPU and on a GPU."
     return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
+def _some(each: Tensor | None, rows: Tensor) -> Tensor | None:
+    "Rows of a tensor, wherever it lies."
+    return None if each is None else each[to_device(rows, each.device)]
+
 def _set_random_state(state, device: torch.device) -> None:
     torch.set_rng_state(state[0])
     if state[1] is not None: torch.cuda.set_rng_state(state[1], device)
@@ -67,7 +71,7 @@ class SplitBackbone:
         backbone: Backbone,
         piece: int = 0,      # rows that are encoded with a graph at a time; 0: all at once, without caching
     ):
-        self.backbone, self.piece, self.encodings, self.last = backbone, piece, [], None
+        self.backbone, self.piece, self.encodings = backbone, piece, []
         self.learns = any(weight.requires_grad for weight in backbone.parameters())
 
     def __getattr__(self, name): return getattr(self.backbone, name)
@@ -87,15 +91,16 @@ class SplitBackbone:
         return gather_rows(own, total)
 
     def encode_image(self, pixels: Tensor, hidden: Tensor | None = None) -> Tensor:
-        some = lambda each, rows: each[to_device(rows, each.device)]
-        shown = lambda rows: some(pixels, rows)
-        if not self.piece:
-            # own rows of the same pixels are the same tensor, so that a backbone can tell, and embeds their patches once
-            if self.last is None or self.last[0] is not pixels or self.last[1] != pixels._version:
-                self.last = pixels, pixels._version, some(pixels, own_rows(len(pixels)))
-            shown = lambda rows: self.last[2]
-        part = lambda rows: self.backbone.encode_image(shown(rows), None if hidden is None else some(hidden, rows))
+        part = lambda rows: self.backbone.encode_image(_some(pixels, rows), _some(hidden, rows))
         return self._encode(len(pixels), part)
+
+    def encode_both(self, pixels: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+        "Features of whole pictures and of what is not hidden; in one go, unless pieces are encoded once more with a graph of their own."
+        together = getattr(self.backbone, "encode_both", None)
+        if self.piece or together is None: return self.encode_image(pixels), self.encode_image(pixels, hidden)
+        rows, total = own_rows(len(pixels)), len(pixels)
+        whole, seen = together(_some(pixels, rows), _some(hidden, rows))
+        return gather_rows(whole, total), gather_rows(seen, total)
 
     def encode_text(self, texts) -> Tensor:
         texts = list(texts)
