@@ -177,6 +177,10 @@ def test_a_file_that_a_recipe_reads_otherwise_is_told_what_it_looks_like(tmp_pat
     words = ["tune", str(tmp_path / "dataset_flickr30k.json"), "--recipe", "masked-tuning-vit-b-32-flickr30k", "--model", "pli-tiny-48", "--device", "cpu", "--out", str(tmp_path / "o")]
     assert main(words) == 1
     assert f"{tmp_path}/dataset_flickr30k.json looks like karpathy or karpathy-all" in capsys.readouterr().err
+    (tmp_path / "flickr_annotations_30k.csv").write_text('raw,sentids,split,filename,img_id\n"[""Row.""]",[0],train,none.jpg,0\n')
+    assert main(["tune", str(tmp_path / "flickr_annotations_30k.csv"), *words[2:]]) == 1      # read as it should be, its picture is missing
+    said = capsys.readouterr().err
+    assert "missing picture" in said and "looks like" not in said
     for kind in ("karpathy", "karpathy-all"):                       # and so it is read: the pictures alone are missing
         assert main([*words, "--format", kind]) == 1
         said = capsys.readouterr().err

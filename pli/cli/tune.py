@@ -321,8 +321,8 @@ def check_prolonged(args, settings, earlier: dict, say=print) -> None:
         if name not in OWN and name not in kept: say(f"  {shown[name]}: was {printable(value)}, now {printable(getattr(settings, name))}")
 
 # %% ../../nbs/cli/14e_tune.ipynb #c3feaa36
-def likeness(sources: list[str]) -> str:
-    "What sources look like by themselves, for a message; empty where nothing can be told."
+def likeness(sources: list[str], kind: str) -> str:
+    "What sources look like that do not look like a kind, for a message; empty where nothing can be told."
     from pli.core import PliError, printable
     from pli.data.registry import pair_readers, reader_for
     readers, found = pair_readers(), []
@@ -331,7 +331,7 @@ def likeness(sources: list[str]) -> str:
         except PliError: continue
         kinds = [name for name, reader in readers.items() if reader is known]
         kinds += [f"{name}-all" for name in kinds if f"{name}-all" in readers]      # the same files, every split of them
-        if kinds: found.append(f"; {printable(source)} looks like {' or '.join(kinds)}")
+        if kinds and kind not in kinds: found.append(f"; {printable(source)} looks like {' or '.join(kinds)}")
     return "".join(found[:3])
 
 def read_sources(args, say=print):
@@ -433,7 +433,7 @@ def tune_on(args, device, say) -> None:
         if typed_format or not (recipe and recipe.format): raise
         raise PliError(
             f"{error}; they were read as {recipe.format}, the recipe's: --format names another, once for all or for each"
-            + likeness(args.pairs)
+            + likeness(args.pairs, recipe.format)
         ) from None
     learn, held_out = (pairs, None) if validate else aside(pairs, args.held_out, settings.seed)
     if len(learn) < settings.batch_size:
