@@ -129,7 +129,7 @@ def _no_usable_pair(
     source: str | Path,
     problems: list[SkippedRecord],
     expected: str,
-    start: Path | None = None,   # the folder that relative paths start from
+    start: Path,   # the folder that relative paths start from
 ) -> PliError:
     "The error for a source without one usable pair: what was expected, and what was there."
     folder = Path(source)
@@ -137,7 +137,7 @@ def _no_usable_pair(
     hint = f" There is {printable(', '.join(tables), 80)}: did you mean that file?" if tables else ""
     causes = ", ".join(f"{cause}: {count:,}" for cause, count in Counter(problem.cause for problem in problems).most_common())
     found = f"{causes}; the first is {problems[0]}" if problems else "nothing of the kind"
-    if problems and all(problem.cause == "missing picture" for problem in problems) and start is not None:
+    if problems and all(problem.cause == "missing picture" for problem in problems):
         hint += f" Paths start from {printable(start)}: --root, or root=, names another folder."
     return PliError(f"{printable(source)}: no usable pair. Expected {expected}, found {found}.{hint}")
 
